@@ -1,0 +1,49 @@
+from snakemake.utils import min_version
+
+min_version("9.6")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/dense.smk"
+include: "rules/tickets.smk"
+include: "rules/experts.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+    smoke,
+    tables,
+    figures,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        of_all(reports_of),
+
+
+rule report:
+    input:
+        of_all(reports_of),
+
+
+rule smoke:
+    input:
+        lambda w: reports_of("smoke"),
+
+
+rule tables:
+    input:
+        of_all(tables_of),
+
+
+rule figures:
+    input:
+        of_all(figures_of),

@@ -1,0 +1,156 @@
+# The experiments, and the input functions that hide the special cases.
+# Which files a stage reads is spelt in ebdiff.inputs, where they lie in ebdiff.layout.
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from ebdiff import digests, inputs, layout, loading
+from ebdiff.errors import UserError, unknown
+from ebdiff.report import needs
+
+CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
+
+
+@cache
+def load(name):
+    """An experiment by name; a mistake in its file is one line, before anything starts."""
+    try:
+        return loading.load(name)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+@cache
+def load_dataset(name):
+    """Some experiment that uses a dataset."""
+    try:
+        return loading.of_dataset(name)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def names(value):
+    """A comma-separated or YAML list of names."""
+    return value.split(",") if isinstance(value, str) else list(value)
+
+
+def experiment(w):
+    return load(w.experiment)
+
+
+def checked(function, *arguments):
+    """Call a function of the package; a user error becomes one line."""
+    try:
+        return function(*arguments)
+    except (UserError, KeyError) as error:
+        raise WorkflowError(str(error))
+
+
+def of(function, *wildcards):
+    """An input or params function: `function(experiment, *wildcards)`."""
+    return lambda w: checked(
+        function, experiment(w), *(getattr(w, name) for name in wildcards)
+    )
+
+
+def of_dataset(w):
+    return digests.data_digest(load_dataset(w.dataset))
+
+
+def images(w):
+    return expand(layout.IMAGES, dataset=experiment(w).dataset.name)
+
+
+def compute(key):
+    return lambda w: getattr(experiment(w).compute, key)
+
+
+def grow(key):
+    """A resource that doubles with every retry."""
+    return lambda w, attempt: getattr(experiment(w).compute, key) * 2 ** (attempt - 1)
+
+
+def table_inputs(w):
+    return needs.paths(
+        experiment(w), checked(needs.table_needs, experiment(w), w.table)
+    )
+
+
+def figure_inputs(w):
+    return needs.paths(
+        experiment(w), checked(needs.figure_needs, experiment(w), w.figure)
+    )
+
+
+def references(w):
+    spec = experiment(w)
+    where = {"dataset": spec.dataset.name, "protocol": spec.evaluation.protocol}
+    return [layout.CLASSIFIER.format(**where), layout.REFERENCE.format(**where)]
+
+
+def final(template, extension):
+    """A table's or figure's template with its extension filled in."""
+    return template.replace("{ext}", extension)
+
+
+EXPERIMENTS = names(config["experiments"])
+RUNS = names(config.get("runs", []))
+
+
+def tables_of(name):
+    return expand(
+        layout.TABLE,
+        experiment=name,
+        table=load(name).tables,
+        ext=layout.TABLE_EXTENSIONS,
+    )
+
+
+def figures_of(name):
+    return expand(
+        layout.FIGURE,
+        experiment=name,
+        figure=needs.FIGURES,
+        ext=layout.FIGURE_EXTENSIONS,
+    )
+
+
+def metrics_of(name, runs):
+    """Metrics of some runs, over their seeds."""
+    for run in runs:
+        if run not in load(name).runs:
+            raise WorkflowError(f"runs: {unknown(run, load(name).runs)}")
+    return [
+        layout.METRICS.format(experiment=name, seed=seed, run=run)
+        for run in runs
+        for seed in load(name).seeds_of(run)
+    ]
+
+
+def reports_of(name):
+    """The report, or only the named runs where `--config runs=a,b` restricts them."""
+    if RUNS:
+        return metrics_of(name, RUNS)
+    return [layout.REPORT.format(experiment=name)]
+
+
+def of_all(targets):
+    """Targets of every chosen experiment, asked when they are needed."""
+    return lambda w: [path for name in EXPERIMENTS for path in targets(name)]
+
+
+wildcard_constraints:
+    experiment="[a-z0-9][a-z0-9_-]*",
+    dataset="[a-z0-9][a-z0-9_-]*",
+    protocol="[a-z0-9_-]+",
+    seed=r"\d+",
+    search="[a-z0-9][a-z0-9_-]*",
+    criterion="magnitude|taylor|diff-pruning|random",
+    weights="raw|ema",
+    rate=r"0\.\d+",
+    expert="[a-z0-9][a-z0-9_.-]*",
+    milestone=r"\d+|like-[a-z0-9_-]+",
+    run="[a-z0-9][a-z0-9_-]*",
+    table=r"table\d|controls",
+    figure=r"figure\d[a-z]?",

@@ -1,0 +1,89 @@
+# Tables, figures and the page. None of these verbs imports torch.
+
+
+rule write_table:
+    input:
+        table_inputs,
+    output:
+        csv=final(layout.TABLE, "csv"),
+        md=report(
+            final(layout.TABLE, "md"), category="{experiment}", subcategory="tables"
+        ),
+        tex=final(layout.TABLE, "tex"),
+    log:
+        layout.log("{table}"),
+    benchmark:
+        layout.benchmark("{table}")
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+        gpu=0,
+    params:
+        digest=of(digests.report_digest),
+    shell:
+        "ebdiff table {wildcards.experiment:q} {wildcards.table} --final > {log:q} 2>&1"
+
+
+rule draw_figure:
+    input:
+        figure_inputs,
+    output:
+        pdf=final(layout.FIGURE, "pdf"),
+        png=report(
+            final(layout.FIGURE, "png"), category="{experiment}", subcategory="figures"
+        ),
+    log:
+        layout.log("{figure}"),
+    benchmark:
+        layout.benchmark("{figure}")
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=800,
+        runtime=10,
+        gpu=0,
+    params:
+        digest=of(digests.report_digest),
+    shell:
+        "ebdiff figure {wildcards.experiment:q} {wildcards.figure} --final > {log:q} 2>&1"
+
+
+rule write_report:
+    input:
+        lambda w: needs.paths(experiment(w), needs.report_needs(experiment(w))),
+        lambda w: tables_of(w.experiment),
+        lambda w: figures_of(w.experiment),
+    output:
+        report(layout.REPORT, category="{experiment}"),
+    log:
+        layout.log("report"),
+    benchmark:
+        layout.benchmark("report")
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=800,
+        runtime=10,
+        gpu=0,
+    params:
+        digest=of(digests.report_digest),
+    shell:
+        "ebdiff report {wildcards.experiment:q} > {log:q} 2>&1"
+
+
+rule:
+    name:
+        "so-far"
+    log:
+        "results/so-far.log",
+    conda:
+        CONDA
+    params:
+        experiments=EXPERIMENTS,
+    shell:
+        "for name in {params.experiments:q}; do ebdiff report $name --so-far; done 2>&1 | tee {log:q}"

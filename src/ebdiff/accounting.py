@@ -1,0 +1,112 @@
+"""Averages over spans, speed-ups and equal-time counts: pure arithmetic, no torch.
+
+Speed-ups follow the rules derived from the paper's tables: with `c(r)` the time per step of a
+network pruned at rate r divided by the dense one's, and D the steps of the unpruned run,
+
+    unpruned, control, EB   S = D / (I c)                  (search not counted by the paper)
+    scratch, finetune       S = D / (D + I c)              (the dense network comes first)
+    TA-EB                   S = D / max_k(I_k c_k)         (experts trained side by side)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Span = tuple[int, int]
+
+# Methods that need the finished dense network before they begin.
+AFTER_DENSE = ("scratch", "finetune")
+
+
+def average(values: Sequence[float], serves: Sequence[Span]) -> float:
+    """Mean over timesteps of a per-expert value: weights are the serve-spans' lengths.
+
+    With serve-spans 0-240, 240-440, 440-1000 these are the paper's 0.24, 0.20, 0.56 (A5).
+    """
+    lengths = [hi - lo for lo, hi in serves]
+    return sum(v * n for v, n in zip(values, lengths, strict=True)) / sum(lengths)
+
+
+def average_visited(values: Sequence[float], serves: Sequence[Span], visited: Sequence[int]) -> float:
+    """Mean over the timesteps a sampler really visits: the true cost per network evaluation."""
+    total = sum(
+        value * sum(lo <= t < hi for t in visited) for value, (lo, hi) in zip(values, serves, strict=True)
+    )
+    return total / len(visited)
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """What an expert's training costs.
+
+    Attributes:
+        iterations: optimiser steps.
+        step_time: time per step relative to the dense network's (c), dense = 1.
+    """
+
+    iterations: int
+    step_time: float
+
+    @property
+    def cost(self) -> float:
+        """Cost in dense steps."""
+        return self.iterations * self.step_time
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """How many times cheaper than the unpruned run, counted three ways."""
+
+    as_paper: float
+    with_search: float
+    device_time: float
+
+
+def speedups(
+    method: str, dense_iterations: int, experts: Sequence[TrainedExpert], search_steps: int
+) -> Speedups:
+    """Speed-ups of a run over the unpruned one.
+
+    Args:
+        method: the run's method; `scratch` and `finetune` are charged the dense training.
+        dense_iterations: D, steps of the unpruned run.
+        experts: the run's experts.
+        search_steps: dense steps spent until the run's tickets were found.
+    """
+    before = dense_iterations if method in AFTER_DENSE else 0
+    parallel = before + max(e.cost for e in experts)
+    total = before + sum(e.cost for e in experts)
+    return Speedups(
+        as_paper=dense_iterations / parallel,
+        with_search=dense_iterations / (parallel + search_steps),
+        device_time=dense_iterations / (total + search_steps),
+    )
+
+
+def like_iterations(experts: Sequence[TrainedExpert], search_steps: int, step_time: float) -> int:
+    """Steps of a network that cost the same device time as a run, its search included.
+
+    Args:
+        experts: the run to be like.
+        search_steps: dense steps of that run's searches.
+        step_time: relative step time of the network to be trained (dense = 1).
+    """
+    return max(1, round((sum(e.cost for e in experts) + search_steps) / step_time))
+
+
+def search_steps(stories: Iterable[Mapping[str, Any]]) -> int:
+    """Dense steps charged for finding tickets.
+
+    A search is charged once, up to the last of the given tickets' own intervals; `final` tickets
+    need no search. Searches never share a training, so several add up.
+
+    Args:
+        stories: ticket stories with `search` and `step`.
+    """
+    charged: dict[str, int] = {}
+    for story in stories:
+        if story["search"] != "final":
+            charged[story["search"]] = max(charged.get(story["search"], 0), story["step"])
+    return sum(charged.values())

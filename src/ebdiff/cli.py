@@ -1,0 +1,314 @@
+"""The command line: one verb per stage, each reading files and writing files.
+
+Verbs import what they need when they run, after the number of threads is set, because OpenMP reads
+it once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import ebdiff
+from ebdiff.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from ebdiff.config import Experiment
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Early-bird tickets and timestep-aware experts for cheap diffusion training.\n\n"
+    "Every verb is one stage of the workflow: it reads files, writes files under results/ and can be "
+    "run alone. `snakemake --cores all` runs all that is needed, in order.",
+)
+
+Name = Annotated[str, typer.Argument(help="Experiment: a file of config/experiments without .yaml.")]
+Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, such as digits.")]
+Seed = Annotated[int, typer.Option(help="Seed; results go under seed{n}/.")]
+Threads = Annotated[int | None, typer.Option(help="Torch threads. Default: compute.threads.")]
+Search = Annotated[str, typer.Option(help="A search of the experiment, or `final`.")]
+Criterion = Annotated[str, typer.Option(help="magnitude, taylor, diff-pruning or random.")]
+Weights = Annotated[str, typer.Option(help="raw or ema.")]
+RunName = Annotated[str, typer.Option("--run", help="A run of the experiment.")]
+SoFar = Annotated[
+    bool, typer.Option("--so-far/--final", help="Read what is finished, or insist on everything.")
+]
+
+
+def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> Experiment:
+    """Load an experiment (or one that uses a dataset) and set the threads, before torch is imported."""
+    from ebdiff import loading
+
+    experiment = loading.of_dataset(name) if dataset else loading.load(name)
+    count = str(threads or experiment.compute.threads)
+    os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return experiment
+
+
+def _device(experiment: Experiment) -> torch.device:
+    from ebdiff.training.ledger import pick_device
+
+    return pick_device(experiment.compute.device)
+
+
+def _known(value: object, known: object, what: str) -> None:
+    """Refuse a name that the experiment doesn't have.
+
+    Raises:
+        UserError: with a did-you-mean.
+    """
+    known = [str(k) for k in known]
+    if str(value) not in known:
+        raise UserError(f"{what} {unknown(str(value), known)}")
+
+
+def _check_search(
+    experiment: Experiment, search: str, criterion: str = "magnitude", weights: str = "ema"
+) -> None:
+    from typing import get_args
+
+    from ebdiff import config
+
+    known = [*experiment.searches, *([config.FINAL] if experiment.final_expert else [])]
+    _known(search, known, "--search")
+    _known(criterion, get_args(config.Criterion), "--criterion")
+    _known(weights, get_args(config.Weights), "--weights")
+
+
+@app.command()
+def prepare_data(dataset: Dataset) -> None:
+    """Images of the experiment's source -> resources/data/{dataset}/."""
+    experiment = _begin(dataset, dataset=True)
+    from ebdiff import layout
+    from ebdiff.data.sources import prepare
+
+    files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
+    entry = prepare(experiment, *files)
+    print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}")
+
+
+@app.command()
+def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
+    """Train the small classifier whose features stand in for Inception's."""
+    _begin(dataset, threads, dataset=True)
+    from ebdiff import layout
+    from ebdiff.data.store import Images
+    from ebdiff.files import load_memmap
+    from ebdiff.metrics import classifier
+
+    labels = load_memmap(layout.path(layout.LABELS, dataset=dataset))
+    path = layout.path(layout.CLASSIFIER, dataset=dataset)
+    accuracy = classifier.train_classifier(Images.open(dataset).pixels, labels[:], path)
+    print(f"held-out accuracy {accuracy:.3f}")
+
+
+@app.command()
+def reference_stats(dataset: Dataset, threads: Threads = None) -> None:
+    """Features of the real images, with the distances of real halves and of noise."""
+    experiment = _begin(dataset, threads, dataset=True)
+    from ebdiff.metrics import evaluate
+
+    evaluate.reference_stats(experiment)
+
+
+@app.command()
+def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Threads = None) -> None:
+    """Train the dense network of a search until its tickets settle, or to its horizon."""
+    experiment = _begin(name, threads)
+    _known(search, experiment.searches, "--search")
+    from ebdiff.training import dense
+
+    dense.train_dense(experiment, search, seed, _device(experiment))
+
+
+@app.command()
+def prune_per_epoch(
+    name: Name,
+    search: Search = "full",
+    criterion: Criterion = "magnitude",
+    weights: Weights = "ema",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Masks of all intervals of a search, for all its rates."""
+    experiment = _begin(name, threads)
+    _check_search(experiment, search, criterion, weights)
+    from ebdiff import selection
+
+    selection.prune_per_epoch(experiment, search, criterion, weights, seed)
+
+
+@app.command()
+def hamming_matrix(
+    name: Name,
+    search: Search = "full",
+    criterion: Criterion = "magnitude",
+    weights: Weights = "ema",
+    seed: Seed = 0,
+) -> None:
+    """Distances between all masks of a search, to the initial mask, and chance."""
+    experiment = _begin(name)
+    _known(search, experiment.searches, "--search")
+    from ebdiff import selection
+
+    selection.hamming_matrix(experiment, search, criterion, weights, seed)
+
+
+@app.command()
+def select_eb_epoch(
+    name: Name,
+    rate: Annotated[float, typer.Option(help="Asked pruning rate, between 0 and 1.")],
+    search: Search = "full",
+    criterion: Criterion = "magnitude",
+    weights: Weights = "ema",
+    seed: Seed = 0,
+) -> None:
+    """Draw the early-bird ticket of a rate and cut its network out."""
+    experiment = _begin(name)
+    _check_search(experiment, search, criterion, weights)
+    from ebdiff import selection
+
+    story = selection.select_eb_epoch(experiment, search, criterion, weights, rate, seed)
+    word = "settled" if story["settled"] else "NOT settled by the horizon"
+    print(f"rate {rate}: {word}, {story['unit']} {story['interval']}, {story['params']:,} parameters")
+
+
+@app.command()
+def finetune_region(
+    name: Name,
+    expert: Annotated[str, typer.Option(help="Key of an expert, such as full-magnitude-ema-0.5-t0-1000.")],
+    milestone: Annotated[str, typer.Option(help="Steps, or like-RUN.")],
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train an expert on its span of timesteps up to a milestone."""
+    experiment = _begin(name, threads)
+    experts = experiment.experts()
+    _known(expert, experts, "--expert")
+    _known(milestone, experiment.all_milestones(expert), "--milestone")
+    from ebdiff.training import experts as stage
+
+    stage.finetune_region(experiment, expert, milestone, seed, _device(experiment))
+
+
+@app.command()
+def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
+    """Draw the run's images from its experts: exactly sampling.images of them."""
+    experiment = _begin(name, threads)
+    _known(run, experiment.runs, "--run")
+    from ebdiff.diffusion import ensemble
+
+    ensemble.sample(experiment, run, seed, _device(experiment))
+
+
+@app.command()
+def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
+    """Distances of a run's samples to the real images."""
+    experiment = _begin(name, threads)
+    _known(run, experiment.runs, "--run")
+    from ebdiff.metrics import evaluate
+
+    metrics = evaluate.evaluate(experiment, run, seed)
+    print(f"{metrics['distance_name']} {metrics['fd']:.2f}, kernel distance {metrics['kid']:.4f}")
+
+
+@app.command()
+def measure_cost(name: Name, threads: Threads = None) -> None:
+    """Parameters, MACs and measured time per training step of every network (keep the machine quiet)."""
+    experiment = _begin(name, threads)
+    from ebdiff import cost
+
+    for key, network in cost.measure_cost(experiment, _device(experiment))["networks"].items():
+        print(f"{key:>6}: {network['params']:>12,} parameters, {network['step_ms']:8.2f} ms per step")
+
+
+def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
+    from ebdiff import layout
+
+    folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=experiment.name)
+    return folder / Path(template).parent.name
+
+
+@app.command()
+def table(
+    name: Name, table: Annotated[str, typer.Argument(help="table1, table4, ...")], so_far: SoFar = True
+) -> None:
+    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/."""
+    experiment = _begin(name)
+    _known(table, experiment.tables, "table")
+    from ebdiff import layout
+    from ebdiff.report.tables import write_table
+
+    for path in write_table(experiment, table, _folder(experiment, layout.TABLE, so_far), partial=so_far):
+        print(path.read_text() if path.suffix == ".md" else path)
+
+
+@app.command()
+def figure(
+    name: Name, figure: Annotated[str, typer.Argument(help="figure1, figure2, ...")], so_far: SoFar = True
+) -> None:
+    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/."""
+    experiment = _begin(name)
+    from ebdiff import layout
+    from ebdiff.report.needs import FIGURES
+
+    _known(figure, FIGURES, "figure")
+    from ebdiff.report.figures import write_figure
+
+    for path in write_figure(experiment, figure, _folder(experiment, layout.FIGURE, so_far), partial=so_far):
+        print(path)
+
+
+@app.command()
+def report(name: Name, so_far: SoFar = False) -> None:
+    """Write the report page; with --so-far under results/{experiment}/so-far/."""
+    experiment = _begin(name)
+    from ebdiff import layout
+    from ebdiff.report.page import write_report
+
+    folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=name)
+    path = folder / Path(layout.REPORT).name
+    write_report(experiment, path, partial=so_far)
+    print(path)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    from ebdiff import loading
+
+    print(json.dumps(loading.schema(), indent=2))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(ebdiff.__version__)
+
+
+def main() -> None:
+    """Entry point: user errors are one line and status 1, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"ebdiff: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"ebdiff: {place}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

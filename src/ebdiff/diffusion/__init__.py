@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, timestep laws, samplers."""

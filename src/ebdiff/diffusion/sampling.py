@@ -1,0 +1,86 @@
+"""Samplers, as functions of one signature, and the router that sends a timestep to its expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor]  # timestep -> fresh noise of the batch's shape
+
+
+@dataclass(frozen=True)
+class Router:
+    """eps(x, t) of the ensemble: every timestep goes to the expert whose serve-span holds it.
+
+    Attributes:
+        serves: half-open spans that tile [0, T).
+        networks: the experts, in the same order.
+    """
+
+    serves: Sequence[tuple[int, int]]
+    networks: Sequence[nn.Module]
+
+    def expert(self, t: int) -> nn.Module:
+        """The network that serves timestep t."""
+        return next(n for (lo, hi), n in zip(self.serves, self.networks, strict=True) if lo <= t < hi)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.expert(int(t[0]))(x, t)
+
+
+def ddim(
+    denoiser: Denoiser, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
+) -> Tensor:
+    """DDIM with eta = 0 (Song et al. 2021, Eq. 12); needs no fresh noise.
+
+    Args:
+        denoiser: eps(x, t).
+        x: x_T, standard normal, (B, C, H, W).
+        steps: distinct timesteps, ascending; alpha before the first is 1.
+        abar: cumulative alphas, (T,).
+        noise: unused (one signature for all samplers).
+        clamp: clamp the predicted x0 to [-1, 1] and recompute eps from it.
+
+    Returns:
+        x_0 of the shape of x, about [-1, 1].
+    """
+    before = [1.0, *(float(abar[t]) for t in steps[:-1])]
+    for t, a_next in zip(reversed(steps), reversed(before), strict=True):
+        a = float(abar[t])
+        eps = denoiser(x, torch.full((len(x),), t, device=x.device))
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        if clamp:
+            x0 = x0.clamp(-1, 1)
+            eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
+        x = a_next**0.5 * x0 + (1 - a_next) ** 0.5 * eps
+    return x
+
+
+def ddpm(
+    denoiser: Denoiser, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
+) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2), variance beta_t ("fixedlarge").
+
+    Arguments and result as `ddim`; `noise(t)` is added after every step but the last.
+    """
+    before = [1.0, *(float(abar[t]) for t in steps[:-1])]
+    for t, a_before in zip(reversed(steps), reversed(before), strict=True):
+        a = float(abar[t])
+        beta = 1 - a / a_before
+        eps = denoiser(x, torch.full((len(x),), t, device=x.device))
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        if clamp:
+            x0 = x0.clamp(-1, 1)
+        # Posterior mean of q(x_{t-1} | x_t, x0), Eq. 7.
+        x = (a_before**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - a_before) * x) / (1 - a)
+        if t != steps[0]:
+            x = x + beta**0.5 * noise(t)
+    return x
+
+
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm}

@@ -1,0 +1,29 @@
+"""The noise schedule and the timesteps a sampler visits. NumPy only: the report reads it too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ebdiff.config import Diffusion, Sampling
+
+
+def alphas_bar(diffusion: Diffusion) -> np.ndarray:
+    """Cumulative product of 1 - beta, float64 of shape (T,), for the linear schedule of DDPM."""
+    betas = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.timesteps)
+    return np.cumprod(1 - betas)
+
+
+def visited(diffusion: Diffusion, sampling: Sampling) -> list[int]:
+    """The distinct timesteps a sampler visits, ascending.
+
+    `uniform` takes every (T / steps)-th. `quad` takes int(x^2) for x evenly spaced in
+    [0, sqrt(0.8 T)] (DDIM's code); its first few coincide, and a repeated step is an identity, so
+    100 quad steps visit 96 timesteps. DDPM ancestral sampling visits all T.
+    """
+    if sampling.sampler == "ddpm":
+        return list(range(diffusion.timesteps))
+    if sampling.spacing == "uniform":
+        steps = np.arange(0, diffusion.timesteps, max(1, diffusion.timesteps // sampling.steps))
+    else:
+        steps = np.linspace(0, np.sqrt(diffusion.timesteps * 0.8), sampling.steps) ** 2
+    return sorted(set(steps.astype(int).tolist()))

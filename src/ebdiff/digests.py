@@ -1,0 +1,91 @@
+"""Digests: what each stage's result depends on in the configuration, and nothing else.
+
+Every rule carries the digest of its verb's slice, so that editing a key of the YAML runs exactly
+the stages that use it again; artefacts and resumable states carry it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from ebdiff.config import FINAL, Experiment
+
+# Keys that change no result.
+BOOKKEEPING = {"log_every", "save_minutes"}
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of configuration values; equal values give equal digests."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", exclude=BOOKKEEPING)
+        return value if not isinstance(value, tuple) else [plain(v) for v in value]
+
+    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def data_digest(e: Experiment) -> str:
+    """`prepare-data`, `train-classifier` and `reference-stats`: the source alone."""
+    return digest(e.dataset.name, e.dataset.source)
+
+
+def dense_digest(e: Experiment, search: str) -> str:
+    """`train-dense`."""
+    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, e.searches[search])
+
+
+def masks_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:
+    """`prune-per-epoch` and `hamming-matrix`: criterion settings only where gradients are taken."""
+    gradient = criterion in ("taylor", "diff-pruning")
+    rates = e.rates() if search == FINAL else e.searches[search].rates
+    return digest(
+        search, criterion, weights, rates, e.network, *([e.pruning, e.diffusion] if gradient else [])
+    )
+
+
+def ticket_digest(e: Experiment, search: str, criterion: str, weights: str, rate: float) -> str:
+    """`select-eb-epoch`."""
+    rule = None if search == FINAL else (e.searches[search].window, e.searches[search].threshold)
+    return digest(search, criterion, weights, float(rate), rule, e.network)
+
+
+def expert_digest(e: Experiment, key: str, milestone: str) -> str:
+    """`finetune-region`."""
+    expert = e.experts()[key]
+    what = expert.model_dump(mode="json", exclude={"serve", "iterations"})
+    like = e.runs.get(milestone.removeprefix("like-"))
+    target = like.experts if like else milestone
+    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, what, target)
+
+
+def sample_digest(e: Experiment, run: str) -> str:
+    """`sample`: batch size changes no image beyond rounding, so it is left out."""
+    sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
+    return digest(sampling, e.diffusion, [(x.key, x.serve, x.iterations) for x in e.runs[run].experts])
+
+
+def cost_digest(e: Experiment) -> str:
+    """`measure-cost`."""
+    return digest(e.network, e.training.batch, e.rates(), e.compute.threads, e.compute.device)
+
+
+def report_digest(e: Experiment) -> str:
+    """`table`, `figure` and `report` read the whole experiment."""
+    return digest(e)
+
+
+def hamming_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:
+    """`hamming-matrix`: the masks and the rule drawn into the figures."""
+    rule = e.searches[search]
+    return digest(masks_digest(e, search, criterion, weights), rule.window, rule.threshold)
+
+
+def metrics_digest(e: Experiment) -> str:
+    """`fid`."""
+    return digest(data_digest(e), e.evaluation)

@@ -1,0 +1,22 @@
+"""What a user is meant to read when something is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the file, key or value and says what to do.
+
+    The command line prints it without a traceback and exits with status 1.
+    """
+
+
+def unknown(word: str, known: Iterable[Any]) -> str:
+    """`'x' is not known`, with a did-you-mean or the list of what is."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(word), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"{word!r} is not known; {hint}"

@@ -1,0 +1,106 @@
+"""Reading and writing whole files: atomic writes, checksums, one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebdiff.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` and rename it to `path` when the block succeeds.
+
+    Nothing half-written is ever left under the final name; on an error the temporary goes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending stays last: NumPy and Matplotlib choose formats by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN is refused, because it isn't JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write a compressed npz atomically."""
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of an npz (never unpickling).
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+
+
+def load_memmap(path: Path) -> np.ndarray:
+    """Memory-map an npy file.
+
+    Raises:
+        UserError: the file is missing, truncated or not an npy file.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_state(folder: Path) -> None:
+    """Remove a finished output's resumable state, and `state/` with the last of them."""
+    shutil.rmtree(folder)
+    with suppress(OSError):  # another output's state is still there
+        folder.parent.rmdir()

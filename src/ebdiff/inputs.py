@@ -1,0 +1,106 @@
+"""Which files a stage reads: asked by the rules before anything runs, and by the verbs when they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ebdiff import layout
+from ebdiff.config import FINAL, Experiment, Expert
+
+
+def final_path(experiment: Experiment, seed: int | str) -> Path:
+    """The finished unpruned network, which the search `final` reads."""
+    return layout.path(
+        layout.MILESTONE,
+        experiment=experiment.name,
+        seed=seed,
+        expert=experiment.final_expert.key,
+        milestone=experiment.dense.iterations,
+    )
+
+
+def snapshots(experiment: Experiment, search: str, seed: int | str) -> Path:
+    """The snapshots of a search: a folder, or for `final` the unpruned network's last milestone."""
+    if search == FINAL:
+        return final_path(experiment, seed)
+    return layout.path(layout.SNAPSHOTS, experiment=experiment.name, seed=seed, search=search)
+
+
+def snapshot(experiment: Experiment, search: str, seed: int | str, interval: int) -> Path:
+    """Weights at the end of an interval (0-based) of a search."""
+    found = snapshots(experiment, search, seed)
+    return found if search == FINAL else found / f"{interval}.safetensors"
+
+
+def masks(experiment: Experiment, search: str, criterion: str, weights: str, seed: int | str) -> list[Path]:
+    """What `prune-per-epoch` reads: masks taken while training, or snapshots (and images for gradients)."""
+    if search != FINAL and criterion == "magnitude":
+        return [layout.path(layout.DENSE_MASKS, experiment=experiment.name, seed=seed, search=search)]
+    images = [] if criterion == "magnitude" else [layout.path(layout.IMAGES, dataset=experiment.dataset.name)]
+    return [snapshots(experiment, search, seed), *images]
+
+
+def ticket(
+    experiment: Experiment, search: str, criterion: str, weights: str, rate: float | str, seed: int | str
+) -> list[Path]:
+    """What `select-eb-epoch` reads: snapshots, and masks, or for a random ticket the magnitude
+    ticket's story (for `final`, nothing more).
+    """  # fmt: skip
+    where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights)
+    found = [snapshots(experiment, search, seed)]
+    if criterion != "random":
+        found.append(layout.path(layout.MASKS, criterion=criterion, **where))
+    elif search != FINAL:
+        found.append(layout.path(layout.STORY, criterion="magnitude", rate=rate, **where))
+    return found
+
+
+def ticket_parts(expert: Expert) -> dict[str, object]:
+    """The wildcards of an expert's ticket."""
+    return {k: getattr(expert, k) for k in ("search", "criterion", "weights", "rate")}
+
+
+def stories(experiment: Experiment, run: str, seed: int | str) -> list[Path]:
+    """The stories of the tickets that a run's experts start from."""
+    return [
+        layout.path(layout.STORY, experiment=experiment.name, seed=seed, **ticket_parts(expert))
+        for expert in experiment.runs[run].experts
+        if expert.needs_ticket
+    ]
+
+
+def beginnings(experiment: Experiment, key: str, milestone: str, seed: int | str) -> list[Path]:
+    """Training states a milestone may continue: its predecessor's and, unpruned, the search's."""
+    where = dict(experiment=experiment.name, seed=seed)
+    found = []
+    before = experiment.previous_milestone(key, milestone)
+    if before is not None:
+        found.append(layout.path(layout.MILESTONE, expert=key, milestone=before, **where))
+    expert = experiment.experts()[key]
+    if expert.init == "dense":
+        found.append(layout.path(layout.DENSE_LAST, search=expert.search, **where))
+    return found
+
+
+def expert(experiment: Experiment, key: str, milestone: str, seed: int | str) -> list[Path]:
+    """What `finetune-region` reads beside the images: states, tickets, and costs for `like-RUN`."""
+    spec = experiment.experts()[key]
+    where = dict(experiment=experiment.name, seed=seed, **ticket_parts(spec))
+    found = beginnings(experiment, key, milestone, seed)
+    if spec.init == "inherit":
+        found.append(layout.path(layout.TICKET, **where))
+    if spec.init == "snapshot":
+        found += [layout.path(layout.STORY, **where), snapshots(experiment, spec.search, seed)]
+    if milestone.startswith("like-"):
+        found.append(layout.path(layout.COST, experiment=experiment.name))
+        found += stories(experiment, milestone.removeprefix("like-"), seed)
+    return found
+
+
+def experts(experiment: Experiment, run: str, seed: int | str) -> list[Path]:
+    """What `sample` reads: the milestone of each of a run's experts."""
+    where = dict(experiment=experiment.name, seed=seed)
+    return [
+        layout.path(layout.MILESTONE, expert=e.key, milestone=e.iterations, **where)
+        for e in experiment.runs[run].experts
+    ]

@@ -1,0 +1,83 @@
+"""Where every file lives. The only place that spells a path.
+
+Constants are templates with Snakemake wildcards; `path` fills them in. Rules, verbs, the report
+and the notebooks all use them, so a file moves by changing one line here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Shared by all experiments that use a dataset.
+DATA = "resources/data/{dataset}"
+IMAGES = DATA + "/images.npy"
+LABELS = DATA + "/labels.npy"
+MANIFEST = DATA + "/manifest.json"
+DATA_FILES = (IMAGES, LABELS, MANIFEST)
+CLASSIFIER = DATA + "/classifier.safetensors"
+REFERENCE = DATA + "/reference/{protocol}.npz"
+
+EXPERIMENT = "results/{experiment}"
+COST = EXPERIMENT + "/cost.json"
+TABLE = EXPERIMENT + "/tables/{table}.{ext}"
+FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
+REPORT = EXPERIMENT + "/report.html"
+SO_FAR = EXPERIMENT + "/so-far"
+
+SEED = EXPERIMENT + "/seed{seed}"
+DENSE = SEED + "/dense/{search}"
+SNAPSHOTS = DENSE + "/snapshots"
+SNAPSHOT = SNAPSHOTS + "/{interval}.safetensors"
+DENSE_MASKS = DENSE + "/masks.npz"
+DENSE_LAST = DENSE + "/last.safetensors"
+DENSE_LEDGER = DENSE + "/ledger.json"
+DENSE_STATS = DENSE + "/stats.jsonl"
+
+TICKETS = SEED + "/tickets/{search}/{criterion}/{weights}"
+MASKS = TICKETS + "/masks.npz"
+MASKS_LEDGER = TICKETS + "/masks.ledger.json"
+HAMMING = TICKETS + "/hamming.npz"
+TICKET = TICKETS + "/{rate}.safetensors"
+STORY = TICKETS + "/{rate}.json"
+
+EXPERT = SEED + "/experts/{expert}"
+MILESTONE = EXPERT + "/{milestone}.safetensors"
+LEDGER = EXPERT + "/{milestone}.json"
+STATS = EXPERT + "/{milestone}.stats.jsonl"
+
+RUN = SEED + "/runs/{run}"
+SAMPLES = RUN + "/samples.npy"
+SAMPLES_PNG = RUN + "/samples.png"
+SAMPLE_LEDGER = RUN + "/ledger.json"
+METRICS = RUN + "/metrics.json"
+
+TABLE_EXTENSIONS = ("csv", "md", "tex")
+FIGURE_EXTENSIONS = ("pdf", "png")
+
+
+def path(template: str, **parts: object) -> Path:
+    """The path of a template with its wildcards filled in.
+
+    Raises:
+        KeyError: a wildcard without a value.
+    """
+    return Path(template.format(**parts))
+
+
+def log(job: str, of: str = EXPERIMENT) -> str:
+    """Where a job's output goes; `job` may hold wildcards."""
+    return f"{of}/logs/{job}.log"
+
+
+def benchmark(job: str, of: str = EXPERIMENT) -> str:
+    """Where Snakemake notes a job's wall time and memory."""
+    return f"{of}/benchmarks/{job}.tsv"
+
+
+def state_of(output: Path) -> Path:
+    """The undeclared folder beside an output where its resumable state lives.
+
+    Snakemake deletes a failed job's declared outputs; what a killed job needs to go on with
+    must therefore not be one of them.
+    """
+    return output.parent / "state" / output.stem

@@ -1,0 +1,179 @@
+"""Reading experiments: YAML with inheritance, checked, scaled; errors in one line; the JSON schema."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from ebdiff.config import Experiment, Expert, Interval, Run, Search
+from ebdiff.digests import data_digest
+from ebdiff.errors import UserError, unknown
+
+EXPERIMENTS = Path("config/experiments")
+
+
+def _merge(base: dict, over: dict) -> dict:
+    """`over` on top of `base`, dictionaries merged key by key; null removes a named entry."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    for table in ("runs", "searches", "tables"):
+        if isinstance(merged.get(table), dict):
+            merged[table] = {k: v for k, v in merged[table].items() if v is not None}
+    return merged
+
+
+def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
+    """The YAML of an experiment with its bases merged in."""
+    path = folder / f"{name}.yaml"
+    if name in chain:
+        raise UserError(f"{path}: `base` goes in a circle: {' -> '.join((*chain, name))}")
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise UserError(f"experiment {unknown(name, known)} (looked for {path})")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: an experiment is a mapping of keys to values")
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be the name of an experiment, not {base!r}")
+    return _merge(_read(base, folder, (*chain, name)), raw)
+
+
+def _scaled(e: Experiment) -> Experiment:
+    """Apply `scale` to iterations, pseudo-epochs, warm-up and milestones, once, at loading."""
+    if e.scale == 1:
+        return e
+
+    def times(n: int) -> int:
+        return max(1, round(n * e.scale))
+
+    def scale_expert(x: Expert) -> Expert:
+        steps = x.iterations if isinstance(x.iterations, str) else times(x.iterations)
+        return x.model_copy(update={"iterations": steps})
+
+    def scale_search(s: Search) -> Search:
+        if s.interval.unit != "pseudo-epoch":
+            return s
+        interval = s.interval.model_copy(update={"steps": times(s.interval.steps)})
+        return s.model_copy(update={"interval": interval})
+
+    return e.model_copy(
+        update={
+            "training": e.training.model_copy(update={"warmup": round(e.training.warmup * e.scale)}),
+            "dense": e.dense.model_copy(update={"iterations": times(e.dense.iterations)}),
+            "searches": {k: scale_search(s) for k, s in e.searches.items()},
+            "runs": {
+                k: r.model_copy(update={"experts": tuple(map(scale_expert, r.experts))})
+                for k, r in e.runs.items()
+            },
+            "published": e.published.model_copy(
+                update={"expert_iterations": {times(k): v for k, v in e.published.expert_iterations.items()}}
+            ),
+        }
+    )
+
+
+def parse(raw: dict, where: str) -> Experiment:
+    """Check a raw mapping and build the experiment.
+
+    Raises:
+        UserError: one line that names the file and the first offending key.
+    """
+    try:
+        return _scaled(Experiment.model_validate(raw))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {unknown(location[-1], _fields_at(location[:-1]))}"
+    if first["type"] == "missing":
+        return f"{key}: this key is missing"
+    if first["type"] == "literal_error":
+        known = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key}: {unknown(first['input'], known)}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if not key:
+        return message + more
+    return f"{key}: {message} (got {first['input']!r}){more}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    """The keys allowed at a place of the experiment, for did-you-mean."""
+    if not location:
+        return ["base", *Experiment.model_fields]
+    if location[0] == "runs":
+        return [*Expert.model_fields, *Run.model_fields]
+    if location[0] == "searches":
+        return list((Interval if location[-1] == "interval" else Search).model_fields)
+    return list(Experiment.model_fields[location[0]].annotation.model_fields)
+
+
+def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
+    """Read, merge, check and scale `config/experiments/{name}.yaml`.
+
+    Raises:
+        UserError: one line naming the file, the key and what to do.
+    """
+    raw = _read(name, folder)
+    if raw.get("name", name) != name:
+        raw.pop("name")  # inherited from the base
+    return parse({**raw, "name": name}, str(folder / f"{name}.yaml"))
+
+
+def of_dataset(dataset: str, folder: Path = EXPERIMENTS) -> Experiment:
+    """An experiment that uses a dataset, for the stages that all of them share.
+
+    Raises:
+        UserError: none does, or two describe the dataset differently.
+    """
+    found: list[Experiment] = []
+    for path in sorted(folder.glob("*.yaml")):
+        with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
+            experiment = load(path.stem, folder)
+            if experiment.dataset.name == dataset:
+                found.append(experiment)
+    if not found:
+        raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
+    for other in found[1:]:
+        if data_digest(other) != data_digest(found[0]):
+            raise UserError(
+                f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
+                "rename dataset.name in one of them"
+            )
+    return found[0]
+
+
+def schema() -> dict:
+    """JSON schema of an experiment file, for editors (`config/experiment.schema.json`)."""
+    schema = Experiment.model_json_schema()
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "Experiment whose keys this one starts from.",
+    }
+    # A file may leave to its base what the merged experiment must have.
+    schema.pop("required", None)
+    # Runs may carry expert keys as defaults for their experts.
+    run, expert = schema["$defs"]["Run"], schema["$defs"]["Expert"]
+    run["properties"] = {**expert["properties"], **run["properties"]}
+    run.pop("required", None)
+    expert.pop("required", None)
+    schema["title"] = "ebdiff experiment"
+    return schema

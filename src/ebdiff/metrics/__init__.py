@@ -1,0 +1,1 @@
+"""Quality: features, then statistics, then a number."""

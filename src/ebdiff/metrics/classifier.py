@@ -1,0 +1,116 @@
+"""A small classifier trained on the data's own labels: features where Inception doesn't fit.
+
+Distances in its features are called "classifier Fréchet distance", never FID.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ebdiff.data.store import to_float
+from ebdiff.draws import generator
+from ebdiff.errors import UserError
+from ebdiff.files import replacing
+
+FEATURES, EPOCHS, BATCH, RATE = 64, 40, 64, 2e-3
+HELD_OUT = 0.25  # share of the images whose labels training never sees
+
+
+class Classifier(nn.Module):
+    """Two convolutions, a 64-d feature layer and a linear head. Input in [-1, 1], any size >= 4."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.features = nn.Linear(64 * 16, FEATURES)
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, classes)."""
+        h = F.relu(self.conv1(x))
+        h = F.relu(self.conv2(h))
+        h = F.adaptive_avg_pool2d(h, 4).flatten(1)
+        h = F.relu(self.features(h))
+        return h, self.head(h)
+
+
+def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
+    """Train on three quarters of the images, deterministically, and store it.
+
+    Args:
+        pixels: uint8 (N, H, W, C).
+        labels: int64 (N,), 0-based classes.
+        path: where the safetensors file goes; its metadata holds accuracy and sizes.
+
+    Returns:
+        accuracy on the held-out quarter.
+
+    Raises:
+        UserError: the dataset has no labels.
+    """
+    from ebdiff.nets.store import initialise
+
+    if len(labels) != len(pixels):
+        raise UserError(f"{path}: the data has no labels; set evaluation.protocol to another one")
+    order = generator(0, "classifier/split").permutation(len(pixels))
+    held = int(len(pixels) * HELD_OUT)
+    test, train = order[:held], order[held:]
+    x, y = to_float(pixels[:]), torch.from_numpy(labels)
+    network = Classifier(x.shape[1], int(labels.max()) + 1)
+    initialise(network, 0, "classifier")
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=1e-4)
+    for epoch in range(EPOCHS):
+        shuffled = generator(0, "classifier/order", epoch).permutation(train)
+        for first in range(0, len(shuffled), BATCH):
+            batch = torch.from_numpy(shuffled[first : first + BATCH])
+            loss = F.cross_entropy(network(x[batch])[1], y[batch], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    network.eval()
+    with torch.inference_mode():
+        guesses = network(x[test])[1].argmax(dim=1)
+    accuracy = float((guesses == y[test]).float().mean())
+    story = {"accuracy": accuracy, "channels": x.shape[1], "classes": int(labels.max()) + 1}
+    with replacing(path) as temporary:
+        save_file(network.state_dict(), temporary, {"story": json.dumps(story)})
+    return accuracy
+
+
+def load_classifier(path: Path) -> tuple[Classifier, float]:
+    """The stored classifier in eval mode, and its held-out accuracy.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            story = json.loads(file.metadata()["story"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+    network = Classifier(story["channels"], story["classes"])
+    network.load_state_dict(tensors)
+    return network.eval(), story["accuracy"]
+
+
+def classify(network: Classifier, pixels: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 64) float32 and class probabilities (N, classes) of uint8 images (N, H, W, C)."""
+    features, probabilities = [], []
+    with torch.inference_mode():
+        for first in range(0, len(pixels), batch):
+            found, logits = network(to_float(pixels[first : first + batch]))
+            features.append(found.numpy())
+            probabilities.append(logits.softmax(dim=1).numpy())
+    return np.concatenate(features), np.concatenate(probabilities)

@@ -1,0 +1,1 @@
+"""Denoising networks and how they are stored."""

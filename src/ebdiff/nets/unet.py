@@ -1,0 +1,194 @@
+"""The DDPM U-Net (Ho et al. 2020, Appendix B), with the public PyTorch port's parameter names.
+
+Every width is read from the layers themselves, never from the configuration, so the same
+forward pass serves dense and pruned networks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebdiff.config import Network
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of timesteps (DDPM; `half - 1` in the exponent as in its code).
+
+    Args:
+        t: timesteps, shape (B,), raw indices 0..T-1.
+        width: size of the embedding, even.
+
+    Returns:
+        float32 tensor of shape (B, width): sines, then cosines.
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=t.device) * -(math.log(10000) / (half - 1))
+    )
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, time_width: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=1e-6)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.temb_proj = nn.Linear(time_width, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        if inputs != outputs:
+            self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all pixels, with 1x1 convolutions for q, k, v and output."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2 with the asymmetric padding (0, 1, 0, 1) of the original."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; `attn` is empty where the resolution has no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+
+    def step(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
+        x = self.block[i](x, temb)
+        return self.attn[i](x) if len(self.attn) else x
+
+
+class UNet(nn.Module):
+    """The denoiser eps(x_t, t).
+
+    Args:
+        config: widths, depth, attention resolutions, dropout and norm groups.
+
+    Shapes: x (B, channels, H, W) in about [-1, 1] plus noise; t (B,) raw timestep indices;
+    the output has the shape of x. H and W must be divisible by 2**(levels - 1).
+    """
+
+    def __init__(self, config: Network):
+        super().__init__()
+        self.config = config
+        widths = [config.width * m for m in config.multipliers]
+        time_width, groups = 4 * config.width, config.norm_groups
+
+        def resnet(inputs: int, outputs: int) -> ResnetBlock:
+            return ResnetBlock(inputs, outputs, time_width, groups, config.dropout)
+
+        self.temb = nn.Module()
+        self.temb.dense = nn.ModuleList(
+            [nn.Linear(config.width, time_width), nn.Linear(time_width, time_width)]
+        )
+        self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1)
+
+        current, skips = config.width, [config.width]
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level()
+            for _ in range(config.blocks):
+                level.block.append(resnet(current, width))
+                current = width
+                if config.image_size >> i in config.attention:
+                    level.attn.append(AttnBlock(width, groups))
+                skips.append(width)
+            if i < len(widths) - 1:
+                level.downsample = Downsample(width)
+                skips.append(width)
+            self.down.append(level)
+
+        self.mid = nn.Module()
+        self.mid.block_1 = resnet(current, current)
+        if config.middle_attention:
+            self.mid.attn_1 = AttnBlock(current, groups)
+        self.mid.block_2 = resnet(current, current)
+
+        self.up = nn.ModuleList([Level() for _ in widths])
+        for i, width in reversed(list(enumerate(widths))):
+            level = self.up[i]
+            for _ in range(config.blocks + 1):
+                level.block.append(resnet(current + skips.pop(), width))
+                current = width
+                if config.image_size >> i in config.attention:
+                    level.attn.append(AttnBlock(width, groups))
+            if i > 0:
+                level.upsample = Upsample(width)
+
+        self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
+        self.conv_out = nn.Conv2d(current, config.channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        temb = timestep_embedding(t, self.config.width)
+        temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
+
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for i in range(len(level.block)):
+                h = level.step(i, h, temb)
+                skips.append(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+                skips.append(h)
+
+        h = self.mid.block_1(h, temb)
+        if hasattr(self.mid, "attn_1"):
+            h = self.mid.attn_1(h)
+        h = self.mid.block_2(h, temb)
+
+        for level in reversed(self.up):
+            for i in range(len(level.block)):
+                h = level.step(i, torch.cat([h, skips.pop()], dim=1), temb)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

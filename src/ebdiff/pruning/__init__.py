@@ -1,0 +1,1 @@
+"""Structured pruning: groups, importances, the channel rule, surgery."""

@@ -1,0 +1,44 @@
+"""Parameters and MACs, by torch-pruning's counter (convolutions, linear layers and norms)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff.config import Network
+from ebdiff.nets.store import build
+from ebdiff.nets.unet import UNet
+from ebdiff.pruning.graph import trace
+from ebdiff.pruning.select import select_random
+from ebdiff.pruning.surgery import cut
+
+COUNTER = "torch-pruning count_ops_and_params"
+
+
+def meta_tensors(config: Network, rate: float) -> dict[str, Tensor]:
+    """Shapes of the network pruned at a rate (0: dense), without storage.
+
+    Which channels go doesn't matter to a shape, so the mask is any of the rule's.
+    """
+    with torch.device("meta"):
+        tensors = dict(UNet(config).named_parameters())
+    if rate == 0:
+        return tensors
+    return cut(config, tensors, select_random(trace(config), np.random.default_rng(0), rate))
+
+
+def count(config: Network, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Parameters and MACs per image of a network, counted on the meta device at batch 1.
+
+    Attention's own matrix products are not counted, as in the paper's figures.
+    """
+    import torch_pruning as tp
+
+    network = build(config, {name: t.detach().to("meta") for name, t in tensors.items()})
+    size = (1, config.channels, config.image_size, config.image_size)
+    example = torch.zeros(size, device="meta"), torch.zeros(1, device="meta")
+    macs, params = tp.utils.count_ops_and_params(network, example)
+    return int(params), int(macs)

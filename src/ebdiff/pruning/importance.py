@@ -1,0 +1,95 @@
+"""How channels are ranked: per-weight scores from which every group's importances are summed.
+
+A score is kept per layer with the kernel already summed: a matrix (out, in) for convolutions and
+linear layers, a vector for norms. Magnitude, Taylor and Diff-Pruning differ in the scores alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebdiff.config import Pruning
+
+Scores = dict[str, np.ndarray]
+
+
+def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
+    """Squared weights, summed over the kernel; biases and norms count for nothing (A2).
+
+    Args:
+        tensors: a network's parameters by name.
+
+    Returns:
+        float32 matrices (out, in) by layer name.
+    """
+    return {
+        name.removesuffix(".weight"): _over_kernel(w.detach().square())
+        for name, w in tensors.items()
+        if name.endswith(".weight") and w.dim() > 1
+    }
+
+
+def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
+    """(w dL/dw)^2 summed over the kernel, and |w dL/dw| of norm gains (Taylor, Diff-Pruning).
+
+    Args:
+        network: the dense network.
+        gradients: accumulated loss gradients by parameter name.
+    """
+    scores: Scores = {}
+    for name, parameter in network.named_parameters():
+        if name.endswith(".weight"):
+            product = parameter.detach() * gradients[name]
+            score = _over_kernel(product.square()) if product.dim() > 1 else product.abs().cpu().numpy()
+            scores[name.removesuffix(".weight")] = score
+    return scores
+
+
+def _over_kernel(squares: Tensor) -> np.ndarray:
+    """(out, in, ...) summed over the kernel; as a matrix product, 7 times faster than `sum` on a CPU."""
+    flat = squares.reshape(*squares.shape[:2], -1)
+    return (flat @ flat.new_ones(flat.shape[2])).cpu().numpy()
+
+
+def accumulate_gradients(
+    network: nn.Module,
+    images: Tensor,
+    noise: Tensor,
+    abar: np.ndarray,
+    pruning: Pruning,
+    *,
+    stop_early: bool,
+) -> tuple[dict[str, Tensor], int]:
+    """Loss gradients summed over timesteps 0, stride, 2 stride, ... on one fixed batch and noise.
+
+    With `stop_early` this is Diff-Pruning (Fang et al. 2023): the first t whose loss falls below
+    threshold x the largest loss so far ends the sum. Without, it is Taylor over all timesteps.
+
+    Args:
+        network: the dense network; put into eval mode (no dropout).
+        images, noise: (B, C, H, W), fixed over timesteps.
+        abar: cumulative alphas, (T,).
+        pruning: threshold and stride.
+
+    Returns:
+        gradients by parameter name, and the number of timesteps used.
+    """
+    network.eval().zero_grad(set_to_none=True)
+    largest, used = 0.0, 0
+    for t in range(0, len(abar), pruning.stride):
+        a = float(abar[t])
+        noisy = a**0.5 * images + (1 - a) ** 0.5 * noise
+        predicted = network(noisy, torch.full((len(images),), t, device=images.device))
+        loss = (predicted - noise).square().sum(dim=(1, 2, 3)).mean()
+        largest = max(largest, float(loss))
+        if stop_early and float(loss) < pruning.threshold * largest:
+            break
+        loss.backward()
+        used += 1
+    gradients = {n: p.grad for n, p in network.named_parameters()}
+    network.zero_grad(set_to_none=True)
+    return gradients, used

@@ -1,0 +1,116 @@
+"""The report's plain tables: tickets, searches, networks, and checks on the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ebdiff.config import FINAL
+from ebdiff.report import notes, text
+from ebdiff.report.facts import RunFacts
+from ebdiff.report.render import Column, Table
+from ebdiff.report.results import Results
+
+
+def tables(results: Results) -> list[Table]:
+    """Those of the four that have rows."""
+    built = (_networks(results), _tickets(results), _searches(results), _samples(results))
+    return [table for table in built if table is not None]
+
+
+def _table(
+    caption: str, columns: dict[str, Callable], rows: list, remarks: list[str] | None = None
+) -> Table | None:
+    """A plain table: heading -> text of a row; None without rows."""
+    if not rows:
+        return None
+    built = tuple(Column(heading, heading, show) for heading, show in columns.items())
+    values = [[column.value(row) for column in built] for row in rows]
+    return Table(caption, built, values, [""] * len(rows), remarks or [])
+
+
+def _tickets(results: Results) -> Table | None:
+    """Every ticket that some run uses, once."""
+    runs = [RunFacts(results, name) for name in results.experiment.runs]
+    stories = {
+        (s["search"], s["criterion"], s["weights"], s["rate"], s["seed"]): s
+        for facts in runs for s in facts.tickets if s["search"] != FINAL
+    }  # fmt: skip
+    columns = {
+        "Search": lambda s: s["search"],
+        "Criterion": lambda s: s["criterion"],
+        "Weights": lambda s: s["weights"],
+        "Rate (%)": lambda s: text.percent(s["rate"]),
+        "Realised (%)": lambda s: text.percent(s["realised"]),
+        "Seed": lambda s: str(s["seed"]),
+        "Ticket at": lambda s: f"{s['unit']} {s['interval']}" + ("" if s["settled"] else " †"),
+        "Steps": lambda s: str(s["step"]),
+        "To initial mask": lambda s: _distance(s["to_initial"]),
+        "Chance": lambda s: _distance(s["chance"]),
+        "To last mask": lambda s: _distance(s["to_last"]),
+        "Kind": lambda s: s["kind"],
+    }
+    return _table("Tickets", columns, [stories[k] for k in sorted(stories)], notes.unsettled(runs))
+
+
+def _distance(value: float | None) -> str:
+    return text.MISSING if value is None else f"{value:.3f}"
+
+
+def _searches(results: Results) -> Table | None:
+    """What every search cost and why it stopped."""
+    experiment, rows = results.experiment, []
+    for name in experiment.runs:
+        for seed in experiment.seeds_of(name):
+            facts = RunFacts(results, name)
+            rows += [(s, seed) for s in (results.attempt(facts.search_steps, seed) or {})]
+    found = [
+        (*row, results.attempt(lambda s, n: results.search_ledger(n, s), *row)) for row in sorted(set(rows))
+    ]
+    columns = {
+        "Search": lambda r: r[0],
+        "Span": lambda r: "{}-{}".format(*experiment.searches[r[0]].span),
+        "Seed": lambda r: str(r[1]),
+        "Stopped": lambda r: r[2]["stopped"],
+        "Intervals": lambda r: f"{r[2]['intervals']} of {r[2]['horizon']}",
+        "Steps": lambda r: str(r[2]["steps"]),
+        "Seconds": lambda r: text.number(r[2]["seconds"]),
+        "Peak memory (MB)": lambda r: text.number(r[2]["peak_mb"]),
+    }
+    return _table("Searches", columns, [r for r in found if r[2]])
+
+
+def _networks(results: Results) -> Table | None:
+    """Size and measured step time of every network."""
+    cost = results.attempt(results.cost)
+    if cost is None:
+        return None
+    dense = cost["networks"]["dense"]
+    columns = {
+        "Network": lambda r: "unpruned" if r is dense else f"{text.percent(r['rate'])} % pruned",
+        "Realised (%)": lambda r: text.percent(r["realised"]),
+        "Parameters": lambda r: f"{r['params']:,}",
+        "MACs (M)": lambda r: text.mega(r["macs"]),
+        "ms per step": lambda r: f"{r['step_ms']:.1f} ± {r['spread_ms']:.1f}",
+        "Step time / unpruned": lambda r: text.two(r["step_ms"] / dense["step_ms"]),
+        "MACs / unpruned": lambda r: text.two(r["macs"] / dense["macs"]),
+    }
+    remark = f"Batch {cost['batch']}, measured alone on the machine; MACs of one image by {cost['counter']}."
+    return _table("Networks", columns, list(cost["networks"].values()), [remark])
+
+
+def _samples(results: Results) -> Table | None:
+    """Checks on the samples of every run, first seed."""
+    experiment, rows = results.experiment, []
+    for name, run in experiment.runs.items():
+        metrics = results.attempt(results.metrics, name, experiment.seeds_of(name)[0])
+        rows += [(run.title, metrics)] if metrics else []
+    columns = {
+        "Run": lambda r: r[0],
+        "cFD": lambda r: text.two(r[1]["fd"]),
+        "cFD / noise's": lambda r: f"{r[1]['fd'] / r[1]['ceiling']['fd']:.3f}",
+        "Confidence > 0.9 (%)": lambda r: text.percent(r[1]["confident"]),
+        "real images (%)": lambda r: text.percent(r[1]["real_confident"]),
+        "Rarest class (%)": lambda r: text.percent(min(r[1]["class_shares"])),
+        "Images": lambda r: str(r[1]["images"]),
+    }
+    return _table("Checks on the samples, first seed", columns, rows)

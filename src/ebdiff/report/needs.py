@@ -1,0 +1,191 @@
+"""Which files a table or a figure reads. Cheap to import, because the Snakefile asks it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ebdiff import layout
+from ebdiff.accounting import AFTER_DENSE
+from ebdiff.config import FINAL, Experiment, Expert, Run
+from ebdiff.errors import UserError
+
+FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5")
+
+
+@dataclass
+class Needs:
+    """What a table or figure reads, by kind; `paths` turns it into file paths.
+
+    Attributes:
+        metrics: (run, seed).
+        tickets: (seed, search, criterion, weights) of Hamming matrices.
+        stories: (seed, search, criterion, weights, rate) of ticket stories.
+        ledgers: (seed, expert key, milestone).
+        searches: (seed, search) of the ledgers of dense trainings.
+        samples: (run, seed).
+        cost: whether the measured costs are read.
+        images: whether the real images are read.
+    """
+
+    metrics: list[tuple[str, int]] = field(default_factory=list)
+    tickets: list[tuple[int, str, str, str]] = field(default_factory=list)
+    stories: list[tuple[int, str, str, str, float]] = field(default_factory=list)
+    ledgers: list[tuple[int, str, str]] = field(default_factory=list)
+    searches: list[tuple[int, str]] = field(default_factory=list)
+    samples: list[tuple[str, int]] = field(default_factory=list)
+    cost: bool = False
+    images: bool = False
+
+
+def rows(experiment: Experiment, table: str) -> tuple[str, ...]:
+    """The runs of a table, in order.
+
+    Raises:
+        UserError: the experiment has no such table.
+    """
+    _known("table", table, experiment.tables, experiment.name)
+    return experiment.tables[table]
+
+
+def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
+    """The runs of Figures 1 and 1b: the rows of Table 4, or every run where it isn't asked."""
+    return experiment.tables.get("table4") or tuple(experiment.runs)
+
+
+def shown_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]:
+    """The panels of Figure 2, (search, criterion, weights, rate): searches over all timesteps."""
+    full = (0, experiment.diffusion.timesteps)
+    return [
+        (name, criterion, weights, rate)
+        for name, search in experiment.searches.items()
+        if search.span == full
+        for criterion in search.criteria
+        if criterion != "random"
+        for weights in search.weights
+        for rate in search.rates
+    ]
+
+
+def expert_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]:
+    """The panels of Figure 4, (search, criterion, weights, rate): tickets of timestep-aware runs."""
+    return _unique(
+        (e.search, e.criterion, e.weights, e.rate)
+        for run in experiment.runs.values()
+        if run.method == "ta-eb"
+        for e in run.experts
+        if e.needs_ticket and e.search != FINAL and e.criterion != "random"
+    )
+
+
+def timestep_aware_run(experiment: Experiment) -> str | None:
+    """The timestep-aware run that Figure 3 draws: the first, in Table 4's order if it has one."""
+    for name in (*plotted_runs(experiment), *experiment.runs):
+        if experiment.runs[name].method == "ta-eb":
+            return name
+    return None
+
+
+def table_needs(experiment: Experiment, table: str) -> Needs:
+    """What a table reads.
+
+    Raises:
+        UserError: the experiment has no such table.
+    """
+    return _run_needs(experiment, rows(experiment, table))
+
+
+def figure_needs(experiment: Experiment, figure: str) -> Needs:
+    """What a figure reads. Heat maps, timelines and samples show the first seed.
+
+    Raises:
+        UserError: there is no such figure.
+    """
+    _known("figure", figure, FIGURES, experiment.name)
+    seed = experiment.seeds[0]
+    if figure in ("figure1", "figure1b"):
+        return _run_needs(experiment, plotted_runs(experiment))
+    if figure == "figure2b":
+        both = [(seed, s, "magnitude", w) for s in experiment.searches for w in ("ema", "raw")]
+        return Needs(tickets=both)
+    if figure in ("figure2", "figure4"):
+        panels = shown_searches(experiment) if figure == "figure2" else expert_searches(experiment)
+        return Needs(tickets=_unique((seed, *panel[:3]) for panel in panels))
+    if figure == "figure5":
+        samples = [(name, experiment.seeds_of(name)[0]) for name in experiment.runs]
+        return Needs(samples=samples, images=True)
+    needs, name = Needs(), timestep_aware_run(experiment)
+    if name is not None:
+        _add_training(needs, experiment, experiment.runs[name], experiment.seeds_of(name)[0])
+        _add_unpruned(needs, experiment, experiment.seeds_of(name)[0])
+    return needs
+
+
+def report_needs(experiment: Experiment) -> Needs:
+    """What the report reads beside the figures: everything about every run."""
+    return _run_needs(experiment, experiment.runs)
+
+
+def paths(experiment: Experiment, needs: Needs) -> list[str]:
+    """The files of some needs, without repetition."""
+
+    def at(template: str, **parts: object) -> str:
+        return str(layout.path(template, experiment=experiment.name, **parts))
+
+    ticket = ("seed", "search", "criterion", "weights", "rate")
+    found = [at(layout.METRICS, run=run, seed=seed) for run, seed in needs.metrics]
+    found += [at(layout.HAMMING, **dict(zip(ticket, t, strict=False))) for t in needs.tickets]
+    found += [at(layout.STORY, **dict(zip(ticket, t, strict=True))) for t in needs.stories]
+    found += [at(layout.LEDGER, seed=s, expert=e, milestone=m) for s, e, m in needs.ledgers]
+    found += [at(layout.DENSE_LEDGER, seed=seed, search=search) for seed, search in needs.searches]
+    found += [at(layout.SAMPLES, run=run, seed=seed) for run, seed in needs.samples]
+    if needs.cost:
+        found.append(at(layout.COST))
+    if needs.images:
+        found.append(at(layout.IMAGES, dataset=experiment.dataset.name))
+    return _unique(found)
+
+
+def milestone(expert: Expert) -> str:
+    """The name of the milestone at which a run takes an expert."""
+    return str(expert.iterations)
+
+
+def _run_needs(experiment: Experiment, names: Iterable[str]) -> Needs:
+    needs = Needs(cost=True)
+    for name in names:
+        run = experiment.runs[name]
+        for seed in experiment.seeds_of(name):
+            needs.metrics.append((name, seed))
+            _add_training(needs, experiment, run, seed)
+    return needs
+
+
+def _add_training(needs: Needs, experiment: Experiment, run: Run, seed: int) -> None:
+    """Add what tells how a run was trained: its ledgers, tickets and searches."""
+    for e in run.experts:
+        needs.ledgers.append((seed, e.key, milestone(e)))
+        if e.needs_ticket:
+            needs.stories.append((seed, e.search, e.criterion, e.weights, e.rate))
+        if e.needs_ticket and e.search != FINAL:
+            needs.searches.append((seed, e.search))
+    if run.method in AFTER_DENSE:
+        _add_unpruned(needs, experiment, seed)
+
+
+def _add_unpruned(needs: Needs, experiment: Experiment, seed: int) -> None:
+    if experiment.final_expert is not None:
+        needs.ledgers.append((seed, experiment.final_expert.key, str(experiment.dense.iterations)))
+
+
+def _unique(items: Iterable) -> list:
+    return list(dict.fromkeys(items))
+
+
+def _known(kind: str, name: str, known: Iterable[str], experiment: str) -> None:
+    known = list(known)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+        raise UserError(f"experiment {experiment!r} has no {kind} {name!r}; {hint}")

@@ -1,0 +1,187 @@
+"""Reads what is on disk for an experiment. The only place of the report that opens result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ebdiff import layout
+from ebdiff.config import Experiment, Expert
+from ebdiff.errors import UserError
+from ebdiff.files import load_memmap, read_arrays, read_json
+from ebdiff.report.needs import milestone
+
+Value = TypeVar("Value")
+
+
+class Missing(UserError):
+    """A file that isn't there yet, as opposed to one that is damaged."""
+
+
+@dataclass(frozen=True)
+class Hamming:
+    """The mask distances of one search, criterion and kind of weights.
+
+    Attributes:
+        rates: asked pruning rates, (R,).
+        intervals: 0-based intervals after which a mask was taken, (n,).
+        matrix: share of differing mask entries, (R, n, n), in [0, 1].
+        initial: distance of each mask to that of the initial weights, (R, n).
+        chance: distance of two independent masks, (R,).
+        window: masks in the queue.
+        threshold: largest distance in the queue of a settled mask.
+        unit: epoch, pseudo-epoch or iteration.
+        path: the file, for messages.
+    """
+
+    rates: np.ndarray
+    intervals: np.ndarray
+    matrix: np.ndarray
+    initial: np.ndarray
+    chance: np.ndarray
+    window: int
+    threshold: float
+    unit: str
+    path: Path
+
+    def index(self, rate: float) -> int:
+        """Where an asked rate stands in the arrays.
+
+        Raises:
+            UserError: it isn't among them.
+        """
+        found = np.isclose(self.rates, rate)
+        if not found.any():
+            raise UserError(f"{self.path}: has no rate {rate:g}; delete it and run again")
+        return int(found.argmax())
+
+    def newest_to_window(self, rate: float) -> np.ndarray:
+        """Largest distance of each mask to the others in its queue, (n,); NaN until it is full."""
+        matrix, reach = self.matrix[self.index(rate)], self.window - 1
+        largest = np.full(len(matrix), np.nan)
+        for i in range(reach, len(matrix)):
+            largest[i] = matrix[i, i - reach : i].max()
+        return largest
+
+    def ticket(self, rate: float) -> int | None:
+        """Position of the first mask that obeys the early-bird rule; None if none does."""
+        settled = self.newest_to_window(rate) <= self.threshold
+        return int(settled.argmax()) if settled.any() else None
+
+
+class Results:
+    """The result files of an experiment, read when asked for.
+
+    Args:
+        experiment: what was asked for.
+        partial: whether files may be missing; `attempt` then gives None for them.
+    """
+
+    def __init__(self, experiment: Experiment, *, partial: bool = False) -> None:
+        self.experiment, self.partial = experiment, partial
+        self._read: dict[Path, Any] = {}
+
+    def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
+        """`read(*args)`, or None if a file of a partial report isn't there yet.
+
+        Raises:
+            UserError: a file is damaged, or missing while the report must be whole.
+        """
+        try:
+            return read(*args)
+        except Missing:
+            if self.partial:
+                return None
+            raise
+
+    def metrics(self, run: str, seed: int) -> dict:
+        """The quality of a run's samples."""
+        return self._json(layout.METRICS, run=run, seed=seed)
+
+    def story(self, seed: int, expert: Expert) -> dict:
+        """How the ticket of an expert was found."""
+        return self._json(
+            layout.STORY, seed=seed, search=expert.search, criterion=expert.criterion,
+            weights=expert.weights, rate=expert.rate,
+        )  # fmt: skip
+
+    def ledger(self, seed: int, key: str, milestone: str) -> dict:
+        """What an expert's training cost up to a milestone."""
+        return self._json(layout.LEDGER, seed=seed, expert=key, milestone=milestone)
+
+    def search_ledger(self, seed: int, search: str) -> dict:
+        """What a search cost."""
+        return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
+
+    def cost(self) -> dict:
+        """Parameters, MACs and measured step times."""
+        return self._json(layout.COST)
+
+    def network(self, name: str) -> dict:
+        """The cost of one network: `dense`, or the asked rate as text.
+
+        Raises:
+            UserError: the costs were measured for other networks.
+        """
+        networks = self.cost()["networks"]
+        if name not in networks:
+            path = self.path(layout.COST)
+            raise UserError(f"{path}: has no network {name!r}; delete it and run `snakemake {path}`")
+        return networks[name]
+
+    def manifest(self) -> dict:
+        """Where the images come from."""
+        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
+
+    def hamming(self, seed: int, search: str, criterion: str, weights: str) -> Hamming:
+        """Mask distances of a search."""
+        path = self.path(layout.HAMMING, seed=seed, search=search, criterion=criterion, weights=weights)
+        arrays = self._once(path, read_arrays)
+        return Hamming(
+            *(arrays[k] for k in ("rates", "intervals", "matrix", "initial", "chance")),
+            window=int(arrays["window"]), threshold=float(arrays["threshold"]),
+            unit=str(arrays["unit"]), path=path,
+        )  # fmt: skip
+
+    def samples(self, run: str, seed: int) -> np.ndarray:
+        """A run's samples, uint8 (N, H, W, C)."""
+        return self._once(self.path(layout.SAMPLES, run=run, seed=seed), load_memmap)
+
+    def images(self) -> np.ndarray:
+        """The real images, uint8 (N, H, W, C)."""
+        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), load_memmap)
+
+    def png(self, path: Path) -> bytes:
+        """A finished figure."""
+        return self._once(path, Path.read_bytes)
+
+    def losses(self, seed: int, expert: Expert) -> np.ndarray:
+        """Training loss of an expert, (n, 2): step, loss; n = 0 where none was recorded."""
+        path = self.path(layout.STATS, seed=seed, expert=expert.key, milestone=milestone(expert))
+        if not path.is_file():
+            return np.empty((0, 2))
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+            return np.array([(x["step"], x["loss"]) for x in lines], float).reshape(-1, 2)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: unreadable ({error!r}); delete it and run again") from None
+
+    def path(self, template: str, **parts: object) -> Path:
+        """Where a file of this experiment lies."""
+        return layout.path(template, experiment=self.experiment.name, **parts)
+
+    def _json(self, template: str, **parts: object) -> dict:
+        return self._once(self.path(template, **parts), read_json)
+
+    def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        """Read a file the first time it is asked for."""
+        if path not in self._read:
+            if not path.exists():
+                raise Missing(f"{path}: missing; make it with `snakemake --cores all {path}`")
+            self._read[path] = read(path)
+        return self._read[path]

@@ -1,0 +1,68 @@
+"""The paper's Tables 1, 3, 4, 8 and 9 with our numbers, published ones beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ebdiff import layout
+from ebdiff.config import Experiment
+from ebdiff.files import write_text
+from ebdiff.report import needs, notes, text
+from ebdiff.report.columns import columns_of
+from ebdiff.report.facts import RunFacts
+from ebdiff.report.render import Table, to_csv, to_markdown, to_tex
+from ebdiff.report.results import Results
+
+CAPTIONS = {
+    "table1": "Early-bird tickets by pruning rate and criterion",
+    "table3": "Timestep-aware experts with and without overlapping regions",
+    "table4": "Quality and training cost of every method",
+    "table8": "Timestep-aware experts by the pruning rates of their regions",
+    "table9": "Timestep-aware experts by the training iterations of their regions",
+    "controls": "Controls: what the method itself adds",
+}
+
+
+def write_table(experiment: Experiment, table: str, folder: Path, *, partial: bool = False) -> list[Path]:
+    """Write `{table}.csv`, `.md` and `.tex` into a folder, each atomically.
+
+    Args:
+        experiment: the experiment.
+        table: one of its tables.
+        folder: where to write.
+        partial: show "–" where a file isn't there yet, with the command that fills it.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        UserError: no such table; a file is damaged, or missing while `partial` is false.
+    """
+    built = build(Results(experiment, partial=partial), table)
+    written = []
+    for extension, render in (("csv", to_csv), ("md", to_markdown), ("tex", to_tex)):
+        written.append(folder / f"{table}.{extension}")
+        write_text(written[-1], render(built))
+    return written
+
+
+def build(results: Results, table: str) -> Table:
+    """Fill a table.
+
+    Raises:
+        UserError: as `write_table`.
+    """
+    rows = [RunFacts(results, name) for name in needs.rows(results.experiment, table)]
+    columns = columns_of(table, rows)
+    below = notes.of_table(results, table, rows)
+    if results.partial:
+        target = results.path(layout.TABLE, table=table, ext="csv")
+        below.append(f"So far: what shows {text.MISSING} is filled by `snakemake --cores all {target}`.")
+    return Table(
+        caption=f"{CAPTIONS[table]} ({results.experiment.dataset.name})",
+        columns=columns,
+        values=[[results.attempt(column.value, facts) for column in columns] for facts in rows],
+        marks=[notes.marks(facts, rows) for facts in rows],
+        notes=below,
+        grouped=table in ("table4", "controls"),
+    )

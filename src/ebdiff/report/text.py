@@ -1,0 +1,68 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+MISSING = "–"
+
+
+def number(value: float) -> str:
+    """About three figures: 0.0308, 1.32, 35.7, 248."""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 1:
+        return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return f"{value:.3g}"
+
+
+def two(value: float) -> str:
+    """Two decimals."""
+    return f"{value:.2f}"
+
+
+def mega(value: float) -> str:
+    """In millions."""
+    return number(value / 1e6)
+
+
+def giga(value: float) -> str:
+    """In billions."""
+    return number(value / 1e9)
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a decimal only where it has one."""
+    return f"{round(100 * share, 1):g}"
+
+
+def times(value: float) -> str:
+    """A speed-up."""
+    return f"{value:.2f}×"
+
+
+def over_seeds(show: Callable[[float], str]) -> Callable[[Sequence[float]], str]:
+    """Mean ± sample standard deviation; a single seed is just its number."""
+
+    def text(values: Sequence[float]) -> str:
+        if not values:
+            return MISSING
+        mean = show(statistics.fmean(values))
+        return mean if len(values) == 1 else f"{mean} ± {show(statistics.stdev(values))}"
+
+    return text
+
+
+def span(values: Iterable[float], show: Callable[[float], str] = str) -> str:
+    """One value, or the range from the lowest to the highest."""
+    low_to_high = sorted(set(values))
+    if not low_to_high:
+        return MISSING
+    return "-".join(dict.fromkeys(show(v) for v in (low_to_high[0], low_to_high[-1])))
+
+
+def plural(count: int, word: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

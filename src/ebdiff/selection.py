@@ -1,0 +1,221 @@
+"""From snapshots to tickets: masks of every interval, their distances, the network cut out.
+
+One function per verb: `prune_per_epoch`, `hamming_matrix`, `select_eb_epoch`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ebdiff import inputs, layout
+from ebdiff.config import FINAL, Experiment
+from ebdiff.data.store import Images, to_float
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.digests import masks_digest, ticket_digest
+from ebdiff.draws import generator
+from ebdiff.errors import UserError
+from ebdiff.files import read_json, write_arrays, write_json
+from ebdiff.nets import store
+from ebdiff.pruning.count import count
+from ebdiff.pruning.graph import trace
+from ebdiff.pruning.importance import Scores, accumulate_gradients, first_order, magnitude
+from ebdiff.pruning.select import realised_rate, select, select_random, widths
+from ebdiff.pruning.surgery import cut
+from ebdiff.tickets import (
+    History,
+    chance,
+    first_settled,
+    hamming,
+    last_distances,
+    load_history,
+    save_histories,
+)
+
+# A ticket at least this share of chance away from the initial mask was learned, not averaged into.
+LEARNED = 0.8
+
+
+def prune_per_epoch(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
+    """Masks of all intervals of a search under one criterion (verb `prune-per-epoch`).
+
+    Magnitude masks were taken while training and are only selected here; Taylor and Diff-Pruning
+    are computed from the snapshots; `final` is a history of one.
+    """
+    groups = trace(experiment.network)
+    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
+    began = time.perf_counter()
+    if criterion == "magnitude" and search != FINAL:
+        history = load_history(layout.path(layout.DENSE_MASKS, **where), weights, groups)
+    else:
+        rates = experiment.rates() if search == FINAL else experiment.searches[search].rates
+        history = History.empty(tuple(rates), groups)
+        for scores in _scores(experiment, search, criterion, weights, seed):
+            packed = [np.packbits(select(groups, scores, rate)) for rate in history.rates]
+            history.masks.append(np.stack(packed))
+    digest = masks_digest(experiment, search, criterion, weights)
+    save_histories(layout.path(layout.MASKS, **where), {weights: history}, digest)
+    entry = {
+        "seconds": round(time.perf_counter() - began, 3),
+        "masks": len(history.masks) * len(history.rates),
+    }
+    write_json(layout.path(layout.MASKS_LEDGER, **where), entry)
+
+
+def _scores(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> Iterator[Scores]:
+    """Channel scores of every snapshot of a search, in order."""
+    folder = inputs.snapshots(experiment, search, seed)
+    intervals = 1 if search == FINAL else len(list(folder.glob("*.safetensors")))
+    if criterion != "magnitude":
+        images, noise = _fixed_batch(experiment, seed)
+    for interval in range(intervals):
+        path = inputs.snapshot(experiment, search, seed, interval)
+        tensors, config, _ = store.load(path, f"{weights}.")
+        if criterion == "magnitude":
+            yield magnitude(tensors)
+            continue
+        network = store.build(config, tensors)
+        gradients, used = accumulate_gradients(
+            network,
+            images,
+            noise,
+            alphas_bar(experiment.diffusion),
+            experiment.pruning,
+            stop_early=criterion == "diff-pruning",
+        )
+        print(f"{criterion}: interval {interval + 1} of {intervals}, {used} timesteps", flush=True)
+        yield first_order(network, gradients)
+
+
+def _fixed_batch(experiment: Experiment, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One batch of images and one noise tensor for all timesteps and intervals (Diff-Pruning)."""
+    pixels = Images.open(experiment.dataset.name, subset=experiment.dataset.subset).pixels
+    size = min(experiment.pruning.images, len(pixels))
+    chosen = np.sort(generator(seed, "pruning/images").choice(len(pixels), size, replace=False))
+    images = to_float(pixels[chosen])
+    noise = generator(seed, "pruning/noise").standard_normal(images.shape, np.float32)
+    return images, torch.from_numpy(noise)
+
+
+def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
+    """All distances of a mask history, to the initial mask too, and chance (verb `hamming-matrix`)."""
+    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
+    groups = trace(experiment.network)
+    history = load_history(layout.path(layout.MASKS, **where), weights, groups)
+    rule = experiment.searches[search]
+    write_arrays(
+        layout.path(layout.HAMMING, **where),
+        rates=np.array(history.rates),
+        intervals=np.arange(len(history.masks)),
+        matrix=np.stack([history.distances(r) for r in history.rates]),
+        initial=np.stack([history.to_initial(r) for r in history.rates]),
+        chance=np.array([chance(history.mask(r, 0), groups) for r in history.rates]),
+        window=np.array(rule.window),
+        threshold=np.array(rule.threshold),
+        interval_steps=np.array(interval_steps(experiment, search)),
+        unit=np.array(rule.interval.unit),
+    )
+
+
+def interval_steps(experiment: Experiment, search: str) -> int:
+    """Optimiser steps per interval of a search."""
+    steps = experiment.searches[search].interval.steps
+    if steps is not None:
+        return steps
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
+    return experiment.epoch_steps(manifest["count"])
+
+
+def select_eb_epoch(
+    experiment: Experiment, search: str, criterion: str, weights: str, rate: float, seed: int
+) -> dict[str, Any]:
+    """Draw a ticket: the first settled mask and the network cut from that interval's weights.
+
+    A search that hasn't settled at its horizon gives its last mask, marked `settled: false`. A
+    random ticket is cut at the magnitude ticket's interval, with a mask drawn from (seed, rate).
+
+    Returns:
+        the ticket's story, as written to its JSON.
+    """
+    where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights, rate=rate)
+    groups = trace(experiment.network)
+    if criterion == "random":
+        rng = generator(seed, f"ticket/random/{search}/{weights}/{rate}")
+        mask, found = select_random(groups, rng, rate), _final_story()
+        if search != FINAL:
+            magnitude_story = read_json(layout.path(layout.STORY, criterion="magnitude", **where))
+            found = {key: magnitude_story[key] for key in found}
+    else:
+        history = load_history(layout.path(layout.MASKS, criterion=criterion, **where), weights, groups)
+        if rate not in history.rates:
+            raise UserError(f"{search}/{criterion}: rate {rate} was not searched for; add it to the search")
+        mask, found = _apply_rule(experiment, search, history, rate)
+
+    path = inputs.snapshot(experiment, search, seed, found["interval"])
+    tensors, config, source = store.load(path, f"{weights}.")
+    smaller = cut(config, tensors, mask)
+    params, macs = count(config, smaller)
+    story = {
+        **{k: where[k] for k in ("search", "weights", "rate", "seed")},
+        "criterion": criterion,
+        "realised": realised_rate(mask),
+        **found,
+        "step": source["step"],
+        "chance": chance(mask, groups),
+        "params": params,
+        "macs": macs,
+        "widths": widths(groups, mask),
+        "digest": ticket_digest(experiment, search, criterion, weights, rate),
+    }
+    store.save(layout.path(layout.TICKET, criterion=criterion, **where), smaller, config, story)
+    write_json(layout.path(layout.STORY, criterion=criterion, **where), story)
+    return story
+
+
+def _final_story() -> dict[str, Any]:
+    """What is known of a ticket of the finished network."""
+    return {
+        "settled": True,
+        "interval": 0,
+        "intervals_completed": 1,
+        "unit": "training",
+        "interval_steps": None,
+        "window": None,
+        "threshold": None,
+        "last_distances": [],
+        "to_initial": None,
+        "to_last": None,
+        "kind": "finished network",
+    }
+
+
+def _apply_rule(
+    experiment: Experiment, search: str, history: History, rate: float
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The ticket's mask and what the rule and its controls say of it."""
+    if search == FINAL:
+        return history.mask(rate, 0), _final_story()
+    rule, masks = experiment.searches[search], history.of_rate(rate)
+    found = first_settled(masks, history.length, rule.window, rule.threshold)
+    interval = len(masks) - 1 if found is None else found
+    mask = history.mask(rate, interval)
+    to_initial = float(history.to_initial(rate)[interval])
+    known = history.initial is not None
+    learned = to_initial >= LEARNED * chance(mask, trace(experiment.network))
+    return mask, {
+        "settled": found is not None,
+        "interval": interval,
+        "intervals_completed": interval + 1,
+        "unit": rule.interval.unit,
+        "interval_steps": interval_steps(experiment, search),
+        "window": rule.window,
+        "threshold": rule.threshold,
+        "last_distances": last_distances(masks[: interval + 1], history.length, rule.window).tolist(),
+        "to_initial": to_initial if known else None,
+        "to_last": float(hamming(masks[interval], masks[-1], history.length)),
+        "kind": ("learned" if learned else "near its initialisation") if known else "unknown",
+    }

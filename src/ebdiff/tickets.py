@@ -1,0 +1,150 @@
+"""Mask histories, Hamming distances, the early-bird rule and its controls.
+
+A search leaves one mask per interval and rate. A ticket is drawn at the first interval whose mask
+lies within a threshold of each of the `window - 1` masks before it (A1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ebdiff.errors import UserError
+from ebdiff.files import read_arrays, write_arrays
+from ebdiff.pruning.graph import Group
+
+
+def hamming(a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
+    """Share of differing entries between packed masks.
+
+    Args:
+        a, b: uint8 from `np.packbits`, broadcastable, bytes last.
+        length: entries of an unpacked mask.
+
+    Returns:
+        float distances in [0, 1], of the broadcast shape without its last axis.
+    """
+    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64) / length
+
+
+def settled(masks: np.ndarray, length: int, window: int, threshold: float) -> bool:
+    """The early-bird rule on the masks so far, newest last: (n, bytes) packed.
+
+    Only the newest is compared, with each of the `window - 1` before it; equality with the
+    threshold counts as settled (the official code rejects on > only).
+    """
+    return len(masks) >= window and bool((last_distances(masks, length, window) <= threshold).all())
+
+
+def last_distances(masks: np.ndarray, length: int, window: int) -> np.ndarray:
+    """Distances of the newest mask to each of the up to `window - 1` before it, oldest first."""
+    return hamming(masks[-1], masks[-window:-1], length)
+
+
+def first_settled(masks: np.ndarray, length: int, window: int, threshold: float) -> int | None:
+    """Index of the first interval at which the rule holds, or None."""
+    for i in range(window - 1, len(masks)):
+        if settled(masks[: i + 1], length, window, threshold):
+            return i
+    return None
+
+
+def chance(mask: np.ndarray, groups: tuple[Group, ...]) -> float:
+    """Expected distance of two independent masks of the same sizes.
+
+    Entry-weighted mean over groups of 2 p (1 - p), p the share that the group really lost.
+
+    Args:
+        mask: bool, unpacked, True = kept.
+        groups: the network's pruning groups.
+    """
+    parts = np.split(mask, np.cumsum([g.width for g in groups])[:-1])
+    return float(sum(2 * p.mean() * (1 - p.mean()) * len(p) for p in parts) / len(mask))
+
+
+@dataclass
+class History:
+    """Masks of one criterion and one kind of weights over the intervals of a search.
+
+    Attributes:
+        rates: asked rates, R of them.
+        names, widths: the groups the mask entries belong to, checked on loading.
+        initial: packed masks of the initial weights, (R, bytes) uint8, or None for gradient criteria
+            and `final`.
+        masks: one (R, bytes) array per interval, oldest first.
+    """
+
+    rates: tuple[float, ...]
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    initial: np.ndarray | None = None
+    masks: list[np.ndarray] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, rates: tuple[float, ...], groups: tuple[Group, ...]) -> History:
+        """A history of no intervals yet."""
+        return cls(tuple(rates), tuple(g.name for g in groups), tuple(g.width for g in groups))
+
+    @property
+    def length(self) -> int:
+        """Entries of one mask."""
+        return sum(self.widths)
+
+    def of_rate(self, rate: float) -> np.ndarray:
+        """All masks of a rate, packed: (intervals, bytes) uint8."""
+        row = self.rates.index(rate)
+        return np.stack([masks[row] for masks in self.masks])
+
+    def mask(self, rate: float, interval: int) -> np.ndarray:
+        """One mask, unpacked: bool (length,), True = kept."""
+        return np.unpackbits(self.of_rate(rate)[interval], count=self.length).astype(bool)
+
+    def distances(self, rate: float) -> np.ndarray:
+        """Hamming matrix of all intervals, float32 (n, n)."""
+        masks = self.of_rate(rate)
+        return hamming(masks[:, None], masks[None], self.length).astype(np.float32)
+
+    def to_initial(self, rate: float) -> np.ndarray:
+        """Distance of each interval's mask to the initial one (n,); NaN where that isn't known."""
+        if self.initial is None:
+            return np.full(len(self.masks), np.nan)
+        return hamming(self.of_rate(rate), self.initial[self.rates.index(rate)], self.length)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The history as named arrays, for npz and safetensors alike."""
+        size = len(np.packbits(np.zeros(self.length, bool)))
+        masks = np.stack(self.masks) if self.masks else np.zeros((0, len(self.rates), size), np.uint8)
+        arrays = {"rates": np.array(self.rates), "widths": np.array(self.widths), "masks": masks}
+        return arrays | ({} if self.initial is None else {"initial": self.initial})
+
+
+def save_histories(path: Path, histories: dict[str, History], digest: str) -> None:
+    """Write the histories of several kinds of weights to one npz: arrays named `{weights}.{array}`."""
+    first = next(iter(histories.values()))
+    arrays = {f"{k}.{name}": a for k, h in histories.items() for name, a in h.arrays().items()}
+    write_arrays(path, **arrays, names=np.array(first.names), digest=np.array(digest))
+
+
+def load_history(path: Path, weights: str, groups: tuple[Group, ...]) -> History:
+    """Read one history and check that it belongs to the network of these groups.
+
+    Raises:
+        UserError: unreadable, without these weights, or of another network.
+    """
+    arrays = read_arrays(path)
+    try:
+        history = History(
+            tuple(arrays[f"{weights}.rates"].tolist()),
+            tuple(arrays["names"].tolist()),
+            tuple(arrays[f"{weights}.widths"].tolist()),
+            arrays.get(f"{weights}.initial"),
+            list(arrays[f"{weights}.masks"]),
+        )
+    except KeyError as missing:
+        raise UserError(f"{path}: has no {missing.args[0]}; delete it and run again") from None
+    expected = [(g.name, g.width) for g in groups]
+    if list(zip(history.names, history.widths, strict=True)) != expected:
+        raise UserError(f"{path}: masks of another network; delete it and run again")
+    return history

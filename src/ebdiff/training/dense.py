@@ -1,0 +1,168 @@
+"""Dense training and the early-bird search (verb `train-dense`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ebdiff import layout
+from ebdiff.config import Experiment, Search
+from ebdiff.data.store import Images
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.digests import dense_digest
+from ebdiff.files import remove_state, write_json
+from ebdiff.nets import store
+from ebdiff.pruning.graph import trace
+from ebdiff.pruning.importance import magnitude
+from ebdiff.pruning.select import select
+from ebdiff.tickets import History, save_histories, settled
+from ebdiff.training.ledger import ledger
+from ebdiff.training.loop import Job, train
+from ebdiff.training.resume import keep_readings, resume, stamp, state_path
+from ebdiff.training.state import State
+
+KINDS = ("raw", "ema")
+
+
+class Watch:
+    """Takes the magnitude masks after every interval and says when the search is over.
+
+    Both raw and averaged weights are watched, whichever gives the tickets: together they tell a
+    learned ticket from one that a slow average merely hasn't left yet.
+    """
+
+    def __init__(self, experiment: Experiment, search: Search, snapshots: Path):
+        self.network, self.search, self.snapshots = experiment.network, search, snapshots
+        self.groups = trace(experiment.network)
+        self.histories = {kind: History.empty(search.rates, self.groups) for kind in KINDS}
+        self.last_settled: dict[tuple[str, float], int] = {}
+
+    def masks(self, state: State, kind: str) -> np.ndarray:
+        """Packed masks of all rates: (R, bytes)."""
+        scores = magnitude(state.weights(kind))
+        return np.stack([np.packbits(select(self.groups, scores, r)) for r in self.search.rates])
+
+    def begin(self, state: State) -> None:
+        """Record the initial masks, or take up the ones that travelled with a resumed state."""
+        for kind, history in self.histories.items():
+            if state.step == 0:
+                history.initial = self.masks(state, kind)
+            else:
+                history.initial = state.extra[f"{kind}.initial"].numpy()
+                history.masks = list(state.extra[f"{kind}.masks"].numpy())
+        for interval in range(len(self.histories["raw"].masks)):
+            self._settle(interval)
+        self._carry(state)
+
+    def _carry(self, state: State) -> None:
+        for kind, history in self.histories.items():
+            state.extra[f"{kind}.initial"] = torch.from_numpy(history.initial)
+            state.extra[f"{kind}.masks"] = torch.from_numpy(history.arrays()["masks"])
+
+    def _settle(self, interval: int) -> bool:
+        """Note which tickets settle at an interval; whether any did."""
+        new = False
+        for kind in self.search.weights:
+            history = self.histories[kind]
+            for rate in self.search.rates:
+                masks = history.of_rate(rate)[: interval + 1]
+                rule = (history.length, self.search.window, self.search.threshold)
+                if (kind, rate) not in self.last_settled and settled(masks, *rule):
+                    self.last_settled[kind, rate] = interval
+                    print(f"ticket: rate {rate} ({kind}) settled at interval {interval}", flush=True)
+                    new = True
+        return new
+
+    def __call__(self, state: State) -> bool:
+        """After an interval: masks, a snapshot where a ticket may need one, and whether to stop."""
+        for kind, history in self.histories.items():
+            history.masks.append(self.masks(state, kind))
+        self._carry(state)
+        interval = len(self.histories["raw"].masks) - 1
+        new = self._settle(interval)
+        all_settled = len(self.last_settled) == len(self.search.weights) * len(self.search.rates)
+        at_horizon = interval + 1 == self.search.horizon
+        if self.search.gradient_criteria or new or (at_horizon and not all_settled):
+            self._save_snapshot(state, interval)
+        if self.search.gradient_criteria or not all_settled:
+            return at_horizon
+        return at_horizon or interval >= max(self.last_settled.values()) + self.search.watch
+
+    def _save_snapshot(self, state: State, interval: int) -> None:
+        tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
+        story = {"step": state.step, "interval": interval}
+        store.save(self.snapshots / f"{interval}.safetensors", tensors, self.network, story)
+
+
+def train_dense(experiment: Experiment, name: str, seed: int, device: torch.device) -> None:
+    """Train the dense network of a search until its tickets settled, or to its horizon.
+
+    Writes snapshots, masks of every interval (raw and averaged), the full state at the end, and a
+    ledger. Killed and called again, it goes on and ends with the same bits.
+    """
+    search = experiment.searches[name]
+    where = dict(experiment=experiment.name, seed=seed, search=name)
+    last = layout.path(layout.DENSE_LAST, **where)
+    images = Images.open(
+        experiment.dataset.name, flip=experiment.dataset.flip, subset=experiment.dataset.subset
+    )
+    expected = stamp(dense_digest(experiment, name), images.sha256, [])
+    state = resume(last, expected, experiment.training, device)
+    if state is None:
+        network = store.fresh(experiment.network, seed, f"dense/{name}")
+        state = State.start(network, experiment.training, device)
+
+    folder = layout.state_of(last)
+    watch = Watch(experiment, search, folder / "snapshots")
+    watch.begin(state)
+    job = Job(
+        name=f"dense/{name}",
+        seed=seed,
+        images=images,
+        law=Antithetic(*search.span),
+        abar=alphas_bar(experiment.diffusion),
+        training=experiment.training,
+        stats=folder / "stats.jsonl",
+    )
+    job.stats.parent.mkdir(parents=True, exist_ok=True)
+    keep_readings(job.stats, state.step)
+    interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
+    story = {"search": name, "seed": seed, **expected}
+    train(
+        state,
+        job,
+        until=interval * search.horizon,
+        interval=interval,
+        at_interval=watch,
+        save=lambda s: s.save(state_path(last), experiment.network, story),
+    )
+
+    state.extra = {}
+    final = layout.path(layout.SNAPSHOTS, **where)
+    shutil.rmtree(final, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    state.save(last, experiment.network, story)
+    save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, expected["digest"])
+    intervals = len(watch.histories["raw"].masks)
+    entry = ledger(
+        device,
+        search=name,
+        seed=seed,
+        steps=state.step,
+        seconds=round(state.seconds, 3),
+        images=state.step * experiment.training.batch,
+        intervals=intervals,
+        horizon=search.horizon,
+        stopped="settled" if intervals < search.horizon else "horizon",
+        settled={f"{kind} {rate}": at for (kind, rate), at in watch.last_settled.items()},
+        processes=state.processes,
+    )
+    os.replace(folder / "snapshots", final)
+    write_json(layout.path(layout.DENSE_LEDGER, **where), entry)
+    os.replace(job.stats, layout.path(layout.DENSE_STATS, **where))
+    remove_state(folder)

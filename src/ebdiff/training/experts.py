@@ -1,0 +1,129 @@
+"""Training an expert to a milestone (verb `finetune-region`)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ebdiff import inputs, layout
+from ebdiff.accounting import TrainedExpert, like_iterations, search_steps
+from ebdiff.config import Experiment, Expert
+from ebdiff.data.store import Images
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.digests import expert_digest
+from ebdiff.files import read_json, remove_state, write_json
+from ebdiff.nets import store
+from ebdiff.nets.unet import UNet
+from ebdiff.pruning.count import meta_tensors
+from ebdiff.training.ledger import ledger
+from ebdiff.training.loop import Job, train
+from ebdiff.training.resume import keep_readings, resume, stamp, state_path
+from ebdiff.training.state import State
+
+
+def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed: int) -> int:
+    """Steps of a milestone: the number itself, or for `like-RUN` as many as cost the same.
+
+    Equal means equal measured device time, the other run's search included: cost.json gives the
+    times per step, that run's ticket stories the steps its search is charged.
+    """
+    if not milestone.startswith("like-"):
+        return int(milestone)
+    like = milestone.removeprefix("like-")
+    networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
+
+    def step_time(e: Expert) -> float:
+        rate = None if e.init == "snapshot" else e.rate
+        return networks[str(rate or "dense")]["step_ms"] / networks["dense"]["step_ms"]
+
+    other = [TrainedExpert(e.iterations, step_time(e)) for e in experiment.runs[like].experts]
+    searched = search_steps(read_json(path) for path in inputs.stories(experiment, like, seed))
+    return like_iterations(other, searched, step_time(expert))
+
+
+def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:
+    """The network at step 0: a ticket, a ticket's dense snapshot, or fresh weights."""
+    if expert.init == "dense":
+        return store.fresh(experiment.network, seed, stream)
+    if expert.init == "fresh":
+        network = store.build(
+            experiment.network,
+            {n: torch.empty(t.shape) for n, t in meta_tensors(experiment.network, expert.rate).items()},
+        )
+        store.initialise(network, seed, stream)
+        return network
+    where = dict(experiment=experiment.name, seed=seed, **inputs.ticket_parts(expert))
+    if expert.init == "inherit":
+        tensors, config, _ = store.load(layout.path(layout.TICKET, **where))
+        return store.build(config, tensors)
+    interval = read_json(layout.path(layout.STORY, **where))["interval"]
+    tensors, config, _ = store.load(
+        inputs.snapshot(experiment, expert.search, seed, interval), f"{expert.weights}."
+    )
+    return store.build(config, tensors)
+
+
+def finetune_region(
+    experiment: Experiment, key: str, milestone: str, seed: int, device: torch.device
+) -> None:
+    """Train an expert on its span up to a milestone, from where the previous one ended.
+
+    Writes the full training state, its readings and a ledger of all steps so far. Killed and
+    called again, it goes on and ends with the same bits.
+    """
+    expert = experiment.experts()[key]
+    where = dict(experiment=experiment.name, seed=seed, expert=key, milestone=milestone)
+    output = layout.path(layout.MILESTONE, **where)
+    images = Images.open(
+        experiment.dataset.name, flip=experiment.dataset.flip, subset=experiment.dataset.subset
+    )
+    # The unpruned network goes on with its search's own stream: same bits as never having stopped.
+    stream = f"dense/{expert.search}" if expert.init == "dense" else f"expert/{key}"
+    steps = milestone_steps(experiment, expert, milestone, seed)
+
+    read = inputs.expert(experiment, key, milestone, seed)
+    expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
+    state = resume(output, expected, experiment.training, device)
+    if state is None:
+        states = [
+            path
+            for path in inputs.beginnings(experiment, key, milestone, seed)
+            if store.story(path)["step"] <= steps
+        ]
+        if states:
+            furthest = max(states, key=lambda path: store.story(path)["step"])
+            state = State.load(furthest, experiment.training, device)
+        else:
+            state = State.start(_initial(experiment, expert, stream, seed), experiment.training, device)
+
+    folder = layout.state_of(output)
+    job = Job(
+        name=stream,
+        seed=seed,
+        images=images,
+        law=Antithetic(*expert.span),
+        abar=alphas_bar(experiment.diffusion),
+        training=experiment.training,
+        stats=folder / "stats.jsonl",
+    )
+    job.stats.parent.mkdir(parents=True, exist_ok=True)
+    keep_readings(job.stats, state.step)
+    story = {"expert": key, "milestone": milestone, "seed": seed, **expected}
+    train(state, job, steps, save=lambda s: s.save(state_path(output), experiment.network, story))
+
+    state.save(output, experiment.network, story)
+    entry = ledger(
+        device,
+        expert=key,
+        milestone=milestone,
+        seed=seed,
+        steps=state.step,
+        seconds=round(state.seconds, 3),
+        images=state.step * experiment.training.batch,
+        processes=state.processes,
+    )
+    write_json(layout.path(layout.LEDGER, **where), entry)
+    os.replace(job.stats, layout.path(layout.STATS, **where))
+    remove_state(folder)
