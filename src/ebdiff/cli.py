@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,7 @@ def _device(experiment: Experiment) -> torch.device:
     return pick_device(experiment.compute.device)
 
 
-def _known(value: object, known: object, what: str) -> None:
+def _known(value: object, known: Iterable[object], what: str) -> None:
     """Refuse a name that the experiment doesn't have.
 
     Raises:

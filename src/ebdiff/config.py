@@ -121,7 +121,7 @@ class Interval(Strict):
 class Search(Strict):
     """A dense training whose masks are watched until they settle (the early-bird rule)."""
 
-    span: Span | None = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
+    span: Span = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
     interval: Interval = Field(Interval(), description="epoch, or {unit, steps}.")
     criteria: tuple[Criterion, ...] = Field(("magnitude",), min_length=1)
     rates: tuple[Rate, ...] = Field(min_length=1, description="Asked pruning rates.")
@@ -167,8 +167,8 @@ class Expert(Strict):
     criterion: Criterion = "magnitude"
     weights: Weights = "ema"
     rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
-    span: Span | None = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
-    serve: Span | None = Field(None, description="Timesteps served; null: the span.")
+    span: Span = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
+    serve: Span = Field(None, description="Timesteps served; null: the span.")
     iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
 
     @field_validator("iterations")

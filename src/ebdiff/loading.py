@@ -98,7 +98,8 @@ def parse(raw: dict, where: str) -> Experiment:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key first: the missing one is its consequence.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     message = first["msg"].removeprefix("Value error, ")

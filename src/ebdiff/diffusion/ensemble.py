@@ -98,7 +98,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     remove_state(folder)
 
 
-def _open(output: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.ndarray, int, float]:
+def _open(output: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.memmap, int, float]:
     """The unfinished samples to go on with (array, images done, seconds so far), or new ones."""
     folder = layout.state_of(output)
     file = folder / "samples.npy"
@@ -118,14 +118,11 @@ def _open(output: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.ndarray
 
 def write_grid(images: np.ndarray, path: Path) -> None:
     """Write up to 100 uint8 images (n, H, W, C) as one PNG, ten a row, small ones enlarged."""
-    n, height, width, channels = images.shape
-    rows = -(-n // GRID)
-    canvas = np.full((rows * GRID, height, width, channels), 255, np.uint8)
-    canvas[:n] = images
-    grid = canvas.reshape(rows, GRID, height, width, channels).swapaxes(1, 2)
+    factor = max(1, 64 // images.shape[2])
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    large = np.pad(large, ((0, -len(images) % GRID), (2, 2), (2, 2), (0, 0)), constant_values=255)
+    rows, (height, width, channels) = len(large) // GRID, large.shape[1:]
+    grid = large.reshape(rows, GRID, height, width, channels).swapaxes(1, 2)
     grid = grid.reshape(rows * height, GRID * width, channels)
-    picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
-    factor = max(1, 320 // width // GRID * 2)
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     with replacing(path) as temporary:
-        picture.save(temporary)
+        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary)

@@ -72,7 +72,7 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
         shuffled = generator(0, "classifier/order", epoch).permutation(train)
         for first in range(0, len(shuffled), BATCH):
             batch = torch.from_numpy(shuffled[first : first + BATCH])
-            loss = F.cross_entropy(network(x[batch])[1], y[batch], label_smoothing=0.05)
+            loss = F.cross_entropy(network(x[batch])[1], y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

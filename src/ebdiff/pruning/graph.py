@@ -17,6 +17,8 @@ from torch import nn
 from ebdiff.config import Network
 from ebdiff.nets.unet import UNet
 
+Side = Literal["out", "in", "norm"]
+
 
 @dataclass(frozen=True)
 class Member:
@@ -31,7 +33,7 @@ class Member:
     """
 
     layer: str
-    side: Literal["out", "in", "norm"]
+    side: Side
     channels: slice | np.ndarray
     roots: np.ndarray
     width: int
@@ -86,6 +88,7 @@ def trace(config: Network) -> tuple[Group, ...]:
             module = item.dep.target.module
             if module not in names:  # the graph's own nodes: concatenations, reshapes, sums
                 continue
+            side: Side
             if isinstance(module, nn.GroupNorm):
                 side, width, norm_groups = "norm", module.num_channels, module.num_groups
             elif graph.is_out_channel_pruning_fn(item.dep.handler):

@@ -17,31 +17,44 @@ _BLOCKS = {
 
 def columns_of(table: str, rows: list[RunFacts]) -> tuple[Column, ...]:
     """The columns of a table; how many regions it shows depends on its rows."""
+    macs = _macs(rows, "macs", "MACs", lambda f: f.macs)
     if table == "table1":
         criterion = replace(CRITERION, marked=True)
-        return (RATE, criterion, REALISED, PARAMS, MACS, CFD, TICKET, ITERATIONS, _fid(table), PAPER_TICKET)
+        return (RATE, criterion, REALISED, PARAMS, macs, CFD, TICKET, ITERATIONS, _fid(table), PAPER_TICKET)
     if table == "table3":
         return (TITLE, *_regions(rows), OVERLAP, CFD, _fid(table))
     if table == "table8":
-        macs = _published(table, "paper_macs", "Paper avg.\nMACs (G)", "average_macs_g_corrected", text.two)
-        return (TITLE, RATE, *_rates(rows), AVERAGE_MACS, MACS_VISITED, CFD, macs, _fid(table))
+        sampled = _macs(rows, "macs_visited", "As sampled", lambda f: f.macs_visited)
+        paper_macs = _published(table, "paper_macs", "Paper\nMACs (G)", "average_macs_g_corrected", text.two)
+        return (TITLE, RATE, *_rates(rows), macs, sampled, CFD, paper_macs, _fid(table))
     if table == "table9":
         return (TITLE, *_iterations(rows), CFD, PAPER_ITERATIONS, _fid(table))
-    shared = (BLOCK, TITLE, CRITERION, RATE, PARAMS, MACS, CFD, KID, ITERATIONS, *COSTS)
+    shared = (BLOCK, TITLE, CRITERION, RATE, PARAMS, macs, CFD, KID, ITERATIONS, *COSTS)
     if table == "controls":
         return shared
     return (
         *shared,
         _published(table, "paper_macs", "Paper\nMACs (G)", "macs_g_corrected", text.number),
         _fid(table),
-        _published(table, "paper_speedup", "Paper\nspeed-up", "speedup", text.times),
+        _published(table, "paper_speedup", "Paper\nspeed-up", "speedup", text.two),
     )
+
+
+def _macs(rows: list[RunFacts], key: str, heading: str, value: Callable) -> Column:
+    """MACs, in G as in the paper, or in M where the unpruned network has less than 0.1 G."""
+    dense = rows[0].results.attempt(rows[0].results.network, "dense") if rows else None
+    if dense and dense["macs"] < 1e8:
+        return Column(key, f"{heading}\n(M)", value, text.mega)
+    return Column(key, f"{heading}\n(G)", value, text.giga)
 
 
 def _speedup(key: str, heading: str, which: str, source: str = "speedups") -> Column:
     """One way of counting the speed-up."""
-    show = text.over_seeds(text.times)
-    return Column(key, heading, lambda f: tuple(getattr(s, which) for s in getattr(f, source)), show)
+
+    def value(facts: RunFacts) -> tuple[float, ...]:
+        return tuple(getattr(s, which) for s in getattr(facts, source))
+
+    return Column(key, heading, value, text.over_seeds(text.two))
 
 
 def _published(table: str, key: str, heading: str, column: str, show: Callable) -> Column:
@@ -102,11 +115,13 @@ def _iterations(rows: list[RunFacts]) -> list[Column]:
 
 
 def _all_iterations(facts: RunFacts) -> str | None:
-    """Iterations of a run: one number where its experts agree; a range over seeds."""
+    """Iterations of each of a run's experts; a range where seeds differ."""
     if not facts.iterations:
         return None
     per_expert = [text.span(steps) for steps in zip(*facts.iterations, strict=True)]
-    return per_expert[0] if len(set(per_expert)) == 1 else " / ".join(per_expert)
+    if len(per_expert) > 1 and len(set(per_expert)) == 1:
+        return f"{len(per_expert)} × {per_expert[0]}"
+    return " / ".join(per_expert)
 
 
 def _ticket_at(facts: RunFacts) -> str | None:
@@ -127,15 +142,12 @@ def _paper_iterations(facts: RunFacts) -> str | None:
     return " / ".join(f"{n // 1000}K" for n in reversed(counts)) if counts else None
 
 
-BLOCK = Column("block", "", lambda f: _BLOCKS[f.run.method])
-TITLE = Column("run", "Run", lambda f: f.run.title, marked=True)
-CRITERION = Column("criterion", "Criterion", lambda f: f.criterion)
+BLOCK = Column("block", "", lambda f: _BLOCKS[f.run.method], left=True)
+TITLE = Column("run", "Run", lambda f: f.run.title, left=True, marked=True)
+CRITERION = Column("criterion", "Criterion", lambda f: f.criterion, left=True)
 RATE = Column("rate", "Rate\n(%)", lambda f: f.rate, text.percent)
 REALISED = Column("realised_rate", "Realised\nrate (%)", lambda f: f.realised, text.percent)
 PARAMS = Column("params", "Params\n(M)", lambda f: f.params, text.mega)
-MACS = Column("macs", "MACs\n(G)", lambda f: f.macs, text.giga)
-AVERAGE_MACS = Column("macs", "Avg. MACs\n(G)", lambda f: f.macs, text.giga)
-MACS_VISITED = Column("macs_visited", "MACs as\nsampled (G)", lambda f: f.macs_visited, text.giga)
 CFD = Column("cfd", "cFD", lambda f: f.quality, text.over_seeds(text.two))
 KID = Column("kid", "KID", lambda f: f.kid, text.over_seeds(text.number))
 TICKET = Column("ticket_at", "Ticket at", _ticket_at)
@@ -148,5 +160,5 @@ COSTS = (
     _speedup("speedup_with_search", "Speed-up\nwith search", "with_search"),
     _speedup("speedup_device_time", "Speed-up\ndevice time", "device_time"),
     _speedup("speedup_macs", "Speed-up\nby MACs", "as_paper", "macs_speedups"),
-    Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.number)),
+    Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole)),
 )

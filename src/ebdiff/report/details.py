@@ -23,7 +23,7 @@ def _table(
     """A plain table: heading -> text of a row; None without rows."""
     if not rows:
         return None
-    built = tuple(Column(heading, heading, show) for heading, show in columns.items())
+    built = tuple(Column(head, head, show, left=not i) for i, (head, show) in enumerate(columns.items()))
     values = [[column.value(row) for column in built] for row in rows]
     return Table(caption, built, values, [""] * len(rows), remarks or [])
 
@@ -44,16 +44,18 @@ def _tickets(results: Results) -> Table | None:
         "Seed": lambda s: str(s["seed"]),
         "Ticket at": lambda s: f"{s['unit']} {s['interval']}" + ("" if s["settled"] else " †"),
         "Steps": lambda s: str(s["step"]),
-        "To initial mask": lambda s: _distance(s["to_initial"]),
-        "Chance": lambda s: _distance(s["chance"]),
-        "To last mask": lambda s: _distance(s["to_last"]),
-        "Kind": lambda s: s["kind"],
+        "To initial mask": lambda s: _distance(s, "to_initial"),
+        "Chance": lambda s: f"{s['chance']:.3f}",
+        "To last mask": lambda s: _distance(s, "to_last"),
+        "Kind": lambda s: "drawn at random" if s["criterion"] == "random" else s["kind"],
     }
     return _table("Tickets", columns, [stories[k] for k in sorted(stories)], notes.unsettled(runs))
 
 
-def _distance(value: float | None) -> str:
-    return text.MISSING if value is None else f"{value:.3f}"
+def _distance(story: dict, key: str) -> str:
+    """A distance of the ticket's mask; a random ticket's story has those of the magnitude ticket."""
+    unknown = story[key] is None or story["criterion"] == "random"
+    return text.MISSING if unknown else f"{story[key]:.3f}"
 
 
 def _searches(results: Results) -> Table | None:
@@ -90,7 +92,8 @@ def _networks(results: Results) -> Table | None:
         "Realised (%)": lambda r: text.percent(r["realised"]),
         "Parameters": lambda r: f"{r['params']:,}",
         "MACs (M)": lambda r: text.mega(r["macs"]),
-        "ms per step": lambda r: f"{r['step_ms']:.1f} ± {r['spread_ms']:.1f}",
+        "ms per step": lambda r: f"{r['step_ms']:.1f}",
+        "quartile range (ms)": lambda r: f"{r['spread_ms']:.1f}",
         "Step time / unpruned": lambda r: text.two(r["step_ms"] / dense["step_ms"]),
         "MACs / unpruned": lambda r: text.two(r["macs"] / dense["macs"]),
     }

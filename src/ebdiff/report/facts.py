@@ -53,7 +53,7 @@ class RunFacts:
     @property
     def rates(self) -> tuple[float, ...]:
         """Asked pruning rate of each expert's network; 0 for one that keeps all its channels."""
-        return tuple(0.0 if network(e) == "dense" else e.rate for e in self.experts)
+        return tuple(0.0 if e.rate is None or network(e) == "dense" else e.rate for e in self.experts)
 
     @property
     def rate(self) -> float:
@@ -173,7 +173,7 @@ class RunFacts:
     def _networks(self, key: str) -> list[float]:
         return [self.results.network(network(e))[key] for e in self.experts]
 
-    def _per_seed(self, read: Callable[[int], Value]) -> tuple[Value, ...]:
+    def _per_seed(self, read: Callable[[int], Value | None]) -> tuple[Value, ...]:
         values = [self.results.attempt(read, seed) for seed in self.seeds]
         return tuple(v for v in values if v is not None)
 

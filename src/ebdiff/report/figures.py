@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ebdiff.accounting import Speedups
 from ebdiff.config import Experiment
@@ -99,13 +100,14 @@ def _quality(results: Results, time: Callable[[Speedups], float], label: str) ->
     if not drawn:
         return None
     height = max(3.6, 0.5 + 0.22 * len(drawn))
-    figure = Figure(figsize=(7.4, height), layout="constrained")
+    figure = Figure(figsize=(6.6, height), layout="constrained")
     axes = figure.subplots()
     for number, (facts, x) in enumerate(drawn, 1):
         _point(axes, facts, x, number)
     axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set(xlabel=label, ylabel="classifier Fréchet distance (cFD)", xlim=(0, None))
-    axes.margins(y=0.15)
+    axes.set(xlabel=label, ylabel="classifier Fréchet distance (cFD)")
+    axes.margins(x=0.08, y=0.15)
+    axes.set_xlim(left=0)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
@@ -115,14 +117,23 @@ def _point(axes: Axes, facts: RunFacts, x: float, number: int) -> None:
     colour = style.METHOD_COLOURS[facts.run.method]
     marker = _MARKERS.get(facts.criterion.removeprefix("iterwise-"), "P")
     y = statistics.fmean(facts.quality)
-    spread = statistics.stdev(facts.quality) if len(facts.quality) > 1 else None
+    if len(facts.quality) > 1:
+        axes.errorbar(x, y, statistics.stdev(facts.quality), color=colour, capsize=2, linewidth=1, alpha=0.7)
     dagger = " †" if facts.unsettled else ""
     title = textwrap.shorten(facts.run.title, 42, placeholder="…")
-    axes.errorbar(
-        x, y, yerr=spread, color=colour, marker=marker, markersize=7, linestyle="none", capsize=2,
-        markeredgecolor="white", label=f"{number}  {title}{dagger}",
-    )  # fmt: skip
-    axes.annotate(str(number), (x, y), (6, 4), textcoords="offset points", fontsize=8, color=colour)
+    axes.plot(
+        x, y, marker, color=colour, markersize=8, markeredgecolor="white", label=f"{number}  {title}{dagger}"
+    )
+    outline = [withStroke(linewidth=2, foreground="white")]
+    axes.annotate(
+        str(number),
+        (x, y),
+        (6, 5),
+        textcoords="offset points",
+        fontsize=8,
+        color=colour,
+        path_effects=outline,
+    )
 
 
 # --- Figure 3: spans and timelines --------------------------------------------------------------------
@@ -205,7 +216,7 @@ def figure5(results: Results) -> Figure | None:
         return None
     if real is not None:
         grids.append((f"real images ({results.experiment.dataset.name})", real))
-    figure, panels = style.panels(len(grids), columns=5, width=1.9, height=2.1)
+    figure, panels = style.panels(len(grids), columns=7, width=1.9, height=2.0)
     for axes, (title, images) in zip(panels, grids, strict=True):
         axes.imshow(tile(images[: _GRID**2], _GRID), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title("\n".join(textwrap.wrap(title, 26)[:2]), fontsize=7.5)
@@ -229,20 +240,23 @@ def tile(images: np.ndarray, side: int, gap: int = 1) -> np.ndarray:
 def losses(results: Results) -> Figure | None:
     """Training losses of the experts of the first run of each method; None if none was recorded."""
     figure = Figure(figsize=(7.4, 3.2), layout="constrained")
-    axes, drawn = figure.subplots(), set()
-    for method in style.METHOD_COLOURS:
-        name = next((k for k, run in results.experiment.runs.items() if run.method == method), None)
-        facts = RunFacts(results, name) if name is not None else None
-        for i, expert in enumerate(facts.experts if facts else ()):
-            curve = results.losses(facts.seeds[0], expert)
-            if len(curve) and (expert.key, expert.iterations) not in drawn:
-                label = facts.run.title if not i else None
-                style_of = ("-", "--", ":", "-.")[i % 4]
-                axes.plot(*curve.T, style_of, color=style.METHOD_COLOURS[method], linewidth=1, label=label)
-                drawn.add((expert.key, expert.iterations))
+    axes = figure.subplots()
+    drawn: set[tuple[str, str]] = set()
+    first_of = {run.method: name for name, run in reversed(results.experiment.runs.items())}
+    for method, name in reversed(first_of.items()):
+        facts = RunFacts(results, name)
+        for i, expert in enumerate(facts.experts):
+            curve, key = results.losses(facts.seeds[0], expert), (expert.key, milestone(expert))
+            if len(curve) and key not in drawn:
+                line, label = ("-", "--", ":", "-.")[i % 4], facts.run.title if not i else None
+                axes.plot(*curve.T, line, color=style.METHOD_COLOURS[method], linewidth=1, label=label)
+                drawn.add(key)
     if not drawn:
         return None
     axes.set(xlabel="step of this network's training", ylabel="loss", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", fontsize=8)
     return figure

@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ebdiff.report import needs, style, text
 from ebdiff.report.results import Hamming, Results
@@ -61,9 +62,9 @@ def _matrix(axes: Axes, hamming: Hamming, rate: float, darkest: float) -> None:
     axes.tick_params(length=2, pad=2, labelsize=7)
     ticket = hamming.ticket(rate)
     if ticket is None:
-        axes.set_xlabel(f"{hamming.unit} (not settled)")
+        axes.set_xlabel(f"{hamming.interval} (not settled)", fontsize=8)
         return
-    axes.set_xlabel(f"{hamming.unit} (ticket at {hamming.intervals[ticket]})")
+    axes.set_xlabel(f"{hamming.interval} (ticket: {hamming.intervals[ticket]})", fontsize=8)
     first = ticket - hamming.window + 1
     side = hamming.window
     axes.add_patch(Rectangle((first, first), side, side, fill=False, edgecolor="#00a0e0", linewidth=2))
@@ -71,21 +72,26 @@ def _matrix(axes: Axes, hamming: Hamming, rate: float, darkest: float) -> None:
 
 def figure2b(results: Results) -> Figure | None:
     """Is it a ticket or a slow average? Raw and EMA masks against their queue, start and chance."""
-    seed, drawn = results.experiment.seeds[0], []
+    seed = results.experiment.seeds[0]
+    drawn: list[tuple[str, float, dict[str, Hamming]]] = []
     for name, search in results.experiment.searches.items():
-        found = {w: results.attempt(results.hamming, seed, name, "magnitude", w) for w in ("ema", "raw")}
-        found = {weights: hamming for weights, hamming in found.items() if hamming is not None}
+        found: dict[str, Hamming] = {}
+        for weights in _WEIGHTS:
+            hamming = results.attempt(results.hamming, seed, name, "magnitude", weights)
+            if hamming is not None:
+                found[weights] = hamming
         drawn += [(name, rate, found) for rate in search.rates if found]
     if not drawn:
         return None
     figure, grid = style.panels(len(drawn), width=2.9, height=2.2)
-    for axes, (name, rate, found) in zip(grid, drawn, strict=True):
+    for i, (axes, (name, rate, found)) in enumerate(zip(grid, drawn, strict=True)):
         for weights, hamming in found.items():
             _controls(axes, hamming, rate, weights)
         hamming = next(iter(found.values()))
         axes.axhline(hamming.chance[hamming.index(rate)], color="#999999", linestyle=":", label="chance")
         axes.axhline(hamming.threshold, color="#c03030", linewidth=0.9, label="threshold")
-        axes.set(ylim=(0, None), xlabel=hamming.unit, ylabel="distance")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set(ylim=(0, None), xlabel=hamming.interval, ylabel="distance" if i % 4 == 0 else "")
         axes.set_title(f"{name}, {text.percent(rate)} %", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

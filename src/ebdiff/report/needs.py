@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ebdiff import layout
 from ebdiff.accounting import AFTER_DENSE
 from ebdiff.config import FINAL, Experiment, Expert, Run
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, unknown
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5")
 
@@ -46,7 +45,7 @@ def rows(experiment: Experiment, table: str) -> tuple[str, ...]:
         UserError: the experiment has no such table.
     """
     _known("table", table, experiment.tables, experiment.name)
-    return experiment.tables[table]
+    return next(runs for name, runs in experiment.tables.items() if name == table)
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
@@ -70,12 +69,14 @@ def shown_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]:
 
 def expert_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]:
     """The panels of Figure 4, (search, criterion, weights, rate): tickets of timestep-aware runs."""
-    return _unique(
-        (e.search, e.criterion, e.weights, e.rate)
-        for run in experiment.runs.values()
-        if run.method == "ta-eb"
-        for e in run.experts
-        if e.needs_ticket and e.search != FINAL and e.criterion != "random"
+    return sorted(
+        {
+            _ticket(e)
+            for run in experiment.runs.values()
+            if run.method == "ta-eb"
+            for e in run.experts
+            if e.needs_ticket and e.search != FINAL and e.criterion != "random"
+        }
     )
 
 
@@ -152,6 +153,11 @@ def milestone(expert: Expert) -> str:
     return str(expert.iterations)
 
 
+def _ticket(expert: Expert) -> tuple[str, str, str, float]:
+    assert expert.rate is not None  # the configuration sees to it
+    return expert.search, expert.criterion, expert.weights, expert.rate
+
+
 def _run_needs(experiment: Experiment, names: Iterable[str]) -> Needs:
     needs = Needs(cost=True)
     for name in names:
@@ -167,7 +173,7 @@ def _add_training(needs: Needs, experiment: Experiment, run: Run, seed: int) -> 
     for e in run.experts:
         needs.ledgers.append((seed, e.key, milestone(e)))
         if e.needs_ticket:
-            needs.stories.append((seed, e.search, e.criterion, e.weights, e.rate))
+            needs.stories.append((seed, *_ticket(e)))
         if e.needs_ticket and e.search != FINAL:
             needs.searches.append((seed, e.search))
     if run.method in AFTER_DENSE:
@@ -184,8 +190,5 @@ def _unique(items: Iterable) -> list:
 
 
 def _known(kind: str, name: str, known: Iterable[str], experiment: str) -> None:
-    known = list(known)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-        raise UserError(f"experiment {experiment!r} has no {kind} {name!r}; {hint}")
+        raise UserError(f"experiment {experiment!r}, {kind}: {unknown(name, known)}")

@@ -33,7 +33,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts]) -> list[str]:
     if table == "table1":
         found.append("Ticket at: intervals count from 0, as in the paper; iterations are optimiser steps.")
     if table == "table8":
-        found.append("MACs as sampled: the average over the timesteps that the sampler really visits.")
+        found.append("As sampled: MACs averaged over the timesteps that the sampler really visits.")
     found += [f"{letter} {note}" for note, letter in _letters(rows).items()]
     found += unsettled(rows)
     if table != "controls":
@@ -64,16 +64,16 @@ def quality(results: Results, rows: list[RunFacts]) -> list[str]:
 
 def unsettled(rows: list[RunFacts]) -> list[str]:
     """One line for each ticket that was cut before it had settled."""
-    lines = {}
-    for facts in rows:
-        for story in facts.unsettled:
-            last = ", ".join(f"{d:.3f}" for d in story["last_distances"])
-            lines[
-                f"† Not settled at its horizon: search {story['search']}, {story['criterion']}, rate "
-                f"{text.percent(story['rate'])} %, seed {story['seed']}; last distances {last}, "
-                f"threshold {story['threshold']:g}."
-            ] = None
-    return list(lines)
+    return list(dict.fromkeys(_unsettled(story) for facts in rows for story in facts.unsettled))
+
+
+def _unsettled(story: dict) -> str:
+    last = ", ".join(f"{distance:.3f}" for distance in story["last_distances"])
+    return (
+        f"† Not settled at its horizon: search {story['search']}, {story['criterion']}, "
+        f"rate {text.percent(story['rate'])} %, seed {story['seed']}; last distances {last}, "
+        f"threshold {story['threshold']:g}."
+    )
 
 
 def _seeds(rows: list[RunFacts]) -> str:
@@ -81,7 +81,10 @@ def _seeds(rows: list[RunFacts]) -> str:
     if counts == {1}:
         return "One seed: the numbers carry no spread, so differences between rows may be chance."
     listed = text.plural(max(counts), "seed") if len(counts) == 1 else f"{text.span(counts)} seeds"
-    return f"Mean ± sample standard deviation over {listed}; a number without ± is from one seed."
+    return (
+        f"Mean ± sample standard deviation over {listed}; a number without ± is from one seed, "
+        "or the same for all."
+    )
 
 
 def _letters(rows: list[RunFacts]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from ebdiff import __version__, layout
 from ebdiff.config import Experiment
 from ebdiff.files import write_text
 from ebdiff.report import details, figures, reading, style, tables, text
-from ebdiff.report.facts import RunFacts
 from ebdiff.report.needs import FIGURES, milestone
 from ebdiff.report.results import Results
 
@@ -32,11 +31,19 @@ class Picture:
 
     Attributes:
         uri: the PNG as a data URI.
+        width: CSS pixels at which all figures' text has the same size.
         caption: one or two sentences.
     """
 
     uri: Markup
+    width: int
     caption: str
+
+    @classmethod
+    def of(cls, png: bytes, caption: str) -> Picture:
+        """A PNG (its width stands at byte 16) and its caption."""
+        uri = Markup("data:image/png;base64,") + base64.b64encode(png).decode()
+        return cls(uri, int.from_bytes(png[16:20]) * 98 // style.DPI, caption)
 
 
 def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -> None:
@@ -62,6 +69,8 @@ def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -
         loader=PackageLoader("ebdiff.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    # Notes that a mark in the table points to stay in sight; the others fold away.
+    environment.tests["pointed"] = lambda note: note.startswith(("†", "[", "So far"))
     html = environment.get_template("page.html.j2").render(
         experiment=experiment,
         partial=partial,
@@ -84,7 +93,7 @@ def _figures(results: Results) -> Path:
 
 def _picture(results: Results, figure: str) -> Picture:
     path = _figures(results) / f"{figure}.png"
-    return Picture(_data_uri(results.png(path)), figures.CAPTIONS[figure])
+    return Picture.of(results.png(path), figures.CAPTIONS[figure])
 
 
 def _losses(results: Results) -> Picture | None:
@@ -92,11 +101,7 @@ def _losses(results: Results) -> Picture | None:
         drawn = figures.losses(results)
         if drawn is None:
             return None
-        return Picture(_data_uri(style.png(drawn)), "Training loss of one run of each method, first seed.")
-
-
-def _data_uri(png: bytes) -> Markup:
-    return Markup("data:image/png;base64,") + base64.b64encode(png).decode()
+        return Picture.of(style.png(drawn), "Training loss of one run of each method, first seed.")
 
 
 # --- headline ---------------------------------------------------------------------------------------
@@ -106,7 +111,7 @@ def _headline(results: Results) -> list[tuple[str, str]]:
     """What ran, on what: (label, value) in order; values not known yet are left out."""
     experiment = results.experiment
     manifest, cost = results.attempt(results.manifest), results.attempt(results.cost)
-    lines = [("Runs", f"{len(experiment.runs)}, seeds {_seeds(experiment)}")]
+    lines = [("Runs", f"{len(experiment.runs)}; seeds: {_seeds(experiment)}")]
     if manifest:
         shape = " × ".join(map(str, manifest["shape"]))
         lines.append(("Data", f"{manifest['title']}: {manifest['count']} images, {shape}"))
@@ -124,7 +129,7 @@ def _headline(results: Results) -> list[tuple[str, str]]:
     lines.append(("Samples", sampler))
     if cost:
         lines.append(("Hardware", f"{cost['device']}, {text.plural(cost['threads'], 'thread')} per training"))
-    lines.append(("Versions", _versions(results, cost)))
+    lines.append(("Versions", _versions(results)))
     dates = sorted(p["started"][:10] for ledger in _ledgers(results) for p in ledger["processes"])
     if dates:
         lines.append(
@@ -145,12 +150,13 @@ def _seeds(experiment: Experiment) -> str:
     return "; ".join(f"{seeds} ({text.plural(count, 'run')})" for seeds, count in listed.items())
 
 
-def _versions(results: Results, cost: dict | None) -> str:
-    stories = [s for name in results.experiment.runs for s in RunFacts(results, name).tickets]
-    versions = {"ebdiff": __version__, **({"torch": cost["torch"]} if cost else {})}
-    for story in stories:
-        versions |= story["versions"]
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _versions(results: Results) -> str:
+    """Every version that some training ran with."""
+    found: dict[str, set[str]] = {"ebdiff": {__version__}}
+    for ledger in _ledgers(results):
+        for name, version in ledger["versions"].items():
+            found.setdefault(name, set()).add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in found.items())
 
 
 def _ledgers(results: Results) -> list[dict]:

@@ -60,8 +60,9 @@ def published(table: str, facts: RunFacts) -> dict[str, str]:
 def iterations(facts: RunFacts) -> tuple[int, ...] | None:
     """The paper's iterations that each expert's stand for; None if the experiment doesn't say."""
     stand_for = facts.results.experiment.published.expert_iterations
-    counts = [stand_for.get(e.iterations) for e in facts.experts]
-    return None if None in counts else tuple(counts)
+    counts = [stand_for.get(n) if isinstance(n := e.iterations, int) else None for e in facts.experts]
+    known = tuple(n for n in counts if n is not None)
+    return known if len(known) == len(counts) else None
 
 
 def _corrected(table: str, row: dict[str, str]) -> dict[str, str]:

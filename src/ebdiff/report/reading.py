@@ -57,7 +57,7 @@ def compare(subject: str, a: RunFacts, b_name: str, b: RunFacts) -> Claim | None
     x, y = a.quality, b.quality
     if not x or not y:
         return None
-    numbers = f"cFD {_shown(x)} ({a.run.title}) against {_shown(y)} ({b.run.title})"
+    numbers = f"cFD {_shown(a)} against {_shown(b)}"
     if min(len(x), len(y)) < 2:
         why = "one seed on at least one side, so there is no spread to judge the difference by"
         return Claim(f"{subject} against {b_name}", f"{numbers}; {why}.", UNDECIDED)
@@ -70,8 +70,9 @@ def compare(subject: str, a: RunFacts, b_name: str, b: RunFacts) -> Claim | None
     return Claim(f"{subject} gives a lower cFD than {b_name}", evidence, verdict)
 
 
-def _shown(values: tuple[float, ...]) -> str:
-    return f"{text.over_seeds(text.two)(values)} over {text.plural(len(values), 'seed')}"
+def _shown(facts: RunFacts) -> str:
+    seeds = text.plural(len(facts.quality), "seed")
+    return f"{text.over_seeds(text.two)(facts.quality)} ({facts.run.title}, {seeds})"
 
 
 def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
@@ -112,7 +113,7 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
 
 def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
     """What a training step of the early-bird networks costs, for the rates from 50 % on."""
-    rates = {e.rate for facts in runs if facts.run.method == "eb" for e in facts.experts}
+    rates = {rate for facts in runs if facts.run.method == "eb" for rate in facts.rates}
     for rate in sorted(r for r in rates if r >= 0.5):
         try:
             dense, pruned = results.network("dense"), results.network(str(rate))
@@ -211,7 +212,9 @@ def _timestep_aware(runs: list[RunFacts]) -> Iterator[Claim]:
     yield from _versus("Timestep-aware training", aware, runs, _equal_time(aware)[1:])
     for other in runs:
         if _same_but_unpruned(aware, other):
-            claim = compare("Timestep-aware experts, pruned,", aware, "the same experts left unpruned", other)
+            claim = compare(
+                "Pruning the timestep-aware experts", aware, "leaving the same experts unpruned", other
+            )
             if claim is not None:
                 yield claim
 

@@ -23,6 +23,7 @@ class Column:
         value: from what a row is about to the raw value; a tuple has one entry per seed.
         show: from the raw value to text.
         absent: text where there is no value.
+        left: whether it is aligned to the left.
         marked: whether the marks of a row's notes stand here.
     """
 
@@ -31,6 +32,7 @@ class Column:
     value: Callable[[Any], Any]
     show: Callable[[Any], str] = str
     absent: str = MISSING
+    left: bool = False
     marked: bool = False
 
 
@@ -45,6 +47,7 @@ class Table:
         marks: what points from each row to its notes, such as `†`.
         notes: lines below the table.
         grouped: whether equal neighbours in the first column form a block.
+        split: key of the column at which LaTeX, on narrow paper, starts a second part.
     """
 
     caption: str
@@ -53,6 +56,7 @@ class Table:
     marks: list[str]
     notes: list[str]
     grouped: bool = False
+    split: str | None = None
 
     def cells(self) -> list[list[str]]:
         """The rows as text; a block's name stands in its first row only."""
@@ -118,36 +122,44 @@ def _markdown(text: str) -> str:
 
 
 def to_tex(table: Table) -> str:
-    r"""A booktabs table to `\input`: needs `\usepackage{booktabs}` and nothing else."""
-    size = r"\scriptsize\setlength{\tabcolsep}{2.5pt}" if len(table.columns) > 9 else r"\small"
-    body = []
+    r"""A booktabs table to `\input`: needs `\usepackage{booktabs}` and nothing else.
+
+    A table with `split` is set in two parts below each other, its first two columns repeated.
+    """
+    columns = range(len(table.columns))
+    cut = next((i for i in columns if table.columns[i].key == table.split), len(columns))
+    parts = [list(columns[:cut])]
+    if columns[cut:]:
+        parts.append([0, 1, *columns[cut:]])
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_tex(table.caption)}}}",
+        "\n\\par\\medskip\n".join(_tabular(table, part) for part in parts),
+        r"\par\medskip",
+        r"\begin{minipage}{\linewidth}\scriptsize\raggedright",
+        *(rf"{_tex(note)}\par" for note in table.notes),
+        r"\end{minipage}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(table: Table, part: list[int]) -> str:
+    """Some columns of a table, centred even where they are wider than the text."""
+    columns = [table.columns[i] for i in part]
+    lines = [
+        r"\makebox[\linewidth][c]{%",
+        rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.left else 'r' for c in columns)}@{{}}}}",
+        r"\toprule",
+        " & ".join(_heading(c.heading) for c in columns) + r" \\",
+        r"\midrule",
+    ]
     for i, row in enumerate(table.cells()):
         if table.grouped and i and row[0]:
-            body.append(r"\midrule")
-        body.append(" & ".join(map(_tex, row)) + r" \\")
-    notes = [rf"{_tex(note)}\par" for note in table.notes]
-    return (
-        "\n".join(
-            [
-                r"\begin{table}[htbp]",
-                rf"\centering{size}",
-                rf"\caption{{{_tex(table.caption)}}}",
-                rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
-                r"\toprule",
-                " & ".join(_heading(c.heading) for c in table.columns) + r" \\",
-                r"\midrule",
-                *body,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\par\medskip",
-                r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
-                *notes,
-                r"\end{minipage}",
-                r"\end{table}",
-            ]
-        )
-        + "\n"
-    )
+            lines.append(r"\midrule")
+        lines.append(" & ".join(_tex(row[k]) for k in part) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}"])
 
 
 def _heading(heading: str) -> str:

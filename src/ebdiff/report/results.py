@@ -35,7 +35,7 @@ class Hamming:
         chance: distance of two independent masks, (R,).
         window: masks in the queue.
         threshold: largest distance in the queue of a settled mask.
-        unit: epoch, pseudo-epoch or iteration.
+        interval: what an interval is, in words.
         path: the file, for messages.
     """
 
@@ -46,7 +46,7 @@ class Hamming:
     chance: np.ndarray
     window: int
     threshold: float
-    unit: str
+    interval: str
     path: Path
 
     def index(self, rate: float) -> int:
@@ -70,7 +70,7 @@ class Hamming:
 
     def ticket(self, rate: float) -> int | None:
         """Position of the first mask that obeys the early-bird rule; None if none does."""
-        settled = self.newest_to_window(rate) <= self.threshold
+        settled = self.newest_to_window(rate) <= np.float32(self.threshold)  # the matrix is float32
         return int(settled.argmax()) if settled.any() else None
 
 
@@ -142,11 +142,18 @@ class Results:
         """Mask distances of a search."""
         path = self.path(layout.HAMMING, seed=seed, search=search, criterion=criterion, weights=weights)
         arrays = self._once(path, read_arrays)
+        unit, steps = str(arrays["unit"]), int(arrays["interval_steps"])
         return Hamming(
-            *(arrays[k] for k in ("rates", "intervals", "matrix", "initial", "chance")),
-            window=int(arrays["window"]), threshold=float(arrays["threshold"]),
-            unit=str(arrays["unit"]), path=path,
-        )  # fmt: skip
+            rates=arrays["rates"],
+            intervals=arrays["intervals"],
+            matrix=arrays["matrix"],
+            initial=arrays["initial"],
+            chance=arrays["chance"],
+            window=int(arrays["window"]),
+            threshold=float(arrays["threshold"]),
+            interval=unit if unit == "epoch" else f"interval of {steps} steps",
+            path=path,
+        )
 
     def samples(self, run: str, seed: int) -> np.ndarray:
         """A run's samples, uint8 (N, H, W, C)."""
@@ -161,15 +168,15 @@ class Results:
         return self._once(path, Path.read_bytes)
 
     def losses(self, seed: int, expert: Expert) -> np.ndarray:
-        """Training loss of an expert, (n, 2): step, loss; n = 0 where none was recorded."""
-        path = self.path(layout.STATS, seed=seed, expert=expert.key, milestone=milestone(expert))
-        if not path.is_file():
-            return np.empty((0, 2))
-        try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-            return np.array([(x["step"], x["loss"]) for x in lines], float).reshape(-1, 2)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: unreadable ({error!r}); delete it and run again") from None
+        """Training loss of an expert, (n, 2): step, loss; n = 0 where none was recorded.
+
+        The unpruned network's begins with the loss of the search that it continues.
+        """
+        files = [self.path(layout.STATS, seed=seed, expert=expert.key, milestone=milestone(expert))]
+        if expert.init == "dense":
+            files.append(self.path(layout.DENSE_STATS, seed=seed, search=expert.search))
+        readings = {step: loss for path in files if path.is_file() for step, loss in _readings(path)}
+        return np.array(sorted(readings.items()), float).reshape(-1, 2)
 
     def path(self, template: str, **parts: object) -> Path:
         """Where a file of this experiment lies."""
@@ -185,3 +192,12 @@ class Results:
                 raise Missing(f"{path}: missing; make it with `snakemake --cores all {path}`")
             self._read[path] = read(path)
         return self._read[path]
+
+
+def _readings(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a `stats.jsonl`."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(line["step"], line["loss"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); delete it and run again") from None

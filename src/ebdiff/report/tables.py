@@ -8,7 +8,7 @@ from ebdiff import layout
 from ebdiff.config import Experiment
 from ebdiff.files import write_text
 from ebdiff.report import needs, notes, text
-from ebdiff.report.columns import columns_of
+from ebdiff.report.columns import COSTS, columns_of
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
@@ -65,4 +65,5 @@ def build(results: Results, table: str) -> Table:
         marks=[notes.marks(facts, rows) for facts in rows],
         notes=below,
         grouped=table in ("table4", "controls"),
+        split=COSTS[0].key if table in ("table4", "controls") else None,
     )

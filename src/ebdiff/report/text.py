@@ -23,6 +23,11 @@ def two(value: float) -> str:
     return f"{value:.2f}"
 
 
+def whole(value: float) -> str:
+    """No decimals."""
+    return f"{value:.0f}"
+
+
 def mega(value: float) -> str:
     """In millions."""
     return number(value / 1e6)
@@ -44,13 +49,16 @@ def times(value: float) -> str:
 
 
 def over_seeds(show: Callable[[float], str]) -> Callable[[Sequence[float]], str]:
-    """Mean ± sample standard deviation; a single seed is just its number."""
+    """Mean ± sample standard deviation, with equal decimals; just the number where all are equal."""
 
     def text(values: Sequence[float]) -> str:
         if not values:
             return MISSING
         mean = show(statistics.fmean(values))
-        return mean if len(values) == 1 else f"{mean} ± {show(statistics.stdev(values))}"
+        if len(set(values)) == 1:
+            return mean
+        decimals = len(mean.partition(".")[2])
+        return f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
     return text
 

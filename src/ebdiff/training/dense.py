@@ -114,6 +114,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     expected = stamp(dense_digest(experiment, name), images.sha256, [])
     state = resume(last, expected, experiment.training, device)
     if state is None:
+        shutil.rmtree(layout.state_of(last) / "snapshots", ignore_errors=True)  # of other settings
         network = store.fresh(experiment.network, seed, f"dense/{name}")
         state = State.start(network, experiment.training, device)
 

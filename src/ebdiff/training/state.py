@@ -99,7 +99,8 @@ class State:
         if not {"raw", "ema"} <= parts.keys() or "step" not in story:
             raise UserError(f"{path}: holds no training state; delete it and run again")
         state = cls.start(store.build(config, parts["raw"]), training, device)
-        state.ema = {n: t.to(device) for n, t in parts["ema"].items()}
+        # In the network's order, which the file doesn't keep: the average is updated by position.
+        state.ema = {n: parts["ema"][n].to(device) for n in state.ema}
         state.step, state.processes = story["step"], story["processes"]
         state.extra = parts.get("extra", {})
         for name, parameter in state.network.named_parameters():

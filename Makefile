@@ -1,0 +1,47 @@
+# Two commands: `make run` (the default experiment, to its report) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: run smoke test test-fast test-all lint format env clean
+
+run: env ## the default experiment, to results/digits/report.html
+	snakemake --cores $(CORES)
+	@echo "Open results/digits/report.html"
+
+smoke: env ## every stage once, in under a minute
+	snakemake --cores $(CORES) smoke
+
+test: env ## the tests, slow ones included
+	pytest -m "not long"
+
+test-fast: env ## two minutes of tests
+	pytest -m "not slow and not long"
+
+test-all: env ## everything, for as long as it takes
+	pytest
+
+lint: env ## formatting, lint and types
+	ruff format --check .
+	ruff check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: env
+	ruff format .
+	ruff check --fix .
+	snakefmt Snakefile rules
+
+env: $(VENV)/.ready ## the environment, pinned by envs/constraints.txt
+
+$(VENV)/.ready: pyproject.toml envs/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q --upgrade pip
+	$(VENV)/bin/python -m pip install -q -c envs/constraints.txt torch
+	$(VENV)/bin/python -m pip install -q -c envs/constraints.txt -e ".[dev,slurm]"
+	touch $@
+
+clean: ## remove what runs made, but not the environment or the reference results
+	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	rm -rf resources

@@ -1,0 +1,109 @@
+import os
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pools on two cores crawl
+
+from ebdiff import layout, loading
+
+ROOT = Path(__file__).parents[1]
+
+# 8x8 digits, 160 of them: an epoch is 10 steps, the search 60 at most.
+TINY = {
+    "name": "tiny",
+    "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160},
+    "network": {
+        "image_size": 8, "channels": 1, "width": 8, "multipliers": [1, 1], "blocks": 1,
+        "attention": [], "dropout": 0.1, "norm_groups": 4,
+    },
+    "training": {
+        "batch": 16, "learning_rate": 2e-3, "warmup": 5, "ema_decay": 0.9, "log_every": 10,
+        "save_minutes": 60,
+    },
+    "pruning": {"images": 32, "stride": 100},
+    "searches": {"full": {"rates": [0.3, 0.5, 0.8], "weights": ["raw", "ema"], "horizon": 6}},
+    "dense": {"iterations": 80},
+    "sampling": {"steps": 10, "clamp": True, "images": 23, "batch": 10},
+    "runs": {
+        "unpruned": {"title": "Unpruned", "method": "unpruned", "init": "dense"},
+        "eb-50": {"title": "EB", "method": "eb", "rate": 0.5, "iterations": 40},
+        "ta-eb": {
+            "title": "TA-EB", "method": "ta-eb", "iterations": 20,
+            "experts": [
+                {"rate": 0.3, "span": [0, 260], "serve": [0, 240]},
+                {"rate": 0.8, "span": [240, 1000]},
+            ],
+        },
+    },
+    "tables": {"table4": ["unpruned", "eb-50", "ta-eb"]},
+}  # fmt: skip
+
+
+def changed(raw, changes):
+    """A copy of nested dictionaries with {"training.batch": 8} written in; ... removes the key."""
+    raw = deepcopy(raw)
+    for path, value in changes.items():
+        *folders, key = path.split(".")
+        place = raw
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        if value is ...:
+            del place[key]
+        else:
+            place[key] = value
+    return raw
+
+
+@pytest.fixture
+def vary():
+    """The tiny experiment with some keys changed: vary({"training.batch": 8})."""
+    return lambda changes: loading.parse(changed(TINY, changes), "tiny.yaml")
+
+
+@pytest.fixture
+def tiny(vary):
+    return vary({})
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Prepared digits, made once: the folder that holds resources/."""
+    from ebdiff.data.sources import prepare
+
+    folder = tmp_path_factory.mktemp("digits")
+    files = [folder / layout.path(t, dataset="digits") for t in layout.DATA_FILES]
+    prepare(loading.parse(deepcopy(TINY), "tiny.yaml"), *files)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, digits):
+    """An empty working directory with the prepared digits."""
+    shutil.copytree(digits / "resources", tmp_path / "resources")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def verb(tmp_path):
+    """Run a verb as a user would: a process in tmp_path."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "ebdiff.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def write_experiment(folder, changes=None, name="tiny"):
+    """Write the tiny experiment's YAML, with some keys changed, under config/experiments/."""
+    path = folder / "config/experiments" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(changed(TINY, {"name": name, **(changes or {})})))
+    return path

@@ -1,0 +1,212 @@
+"""Masks against a slow literal implementation that really prunes, group after group."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from ebdiff.config import Network, Pruning
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.nets import store
+from ebdiff.pruning.graph import mask_length, trace
+from ebdiff.pruning.importance import accumulate_gradients, first_order, magnitude
+from ebdiff.pruning.select import pruned_count, realised_rate, select, select_random, widths
+from ebdiff.pruning.surgery import cut
+
+RATES = (0.3, 0.5, 0.6, 0.8)
+SMALL = Network(image_size=16, width=32, multipliers=(1, 2, 2), attention=(8,), norm_groups=8, dropout=0)
+
+
+def magnitudes(layer, dimension):
+    """Sum of squared weights of each channel; norms count for nothing."""
+    if isinstance(layer, nn.GroupNorm):
+        return None
+    return layer.weight.data.transpose(0, dimension).flatten(1).square().sum(1)
+
+
+def taylor(layer, dimension):
+    """Sum of (w dw)^2 of each channel, and |w dw| of norm gains."""
+    product = layer.weight.data * layer.weight.grad
+    if isinstance(layer, nn.GroupNorm):
+        return product.abs()
+    return product.transpose(0, dimension).flatten(1).square().sum(1)
+
+
+def literal(network, rate, score, norm_groups):
+    """Walk the groups, rank channels on the weights still there, prune, go on. Returns mask, network."""
+    dense, network = network, copy.deepcopy(network)
+    size = network.config.image_size
+    example = torch.zeros(1, network.config.channels, size, size), torch.zeros(1)
+    graph = tp.DependencyGraph().build_dependency(network, example)
+    network.double()
+    for parameter, original in zip(network.parameters(), dense.parameters(), strict=True):
+        parameter.grad = None if original.grad is None else original.grad.double()
+    masks = []
+    types = [nn.Conv2d, nn.Linear]
+    for group in graph.get_all_groups(ignored_layers=[network.conv_out], root_module_types=types):
+        root = group[0].dep.target.module
+        channels = root.weight.shape[0]
+        vectors, has_norm = [], False
+        for item in group:
+            layer = item.dep.target.module
+            has_norm |= isinstance(layer, nn.GroupNorm)
+            if not isinstance(layer, nn.Conv2d | nn.Linear | nn.GroupNorm):
+                continue
+            out = isinstance(layer, nn.GroupNorm) or graph.is_out_channel_pruning_fn(item.dep.handler)
+            vector = score(layer, 0 if out else 1)
+            if vector is not None:
+                vectors.append(vector[item.idxs])
+        same = [v for v in vectors if len(v) == len(vectors[0])]
+        importance = torch.stack(same).sum(0).numpy()
+
+        n = channels - int(channels * (1 - rate))
+        blocks = norm_groups if has_norm else 1
+        k, block = n // blocks, channels // blocks
+        pruned = [
+            b * block + int(i) for b in range(blocks) for i in np.argsort(importance[b * block :][:block])[:k]
+        ]
+        mask = np.ones(channels, bool)
+        mask[pruned] = False
+        masks.append(mask)
+        if pruned:
+            graph.get_pruning_group(root, group[0].dep.handler, sorted(pruned)).prune()
+    return np.concatenate(masks), network.float()
+
+
+def trained_like(config, seed):
+    """Weights whose channels differ in size as trained ones do, and some gradients."""
+    network = store.fresh(config, seed, "test")
+    rng = np.random.default_rng(seed)
+    for parameter in network.parameters():
+        scale = rng.uniform(0.5, 1.5, parameter.shape)
+        parameter.data *= torch.from_numpy(scale).float()
+    return network
+
+
+def noisy_images(config, count=2):
+    shape = (count, config.channels, config.image_size, config.image_size)
+    return torch.from_numpy(np.random.default_rng(5).standard_normal(shape, np.float32))
+
+
+@pytest.fixture(scope="module")
+def small():
+    network = trained_like(SMALL, 0)
+    x = noisy_images(SMALL)
+    (network(x, torch.tensor([3, 700])) - x.roll(1, 0)).square().sum().backward()
+    return network
+
+
+def same_outputs(config, network, mask, pruned):
+    tensors = {n: p.detach() for n, p in network.named_parameters()}
+    smaller = store.build(config, cut(config, tensors, mask)).eval()
+    x, t = noisy_images(config), torch.tensor([0, 990])
+    with torch.no_grad():
+        ours, theirs = smaller(x, t), pruned.eval()(x, t)
+    assert theirs.abs().mean() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("kind", ["magnitude", "taylor"])
+def test_masks_and_surgery_are_those_of_the_literal_walk(small, kind, rate):
+    if kind == "magnitude":
+        scores, literal_score = magnitude(dict(small.named_parameters())), magnitudes
+    else:
+        gradients = {n: p.grad for n, p in small.named_parameters()}
+        scores, literal_score = first_order(small, gradients), taylor
+    mask = select(trace(SMALL), scores, rate)
+    expected, pruned = literal(small, rate, literal_score, SMALL.norm_groups)
+    np.testing.assert_array_equal(mask, expected)
+    same_outputs(SMALL, small, mask, pruned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.5, 0.3])
+def test_masks_of_the_cifar_network_are_those_of_the_literal_walk(rate):
+    config = Network(dropout=0)
+    network = trained_like(config, 1)
+    mask = select(trace(config), magnitude(dict(network.named_parameters())), rate)
+    expected, pruned = literal(network, rate, magnitudes, 32)
+    np.testing.assert_array_equal(mask, expected)
+    same_outputs(config, network, mask, pruned)
+
+
+def test_earlier_groups_thin_the_importances_of_later_ones(small):
+    """The walk matters: ranking every group on the dense weights gives another mask."""
+    groups, scores = trace(SMALL), magnitude(dict(small.named_parameters()))
+    alone = np.concatenate([select((group,), scores, 0.5) for group in groups])
+    assert (alone != select(groups, scores, 0.5)).any()
+
+
+@pytest.mark.parametrize(
+    ("width", "percents"),
+    [(128, (25, 25, 50, 50, 50, 75, 75)), (256, (25, 37.5, 50, 50, 62.5, 75, 87.5))],
+)
+def test_realised_rates_under_32_norm_groups(width, percents):
+    rates = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert [100 * pruned_count(width, r, 32) / width for r in rates] == list(percents)
+
+
+def test_realised_rates_without_a_norm():
+    assert [pruned_count(256, 0.3, None), pruned_count(512, 0.3, None)] == [77, 154]
+
+
+def test_random_masks_have_the_sizes_of_any_other_and_differ(small):
+    groups, scores = trace(SMALL), magnitude(dict(small.named_parameters()))
+    for rate in RATES:
+        first = select_random(groups, np.random.default_rng(0), rate)
+        again = select_random(groups, np.random.default_rng(0), rate)
+        other = select_random(groups, np.random.default_rng(1), rate)
+        np.testing.assert_array_equal(first, again)
+        assert (first != other).mean() > 0.1
+        assert widths(groups, first) == widths(groups, other) == widths(groups, select(groups, scores, rate))
+
+
+def test_masks_of_differently_initialised_networks_differ():
+    masks = []
+    for seed in (0, 1):
+        tensors = dict(store.fresh(SMALL, seed, "test").named_parameters())
+        masks.append(select(trace(SMALL), magnitude(tensors), 0.5))
+    assert (masks[0] != masks[1]).mean() > 0.3
+    assert realised_rate(masks[0]) == pytest.approx(1 - masks[0].sum() / len(masks[0]))
+
+
+def test_a_mask_of_another_network_is_refused(small):
+    tensors = {n: p.detach() for n, p in small.named_parameters()}
+    with pytest.raises(ValueError, match=str(mask_length(trace(SMALL)))):
+        cut(SMALL, tensors, np.ones(7, bool))
+
+
+def literal_gradients(network, x0, noise, abar, stride, threshold):
+    """Diff-Pruning's sum of gradients, timestep by timestep; threshold 0 never stops."""
+    total, largest, used = {n: torch.zeros_like(p) for n, p in network.named_parameters()}, 0.0, 0
+    for t in range(0, len(abar), stride):
+        network.zero_grad()
+        x = np.sqrt(abar[t]) * x0 + np.sqrt(1 - abar[t]) * noise
+        loss = ((network(x.float(), torch.full((len(x0),), t)) - noise) ** 2).sum() / len(x0)
+        largest = max(largest, loss.item())
+        if loss.item() < threshold * largest:
+            break
+        loss.backward()
+        used += 1
+        for n, p in network.named_parameters():
+            total[n] += p.grad
+    return total, used
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_gradients_are_summed_over_strided_timesteps_until_the_loss_has_fallen(tiny, stop_early):
+    network = store.fresh(tiny.network, 0, "test").eval()
+    x0, noise = noisy_images(tiny.network, 4), noisy_images(tiny.network, 4).flip(0)
+    # A network that copies a little of its input: its loss falls with t.
+    network.conv_in.weight.data *= 2
+    pruning, abar = Pruning(stride=200, threshold=0.97), alphas_bar(tiny.diffusion)
+    expected, used = literal_gradients(network, x0, noise, abar, 200, 0.97 if stop_early else 0)
+    found, steps = accumulate_gradients(network, x0, noise, abar, pruning, stop_early=stop_early)
+    assert steps == used
+    assert 0 < steps < 5 if stop_early else steps == 5
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,233 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ebdiff import files
+from ebdiff.data.store import Images
+from ebdiff.errors import UserError
+from ebdiff.nets import store
+from ebdiff.pruning.graph import trace
+from ebdiff.pruning.importance import magnitude
+from ebdiff.pruning.select import select
+from ebdiff.pruning.surgery import cut
+
+STORY = {"ticket": "é†", "rate": 0.5, "distances": [0.1, 0.2], "none": None}
+
+LOADING = """
+import sys, numpy as np, torch
+from ebdiff.nets import store
+torch.set_num_threads(1)
+tensors, config, story = store.load(sys.argv[1])
+network = store.build(config, tensors).eval()
+x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
+with torch.no_grad():
+    np.save(sys.argv[2], network(x, torch.tensor([0, 700])).numpy())
+"""
+
+
+def tensors_of(e, rate):
+    network = store.fresh(e.network, 0, "test")
+    tensors = {n: p.detach() for n, p in network.named_parameters()}
+    if rate == 0:
+        return tensors
+    return cut(e.network, tensors, select(trace(e.network), magnitude(tensors), rate))
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 0.8])
+def test_a_network_gives_the_same_outputs_in_a_fresh_process(tmp_path, tiny, rate):
+    tensors = tensors_of(tiny, rate)
+    path, output = tmp_path / "net.safetensors", tmp_path / "out.npy"
+    store.save(path, tensors, tiny.network, STORY)
+    subprocess.run([sys.executable, "-c", LOADING, path, output], check=True)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        expected = store.build(tiny.network, tensors).eval()(x, torch.tensor([0, 700])).numpy()
+    np.testing.assert_array_equal(np.load(output), expected)
+    assert expected.std() > 0
+
+
+def test_a_pruned_network_is_smaller(tiny):
+    sizes = [sum(t.numel() for t in tensors_of(tiny, rate).values()) for rate in (0, 0.5, 0.8)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+def test_config_story_and_prefix_come_back(tmp_path, tiny):
+    path = tmp_path / "deep/net.safetensors"
+    a, b = tensors_of(tiny, 0), tensors_of(tiny, 0.5)
+    both = {**{f"raw.{n}": t for n, t in a.items()}, **{f"ema.{n}": t for n, t in b.items()}}
+    store.save(path, both, tiny.network, STORY)
+    tensors, config, story = store.load(path, "ema.")
+    assert (config, story, store.story(path)) == (tiny.network, STORY, STORY)
+    assert tensors.keys() == b.keys()
+    assert all(torch.equal(tensors[n], b[n]) for n in b)
+
+
+def test_views_and_channels_last_are_stored(tmp_path, tiny):
+    tensors = tensors_of(tiny, 0)
+    odd = {
+        n: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for n, t in tensors.items()
+    }
+    store.save(tmp_path / "n.safetensors", odd, tiny.network, {})
+    found = store.load(tmp_path / "n.safetensors")[0]
+    assert all(torch.equal(found[n], tensors[n]) for n in tensors)
+
+
+def test_a_built_network_owns_its_weights(tiny):
+    tensors = tensors_of(tiny, 0)
+    before = tensors["conv_in.weight"].clone()
+    store.build(tiny.network, tensors).conv_in.weight.data.zero_()
+    assert torch.equal(tensors["conv_in.weight"], before)
+
+
+def damage(kind, path):
+    data = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(b"\x80\x04garbage" * 50)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "garbage"])
+@pytest.mark.parametrize("read", [store.load, store.story], ids=["load", "story"])
+def test_a_damaged_network_is_one_line_that_names_the_file(tmp_path, tiny, kind, read):
+    path = tmp_path / "net.safetensors"
+    store.save(path, tensors_of(tiny, 0), tiny.network, STORY)
+    damage(kind, path)
+    with pytest.raises(UserError, match=r"net\.safetensors") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(3)}, tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match=r"f\.safetensors"):
+        store.load(tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match=r"f\.safetensors"):
+        store.story(tmp_path / "f.safetensors")
+
+
+def test_tensors_of_another_architecture_are_refused(tiny, vary):
+    with pytest.raises(UserError, match="don't fit"):
+        store.build(vary({"network.blocks": 2}).network, tensors_of(tiny, 0))
+    with pytest.raises(UserError, match="don't fit"):
+        store.build(vary({"network.middle_attention": False}).network, tensors_of(tiny, 0))
+
+
+def test_fresh_weights_follow_seed_and_stream(tiny):
+    def weights(seed, stream):
+        return store.fresh(tiny.network, seed, stream).down[0].block[0].conv1.weight.detach()
+
+    assert torch.equal(weights(0, "a"), weights(0, "a"))
+    assert not torch.equal(weights(0, "a"), weights(1, "a"))
+    assert not torch.equal(weights(0, "a"), weights(0, "b"))
+    # U(-b, b), b = 1 / sqrt(8 channels x 9): standard deviation b / sqrt(3).
+    found = torch.cat([weights(seed, "a").flatten() for seed in range(20)])
+    assert found.abs().max() <= 72**-0.5
+    assert found.std().item() == pytest.approx(72**-0.5 / 3**0.5, rel=0.03)
+
+
+# --- whole files ----------------------------------------------------------------------------------------
+
+
+def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.suffix == ".json"
+        assert json.loads(path.read_text()) == {"old": 1}
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert files.read_json(path) == {"old": 1}
+
+
+def test_a_new_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new/b.txt"
+    with files.replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_unsavable_values_leave_no_file(tmp_path, tiny):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "nan.json", {"loss": float("nan")})
+    with pytest.raises(TypeError):
+        store.save(tmp_path / "n.safetensors", tensors_of(tiny, 0), tiny.network, {"story": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+READERS = {
+    "x.json": (files.read_json, lambda path: files.write_json(path, [1] * 100)),
+    "x.npz": (files.read_arrays, lambda path: files.write_arrays(path, a=np.arange(1000))),
+    "x.npy": (files.load_memmap, lambda path: np.save(path, np.arange(1000))),
+}
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "garbage"])
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_one_line_that_names_them(tmp_path, name, kind):
+    read, write = READERS[name]
+    path = tmp_path / name
+    write(path)
+    read(path)
+    damage(kind, path)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_arrays_are_never_loaded(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.savez(tmp_path / "p.npz", a=np.array([{"a": 1}], object))
+    with pytest.raises(UserError, match=r"p\.npy"):
+        files.load_memmap(tmp_path / "p.npy")
+    with pytest.raises(UserError, match=r"p\.npz"):
+        files.read_arrays(tmp_path / "p.npz")
+
+
+# --- the data ---------------------------------------------------------------------------------------------
+
+
+def test_prepared_digits_are_those_of_scikit_learn(workspace):
+    from sklearn.datasets import load_digits
+
+    images = Images.open("digits")
+    truth = load_digits()
+    np.testing.assert_allclose(images.pixels[..., 0], truth.images * 255 / 16, atol=0.5)
+    np.testing.assert_array_equal(np.load("resources/data/digits/labels.npy"), truth.target)
+    manifest = files.read_json(workspace / "resources/data/digits/manifest.json")
+    assert (manifest["count"], manifest["shape"], manifest["classes"]) == (1797, [8, 8, 1], 10)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "garbage"])
+@pytest.mark.parametrize("name", ["images.npy", "manifest.json"])
+def test_missing_or_corrupt_images_are_named(workspace, name, kind):
+    damage(kind, workspace / "resources/data/digits" / name)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
+        Images.open("digits")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_size_than_the_manifests_are_refused(workspace):
+    np.save("resources/data/digits/images.npy", np.zeros((1797, 9, 9, 1), np.uint8))
+    with pytest.raises(UserError, match=r"images\.npy: not the images of its manifest"):
+        Images.open("digits")
+
+
+def test_a_subset_beyond_the_data_is_refused(workspace):
+    with pytest.raises(UserError, match=r"dataset\.subset is 5000"):
+        Images.open("digits", subset=5000)

@@ -1,0 +1,219 @@
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from ebdiff import layout, selection
+from ebdiff.errors import UserError
+from ebdiff.pruning.graph import Group, trace
+from ebdiff.pruning.select import select_random
+from ebdiff.tickets import (
+    History,
+    chance,
+    first_settled,
+    hamming,
+    last_distances,
+    load_history,
+    save_histories,
+)
+from ebdiff.training import dense
+
+LENGTH = 20
+
+
+def history_of(*flips):
+    """Packed masks of 20 entries; each is all True but for the given entries."""
+    masks = np.ones((len(flips), LENGTH), bool)
+    for mask, flipped in zip(masks, flips, strict=True):
+        mask[list(flipped)] = False
+    return np.packbits(masks, axis=1)
+
+
+def fires_at(*flips, window=5, threshold=0.1):
+    return first_settled(history_of(*flips), LENGTH, window, threshold)
+
+
+def test_hamming_on_packed_bits_is_the_share_of_differing_entries():
+    rng = np.random.default_rng(0)
+    for length in (1, 7, 8, 9, 1000):
+        a, b = rng.random((2, 6, length)) < 0.4
+        naive = [sum(x != y for x, y in zip(p, q, strict=True)) / length for p, q in zip(a, b, strict=True)]
+        found = hamming(np.packbits(a, axis=1), np.packbits(b, axis=1), length)
+        np.testing.assert_allclose(found, naive)
+
+
+def test_the_earliest_ticket_is_at_interval_four():
+    assert fires_at(*[()] * 4) is None
+    assert fires_at(*[()] * 5) == 4
+    assert fires_at(*[()] * 3, window=3) == 2
+
+
+def test_equality_with_the_threshold_counts_as_settled():
+    # Two of twenty entries are exactly 0.1.
+    assert fires_at((), (), (), (), (0, 1)) == 4
+    assert fires_at((), (), (), (), (0, 1, 2)) is None
+
+
+def test_the_rule_waits_until_the_last_far_mask_has_left_the_queue():
+    far = range(10)
+    assert fires_at((), (), far, (), (), (), (), (), ()) == 7
+
+
+def test_a_slow_drift_does_not_settle():
+    # Each mask is 1 entry (0.05) from the one before, 4 (0.2) from the oldest in the queue.
+    drift = [range(i) for i in range(8)]
+    neighbours = [hamming(a, b, LENGTH) for a, b in pairwise(history_of(*drift))]
+    assert max(neighbours) <= 0.1
+    assert fires_at(*drift) is None
+    assert fires_at(*drift, threshold=0.2) == 4
+
+
+def test_only_the_newest_mask_is_compared_not_all_pairs():
+    # The four older masks lie 0.2 apart, each 0.1 from the newest.
+    star = [(0, 1), (2, 3), (4, 5), (6, 7), ()]
+    packed = history_of(*star)
+    assert max(hamming(a, b, LENGTH) for a in packed[:4] for b in packed[:4]) == pytest.approx(0.2)
+    assert fires_at(*star) == 4
+
+
+def test_last_distances_are_to_the_four_before_oldest_first():
+    packed = history_of((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4))
+    np.testing.assert_allclose(last_distances(packed, LENGTH, 5), [0.2, 0.15, 0.1, 0.05])
+    np.testing.assert_allclose(last_distances(packed[:2], LENGTH, 5), [0.05])
+
+
+@pytest.mark.parametrize("pruned", [0, 1, 5, 10, 20])
+def test_chance_of_one_group(pruned):
+    mask = np.arange(20) >= pruned
+    f = pruned / 20
+    assert chance(mask, (Group("g", 20, None, ()),)) == pytest.approx(2 * f * (1 - f))
+
+
+def test_chance_is_the_mean_distance_of_random_masks(tiny):
+    groups, rng = trace(tiny.network), np.random.default_rng(0)
+    for rate in (0.3, 0.5, 0.8):
+        masks = np.stack([select_random(groups, rng, rate) for _ in range(400)])
+        distances = (masks[:200] != masks[200:]).mean(axis=1)
+        error = distances.std() / np.sqrt(len(distances))
+        assert chance(masks[0], groups) == pytest.approx(distances.mean(), abs=4 * error)
+
+
+@pytest.fixture
+def history(tiny):
+    groups, rng = trace(tiny.network), np.random.default_rng(0)
+
+    def masks():
+        return np.stack([np.packbits(select_random(groups, rng, r)) for r in (0.3, 0.5)])
+
+    return History(
+        (0.3, 0.5),
+        tuple(g.name for g in groups),
+        tuple(g.width for g in groups),
+        masks(),
+        [masks() for _ in range(7)],
+    )
+
+
+def test_a_history_comes_back_as_it_was_saved(tmp_path, tiny, history):
+    bare = History(history.rates, history.names, history.widths, None, history.masks[:2])
+    save_histories(tmp_path / "m.npz", {"raw": bare, "ema": history}, "digest")
+    found = load_history(tmp_path / "m.npz", "ema", trace(tiny.network))
+    assert (found.rates, found.names, found.widths) == (history.rates, history.names, history.widths)
+    np.testing.assert_array_equal(found.masks, history.masks)
+    np.testing.assert_array_equal(found.initial, history.initial)
+    raw = load_history(tmp_path / "m.npz", "raw", trace(tiny.network))
+    assert raw.initial is None
+    assert len(raw.masks) == 2
+    with np.load(tmp_path / "m.npz") as file:
+        assert str(file["digest"]) == "digest"
+
+
+def test_distances_of_a_history_match_the_unpacked_masks(history):
+    masks = np.stack([history.mask(0.5, i) for i in range(7)])
+    naive = (masks[:, None] != masks[None]).mean(axis=2)
+    np.testing.assert_allclose(history.distances(0.5), naive, atol=1e-6)
+    initial = np.unpackbits(history.initial[1], count=history.length).astype(bool)
+    np.testing.assert_allclose(history.to_initial(0.5), (masks != initial).mean(axis=1))
+
+
+def test_a_history_of_another_network_is_refused(tmp_path, vary, history):
+    path = tmp_path / "m.npz"
+    save_histories(path, {"ema": history}, "digest")
+    for change in ({"network.width": 16}, {"network.blocks": 2}, {"network.middle_attention": False}):
+        with pytest.raises(UserError, match=r"m\.npz: masks of another network"):
+            load_history(path, "ema", trace(vary(change).network))
+
+
+def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
+    path = tmp_path / "m.npz"
+    with pytest.raises(UserError, match=r"m\.npz: missing"):
+        load_history(path, "ema", trace(tiny.network))
+    save_histories(path, {"ema": history}, "digest")
+    with pytest.raises(UserError, match=r"m\.npz.*raw"):
+        load_history(path, "raw", trace(tiny.network))
+
+
+# --- whole searches -----------------------------------------------------------------------------------
+
+
+def search(experiment, **ticket):
+    where = {"search": "full", "criterion": "magnitude", "weights": "ema", "seed": 0}
+    dense.train_dense(experiment, "full", 0, torch.device("cpu"))
+    selection.prune_per_epoch(experiment, **where)
+    selection.hamming_matrix(experiment, **where)
+    return selection.select_eb_epoch(experiment, **where, rate=ticket.get("rate", 0.5))
+
+
+def test_a_search_that_settles_stops_and_says_so(workspace, vary):
+    e = vary({"searches.full.threshold": 0.9, "searches.full.horizon": 30, "searches.full.watch": 1})
+    story = search(e)
+    assert story["settled"] is True
+    assert (story["interval"], story["intervals_completed"], story["step"]) == (4, 5, 50)
+    where = dict(experiment="tiny", seed=0, search="full")
+    ledger = json.loads(layout.path(layout.DENSE_LEDGER, **where).read_text())
+    # Every rate settles at interval 4; one more is watched.
+    assert (ledger["stopped"], ledger["intervals"], ledger["steps"]) == ("settled", 6, 60)
+    kept = [path.name for path in layout.path(layout.SNAPSHOTS, **where).iterdir()]
+    assert kept == ["4.safetensors"]
+
+
+def test_a_search_that_never_settles_gives_its_last_mask_marked_so(workspace, vary):
+    story = search(vary({"searches.full.threshold": 1e-9, "training.learning_rate": 0.01}))
+    assert story["settled"] is False
+    assert (story["interval"], story["step"]) == (5, 60)
+    assert max(story["last_distances"]) > 1e-9
+    stored = layout.path(
+        layout.STORY, experiment="tiny", seed=0, search="full", criterion="magnitude", weights="ema", rate=0.5
+    )
+    assert json.loads(stored.read_text())["settled"] is False
+
+
+def test_a_slow_average_is_called_near_its_initialisation(workspace, vary):
+    """EMA 0.9999 keeps the initial weights: the rule fires at once, with the initial mask."""
+    story = search(vary({"training.ema_decay": 0.9999}))
+    assert (story["settled"], story["interval"]) == (True, 4)
+    assert story["to_initial"] < 0.1 < story["chance"]
+    assert story["kind"] == "near its initialisation"
+
+
+def test_a_rate_that_was_not_searched_for_is_refused(workspace, tiny):
+    search(tiny)
+    with pytest.raises(UserError, match=r"0\.4 was not searched for"):
+        selection.select_eb_epoch(tiny, "full", "magnitude", "ema", 0.4, 0)
+
+
+def test_a_random_ticket_is_cut_at_the_magnitude_tickets_interval(workspace, tiny):
+    story = search(tiny)
+    random = selection.select_eb_epoch(tiny, "full", "random", "ema", 0.5, 0)
+    assert random["step"] == story["step"]
+    assert random["params"] == story["params"]
+    assert random["widths"] == story["widths"]
+    from ebdiff.nets import store
+
+    parts = dict(experiment="tiny", seed=0, search="full", weights="ema", rate=0.5)
+    mine, theirs = (
+        store.load(layout.path(layout.TICKET, criterion=c, **parts))[0] for c in ("magnitude", "random")
+    )
+    assert any(not torch.equal(mine[n], theirs[n]) for n in mine)
