@@ -38,7 +38,6 @@ env: $(VENV)/.ready ## the environment, pinned by envs/constraints.txt
 $(VENV)/.ready: pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip
-	$(VENV)/bin/python -m pip install -q -c envs/constraints.txt torch
 	$(VENV)/bin/python -m pip install -q -c envs/constraints.txt -e ".[dev,slurm]"
 	touch $@
 

@@ -43,8 +43,10 @@ def checked(function, *arguments):
     """Call a function of the package; a user error becomes one line."""
     try:
         return function(*arguments)
-    except (UserError, KeyError) as error:
+    except UserError as error:
         raise WorkflowError(str(error))
+    except KeyError as error:
+        raise WorkflowError(f"the experiment has no {error}; asked for by a target's name")
 
 
 def of(function, *wildcards):

@@ -29,7 +29,8 @@ rule train_classifier:
         labels=layout.LABELS,
         manifest=layout.MANIFEST,
     output:
-        layout.CLASSIFIER,
+        network=layout.CLASSIFIER,
+        ledger=layout.CLASSIFIER_LEDGER,
     log:
         layout.log("train-classifier", layout.DATA),
     benchmark:

@@ -72,7 +72,7 @@ SEARCH = ("--search", "full")
         (("sample", "tiny", "--run", "eb50"), "--run 'eb50' is not known; did you mean 'eb-50'?"),
         (("fid", "tiny", "--run", "ta_eb"), "did you mean 'ta-eb'?"),
         (("finetune-region", "tiny", "--expert", "dense-ful", "--milestone", "80"), "'dense-full'?"),
-        (("finetune-region", "tiny", "--expert", "dense-full", "--milestone", "81"), "'80'?"),
+        (("finetune-region", "tiny", "--expert", "dense-full", "--milestone", "81"), "known: 80"),
         (("table", "tiny", "table44"), "did you mean 'table4'?"),
         (("figure", "tiny", "figure11"), "did you mean 'figure1"),
     ],

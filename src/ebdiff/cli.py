@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -105,12 +106,15 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
     _begin(dataset, threads, dataset=True)
     from ebdiff import layout
     from ebdiff.data.store import Images
-    from ebdiff.files import load_memmap
+    from ebdiff.files import load_memmap, write_json
     from ebdiff.metrics import classifier
 
     labels = load_memmap(layout.path(layout.LABELS, dataset=dataset))
     path = layout.path(layout.CLASSIFIER, dataset=dataset)
+    began = time.perf_counter()
     accuracy = classifier.train_classifier(Images.open(dataset).pixels, labels[:], path)
+    entry = {"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}
+    write_json(layout.path(layout.CLASSIFIER_LEDGER, dataset=dataset), entry)
     print(f"held-out accuracy {accuracy:.3f}")
 
 
@@ -161,6 +165,7 @@ def hamming_matrix(
     """Distances between all masks of a search, to the initial mask, and chance."""
     experiment = _begin(name)
     _known(search, experiment.searches, "--search")
+    _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
 
     selection.hamming_matrix(experiment, search, criterion, weights, seed)

@@ -76,8 +76,8 @@ def cost_digest(e: Experiment) -> str:
 
 
 def report_digest(e: Experiment) -> str:
-    """`table`, `figure` and `report` read the whole experiment."""
-    return digest(e)
+    """`table`, `figure` and `report` read the whole experiment, but for what changes no result."""
+    return digest(e.model_dump(mode="json", exclude={"compute": True, "training": BOOKKEEPING}))
 
 
 def hamming_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:

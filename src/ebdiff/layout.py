@@ -15,6 +15,7 @@ LABELS = DATA + "/labels.npy"
 MANIFEST = DATA + "/manifest.json"
 DATA_FILES = (IMAGES, LABELS, MANIFEST)
 CLASSIFIER = DATA + "/classifier.safetensors"
+CLASSIFIER_LEDGER = DATA + "/classifier.json"
 REFERENCE = DATA + "/reference/{protocol}.npz"
 
 EXPERIMENT = "results/{experiment}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def evaluate(experiment: Experiment, run: str, seed: int) -> dict[str, Any]:
     """Distances of a run's samples to the real images, and what the classifier makes of them."""
     where = dict(experiment=experiment.name, seed=seed, run=run)
     dataset, protocol = experiment.dataset.name, experiment.evaluation.protocol
+    began = time.perf_counter()
     pixels = load_memmap(layout.path(layout.SAMPLES, **where))
     network, _ = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
     real = read_arrays(layout.path(layout.REFERENCE, dataset=dataset, protocol=protocol))
@@ -76,6 +78,7 @@ def evaluate(experiment: Experiment, run: str, seed: int) -> dict[str, Any]:
         "real_confident": float(real["confident"]),
         "class_shares": (np.bincount(guesses, minlength=probabilities.shape[1]) / len(guesses)).tolist(),
         "classifier_accuracy": float(real["accuracy"]),
+        "seconds": round(time.perf_counter() - began, 3),
     }
     write_json(layout.path(layout.METRICS, **where), metrics)
     return metrics

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ebdiff.config import Network
+from ebdiff.nets.unet import UNet, timestep_embedding
+
+CIFAR = Network()
+
+
+def names(config):
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in UNet(config).named_parameters()}
+
+
+def test_parameters_have_the_names_of_the_public_port():
+    found = names(CIFAR)
+    expected = {
+        "conv_in.weight": (128, 3, 3, 3),
+        "temb.dense.0.weight": (512, 128),
+        "temb.dense.1.bias": (512,),
+        "down.0.block.0.norm1.weight": (128,),
+        "down.0.block.1.conv2.weight": (128, 128, 3, 3),
+        "down.0.downsample.conv.weight": (128, 128, 3, 3),
+        "down.1.block.0.temb_proj.weight": (256, 512),
+        "down.1.block.0.nin_shortcut.weight": (256, 128, 1, 1),
+        "down.1.attn.1.proj_out.weight": (256, 256, 1, 1),
+        "mid.block_1.conv1.weight": (256, 256, 3, 3),
+        "mid.attn_1.q.weight": (256, 256, 1, 1),
+        "up.3.block.0.conv1.weight": (256, 512, 3, 3),
+        "up.1.attn.2.norm.bias": (256,),
+        "up.0.block.2.nin_shortcut.weight": (128, 256, 1, 1),
+        "up.1.upsample.conv.weight": (256, 256, 3, 3),
+        "norm_out.weight": (128,),
+        "conv_out.weight": (3, 128, 3, 3),
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert not any("attn" in name for name in found if name.startswith(("down.0", "up.0", "down.2")))
+    assert "up.0.upsample.conv.weight" not in found
+    assert "down.3.downsample.conv.weight" not in found
+
+
+def test_the_time_embedding_is_sines_then_cosines():
+    found = timestep_embedding(torch.tensor([0, 7, 999]), 8)
+    for row, t in zip(found, (0, 7, 999), strict=True):
+        angles = [t * 10_000 ** (-i / 3) for i in range(4)]
+        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert row.tolist() == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.fixture
+def network():
+    config = Network(image_size=8, width=8, multipliers=(1, 2), attention=(4,), norm_groups=4, dropout=0.5)
+    torch.manual_seed(0)
+    return UNet(config).eval()
+
+
+def test_attention_is_the_literal_softmax_over_all_pixels(network):
+    block, x = network.mid.attn_1, torch.randn(2, 16, 3, 3)
+    h = F.group_norm(x, 4, block.norm.weight, block.norm.bias, eps=1e-6)
+    q, k, v = (layer(h).flatten(2) for layer in (block.q, block.k, block.v))
+    scores = torch.einsum("bci,bcj->bij", q, k) / 16**0.5
+    mixed = torch.einsum("bij,bcj->bci", scores.softmax(dim=2), v).reshape(2, 16, 3, 3)
+    torch.testing.assert_close(block(x), x + block.proj_out(mixed), rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_block_is_norm_silu_conv_twice_with_the_time_between(network):
+    block, x, temb = network.down[1].block[0], torch.randn(2, 8, 4, 4), torch.randn(2, 32)
+
+    def silu(v):
+        return v * torch.sigmoid(v)
+
+    h = block.conv1(silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, eps=1e-6)))
+    h = h + block.temb_proj(silu(temb))[:, :, None, None]
+    h = block.conv2(silu(F.group_norm(h, 4, block.norm2.weight, block.norm2.bias, eps=1e-6)))
+    torch.testing.assert_close(block(x, temb), block.nin_shortcut(x) + h, rtol=1e-4, atol=1e-5)
+
+
+def test_downsampling_pads_below_and_to_the_right(network):
+    layer, x = network.down[0].downsample, torch.randn(1, 8, 6, 6)
+    padded = torch.zeros(1, 8, 7, 7)
+    padded[:, :, :6, :6] = x
+    expected = F.conv2d(padded, layer.conv.weight, layer.conv.bias, stride=2)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_output_depends_on_every_input(network):
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 900])
+    out = network(x, t)
+    assert out.shape == x.shape
+    assert not torch.allclose(out, network(x, torch.tensor([2, 900])))
+    assert not torch.allclose(out, network(x + 0.1, t))
+    # One image's output doesn't depend on the others in the batch.
+    torch.testing.assert_close(network(x[:1], t[:1]), out[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_works_in_training_only(network):
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 900])
+    assert torch.equal(network(x, t), network(x, t))
+    network.train()
+    assert not torch.equal(network(x, t), network(x, t))
