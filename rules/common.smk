@@ -46,7 +46,9 @@ def checked(function, *arguments):
     except UserError as error:
         raise WorkflowError(str(error))
     except KeyError as error:
-        raise WorkflowError(f"the experiment has no {error}; asked for by a target's name")
+        raise WorkflowError(
+            f"the experiment has no {error}; asked for by a target's name"
+        )
 
 
 def of(function, *wildcards):

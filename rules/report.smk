@@ -80,10 +80,15 @@ rule:
     name:
         "so-far"
     log:
-        "results/so-far.log",
+        layout.SO_FAR_LOG,
     conda:
         CONDA
+    threads: 1
+    resources:
+        mem_mb=800,
+        runtime=10,
+        gpu=0,
     params:
         experiments=EXPERIMENTS,
     shell:
-        "for name in {params.experiments:q}; do ebdiff report $name --so-far; done 2>&1 | tee {log:q}"
+        'for name in {params.experiments:q}; do ebdiff report "$name" --so-far; done 2>&1 | tee {log:q}'

@@ -202,7 +202,9 @@ def artefacts():
     return found
 
 
-@pytest.mark.parametrize("at", [3, 20, 47])
+@pytest.mark.parametrize(
+    "at", [20, pytest.param(3, marks=pytest.mark.slow), pytest.param(47, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_search_ends_as_an_undisturbed_one(workspace, tiny, monkeypatch, capsys, at):
     search(tiny)
     expected = artefacts()
@@ -243,6 +245,7 @@ def test_snapshots_of_a_set_aside_state_are_not_taken_over(workspace, vary, monk
     assert kept == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_set_aside(workspace, tiny, monkeypatch, capsys):
     search(tiny)
     expected = artefacts()
