@@ -89,7 +89,7 @@ def figure_inputs(w):
 
 def references(w):
     spec = experiment(w)
-    where = {"dataset": spec.dataset.name, "protocol": spec.evaluation.protocol}
+    where = {"dataset": spec.dataset.name, "protocol": spec.evaluation.protocols[0]}
     return [layout.CLASSIFIER.format(**where), layout.REFERENCE.format(**where)]
 
 

@@ -22,8 +22,12 @@ Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
 Weights = Literal["raw", "ema"]
 Init = Literal["inherit", "fresh", "dense", "snapshot"]
+Law = Literal["uniform", "speed"]
 Method = Literal["unpruned", "scratch", "finetune", "eb", "ta-eb", "control"]
-Table = Literal["table1", "table3", "table4", "table8", "table9", "controls"]
+Table = Literal[
+    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "controls"
+]
+Protocol = Literal["classifier", "legacy_pytorch", "clean"]
 
 
 class Strict(BaseModel):
@@ -36,8 +40,22 @@ class Dataset(Strict):
     """Where the images come from and how training sees them."""
 
     name: Name = Field(description="Folder name under resources/data/.")
-    source: Literal["bundled-digits"] = Field(
-        description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download."
+    source: Literal["bundled-digits", "cifar10", "images"] = Field(
+        description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
+        "cifar10: the official archive, or a local copy of it or of its parquet files at `path`. "
+        "images: any folder, zip or parquet of images at `path`, or a dataset of the hub at `hub`."
+    )
+    path: str | None = Field(
+        None, description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in."
+    )
+    hub: str | None = Field(None, description="Dataset on the Hugging Face hub, owner/name.")
+    crop: Literal["none", "centre", "celeba"] = Field(
+        "none",
+        description="Before resizing to the network's size. none: images must be square; centre: "
+        "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
+    )
+    broken: Literal["refuse", "skip"] = Field(
+        "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
     subset: int | None = Field(None, gt=0, description="Train on the first n images only.")
@@ -153,6 +171,21 @@ class Dense(Strict):
 
     search: Name = "full"
     iterations: int = Field(gt=0, description="Optimiser steps; scaled by `scale`.")
+    source: str | None = Field(
+        None,
+        alias="from",
+        description="A public DDPM checkpoint (.safetensors, .ckpt, .pth) to take as the finished unpruned "
+        "network instead of training it; `iterations` then says how long it was trained.",
+    )
+
+
+class Speed(Strict):
+    """SpeeD's asymmetric timestep law and change-aware weights, for experts with `law: speed`."""
+
+    k: float = Field(5.0, gt=0, description="Timesteps below tau are this many times likelier.")
+    lam: float = Field(0.6, ge=0.5, le=1, description="Weights below tau lie in [1 - lam, lam].")
+    tau: int = Field(700, gt=0, description="First timestep of the tail.")
+    dual: bool = Field(True, description="Over the whole range, pair t with M - t (M = 642).")
 
 
 class Expert(Strict):
@@ -167,6 +200,7 @@ class Expert(Strict):
     criterion: Criterion = "magnitude"
     weights: Weights = "ema"
     rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
+    law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
     span: Span = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
     serve: Span = Field(None, description="Timesteps served; null: the span.")
     iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
@@ -190,12 +224,13 @@ class Expert(Strict):
     def key(self) -> str:
         """The expert's name: runs that list the same expert share it."""
         span = f"t{self.span[0]}-{self.span[1]}"
+        law = "" if self.law == "uniform" else f"-{self.law}"
         if self.init == "dense":
-            return f"dense-{self.search}"
+            return f"dense-{self.search}{law}"
         if self.init == "fresh":
-            return f"fresh-{self.rate}-{span}"
+            return f"fresh-{self.rate}-{span}{law}"
         prefix = "snapshot-" if self.init == "snapshot" else ""
-        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}"
+        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
 
     @property
     def needs_ticket(self) -> bool:
@@ -242,9 +277,16 @@ class Sampling(Strict):
 class Evaluation(Strict):
     """Which features the distances live in."""
 
-    protocol: Literal["classifier"] = Field(
-        "classifier", description="classifier: a small network trained on the data's labels."
+    protocols: tuple[Protocol, ...] = Field(
+        ("classifier",),
+        min_length=1,
+        description="The first is the one tables show. classifier: a small network trained on the data's "
+        "labels; legacy_pytorch: FID as the paper's script computes it; clean: clean-fid's resizing.",
     )
+    weights: str | None = Field(None, description="Inception weights file; null: looked for.")
+    batch: int = Field(64, gt=0, description="Images per forward pass of the feature network.")
+    reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
+    precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
 
 
 class Compute(Strict):
@@ -260,7 +302,7 @@ class Compute(Strict):
 class Published(Strict):
     """How this experiment's runs map to the paper's rows."""
 
-    dataset: Literal["cifar10"] = "cifar10"
+    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom"] = "cifar10"
     expert_iterations: dict[int, int] = Field(
         {}, description="Our iterations -> the paper's, for Tables 3, 8 and 9."
     )
@@ -282,6 +324,7 @@ class Experiment(Strict):
     dense: Dense
     sampling: Sampling
     evaluation: Evaluation = Evaluation()
+    speed: Speed = Speed()
     compute: Compute = Compute()
     published: Published = Published()
     seeds: tuple[int, ...] = Field((0,), min_length=1)

@@ -32,7 +32,8 @@ def digest(*parts: Any) -> str:
 
 def data_digest(e: Experiment) -> str:
     """`prepare-data`, `train-classifier` and `reference-stats`: the source alone."""
-    return digest(e.dataset.name, e.dataset.source)
+    d = e.dataset  # where a local copy lies changes nothing; what it is made into does
+    return digest(d.name, d.source, d.hub, d.crop, d.broken, e.network.image_size, e.network.channels)
 
 
 def dense_digest(e: Experiment, search: str) -> str:

@@ -60,7 +60,7 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
     from ebdiff.nets.store import initialise
 
     if len(labels) != len(pixels):
-        raise UserError(f"{path}: the data has no labels; set evaluation.protocol to another one")
+        raise UserError(f"{path}: the data has no labels; set evaluation.protocols to legacy_pytorch")
     order = generator(0, "classifier/split").permutation(len(pixels))
     held = int(len(pixels) * HELD_OUT)
     test, train = order[:held], order[held:]

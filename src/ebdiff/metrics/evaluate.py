@@ -33,7 +33,7 @@ def reference_stats(experiment: Experiment) -> None:
 
     The floor is half of the data against the other half; the ceiling is uniform noise against all.
     """
-    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocol
+    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocols[0]
     pixels = Images.open(dataset).pixels
     network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
     features, probabilities = classify(network, pixels)
@@ -57,7 +57,7 @@ def reference_stats(experiment: Experiment) -> None:
 def evaluate(experiment: Experiment, run: str, seed: int) -> dict[str, Any]:
     """Distances of a run's samples to the real images, and what the classifier makes of them."""
     where = dict(experiment=experiment.name, seed=seed, run=run)
-    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocol
+    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocols[0]
     began = time.perf_counter()
     pixels = load_memmap(layout.path(layout.SAMPLES, **where))
     network, _ = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
