@@ -233,6 +233,11 @@ class Expert(Strict):
         return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
 
     @property
+    def continues_search(self) -> bool:
+        """Whether this is the unpruned network that goes on where its search stopped."""
+        return self.init == "dense" and self.law == "uniform"
+
+    @property
     def needs_ticket(self) -> bool:
         """Whether the expert starts from a ticket's file (inherit) or story (snapshot)."""
         return self.init in ("inherit", "snapshot")
@@ -445,7 +450,7 @@ class Experiment(Strict):
         """The unpruned network at N steps, from which `final` tickets are cut."""
         for run in self.runs.values():
             for expert in run.experts:
-                if expert.init == "dense" and expert.iterations == self.dense.iterations:
+                if expert.continues_search and expert.iterations == self.dense.iterations:
                     return expert
         return None
 

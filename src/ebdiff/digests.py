@@ -62,7 +62,8 @@ def expert_digest(e: Experiment, key: str, milestone: str) -> str:
     what = expert.model_dump(mode="json", exclude={"serve", "iterations"})
     like = e.runs.get(milestone.removeprefix("like-"))
     target = like.experts if like else milestone
-    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, what, target)
+    law = e.speed if e.experts()[key].law == "speed" else None
+    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, what, target, law)
 
 
 def sample_digest(e: Experiment, run: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ebdiff import layout
@@ -69,15 +70,26 @@ def stories(experiment: Experiment, run: str, seed: int | str) -> list[Path]:
     ]
 
 
+def is_given(experiment: Experiment, key: str, milestone: str) -> bool:
+    """Whether a milestone is the public checkpoint of `dense.from`, with nothing to train."""
+    unpruned = experiment.experts()[key].continues_search
+    return bool(experiment.dense.source) and unpruned and milestone == str(experiment.dense.iterations)
+
+
 def beginnings(experiment: Experiment, key: str, milestone: str, seed: int | str) -> list[Path]:
-    """Training states a milestone may continue: its predecessor's and, unpruned, the search's."""
+    """Training states a milestone may continue: its predecessor's and, unpruned, the search's.
+
+    A public checkpoint taken as the unpruned network is its own beginning.
+    """
     where = dict(experiment=experiment.name, seed=seed)
+    if is_given(experiment, key, milestone):
+        return [Path(os.path.expandvars(experiment.dense.source)).expanduser()]
     found = []
     before = experiment.previous_milestone(key, milestone)
     if before is not None:
         found.append(layout.path(layout.MILESTONE, expert=key, milestone=before, **where))
     expert = experiment.experts()[key]
-    if expert.init == "dense":
+    if expert.continues_search and not experiment.dense.source:
         found.append(layout.path(layout.DENSE_LAST, search=expert.search, **where))
     return found
 

@@ -11,10 +11,11 @@ from ebdiff.accounting import TrainedExpert, like_iterations, search_steps
 from ebdiff.config import Experiment, Expert
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.digests import expert_digest
 from ebdiff.files import read_json, remove_state, write_json
 from ebdiff.nets import store
+from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.training.ledger import ledger
@@ -65,6 +66,39 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     return store.build(config, tensors)
 
 
+def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
+    """The timestep law of an expert, on its span."""
+    if expert.law == "speed":
+        return SpeeD(*expert.span, experiment.diffusion, experiment.speed)
+    return Antithetic(*expert.span)
+
+
+def _beginning(
+    experiment: Experiment, key: str, milestone: str, seed: int, steps: int, device: torch.device
+) -> State:
+    """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
+    expert, training = experiment.experts()[key], experiment.training
+    paths = inputs.beginnings(experiment, key, milestone, seed)
+    if inputs.is_given(experiment, key, milestone):
+        tensors = load_checkpoint(paths[0], experiment.network)
+        state = State.start(store.build(experiment.network, tensors), training, device)
+        state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
+        return state
+    done = {path: store.story(path)["step"] for path in paths}
+    started = [path for path in paths if done[path] <= steps]
+    if started:
+        return State.load(max(started, key=done.__getitem__), training, device)
+    return State.start(_initial(experiment, expert, _stream(expert), seed), training, device)
+
+
+def _stream(expert: Expert) -> str:
+    """Whose randomness an expert's training uses.
+
+    The unpruned network goes on with its search's: same bits as never having stopped.
+    """
+    return f"dense/{expert.search}" if expert.continues_search else f"expert/{expert.key}"
+
+
 def finetune_region(
     experiment: Experiment, key: str, milestone: str, seed: int, device: torch.device
 ) -> None:
@@ -79,31 +113,20 @@ def finetune_region(
     images = Images.open(
         experiment.dataset.name, flip=experiment.dataset.flip, subset=experiment.dataset.subset
     )
-    # The unpruned network goes on with its search's own stream: same bits as never having stopped.
-    stream = f"dense/{expert.search}" if expert.init == "dense" else f"expert/{key}"
     steps = milestone_steps(experiment, expert, milestone, seed)
 
     read = inputs.expert(experiment, key, milestone, seed)
     expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
     state = resume(output, expected, experiment.training, device)
     if state is None:
-        states = [
-            path
-            for path in inputs.beginnings(experiment, key, milestone, seed)
-            if store.story(path)["step"] <= steps
-        ]
-        if states:
-            furthest = max(states, key=lambda path: store.story(path)["step"])
-            state = State.load(furthest, experiment.training, device)
-        else:
-            state = State.start(_initial(experiment, expert, stream, seed), experiment.training, device)
+        state = _beginning(experiment, key, milestone, seed, steps, device)
 
     folder = layout.state_of(output)
     job = Job(
-        name=stream,
+        name=_stream(expert),
         seed=seed,
         images=images,
-        law=Antithetic(*expert.span),
+        law=_law(experiment, expert),
         abar=alphas_bar(experiment.diffusion),
         training=experiment.training,
         stats=folder / "stats.jsonl",

@@ -15,7 +15,7 @@ import torch
 
 from ebdiff.config import Training
 from ebdiff.data.store import Images
-from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.draws import generator
 from ebdiff.progress import progress
 from ebdiff.training.state import State, check_finite
@@ -38,7 +38,7 @@ class Job:
     name: str
     seed: int
     images: Images
-    law: Antithetic
+    law: TimestepLaw
     abar: np.ndarray
     training: Training
     stats: Path | None = None

@@ -1,0 +1,70 @@
+"""Public DDPM checkpoints, whose parameter names this package's U-Net shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError  # only to catch what torch.load raises on one
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ebdiff.config import Network
+from ebdiff.errors import UserError
+from ebdiff.nets.unet import UNet
+
+
+def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
+    """The weights of a public checkpoint, checked against the network's config.
+
+    Understood are safetensors, and PyTorch files of a state dict, alone, under `state_dict`, `ema` or
+    `model`, or in DDIM's training list whose last entry is the average. A leading `module.` is cut off.
+    PyTorch files are read with `weights_only=True`: nothing in them is executed.
+
+    Args:
+        path: .safetensors, .ckpt, .pt or .pth.
+        config: the network that the experiment describes.
+
+    Returns:
+        float32 tensors by parameter name.
+
+    Raises:
+        UserError: missing, unreadable, or of another network.
+    """
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else _state_dict(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; dense.from names it") from None
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    tensors = {name.removeprefix("module."): t.float() for name, t in found.items()}
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in UNet(config).named_parameters()}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path}: a checkpoint of another network: it has no {name}; see network")
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{path}: a checkpoint of another network: {name} is {tuple(tensors[name].shape)}, "
+                f"network asks for {tuple(shape)}"
+            )
+    extra = sorted(tensors.keys() - expected.keys())
+    if extra:
+        raise UserError(f"{path}: a checkpoint of another network: {extra[0]} is not part of it; see network")
+    return {name: tensors[name] for name in expected}
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a PyTorch file, the averaged one where there are two."""
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, list | tuple):  # DDIM: model, optimiser, epoch, step, average
+        content = next((part for part in reversed(content) if isinstance(part, dict)), {})
+    for key in ("ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise UserError(f"{path}: holds no state dict of tensors")
+    return content
