@@ -12,15 +12,15 @@ rule prepare_data:
         layout.benchmark("prepare-data", layout.DATA)
     conda:
         CONDA
-    threads: 1
+    threads: 2
     resources:
-        mem_mb=1000,
+        mem_mb=1500,
         runtime=60,
         gpu=0,
     params:
         digest=of_dataset,
     shell:
-        "ebdiff prepare-data {wildcards.dataset:q} > {log:q} 2>&1"
+        "ebdiff prepare-data {wildcards.dataset:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule train_classifier:

@@ -89,15 +89,19 @@ def _check_search(
 
 
 @app.command()
-def prepare_data(dataset: Dataset) -> None:
+def prepare_data(
+    dataset: Dataset,
+    threads: Annotated[int | None, typer.Option(help="Images decoded at a time; changes no result.")] = None,
+) -> None:
     """Images of the experiment's source -> resources/data/{dataset}/."""
-    experiment = _begin(dataset, dataset=True)
+    experiment = _begin(dataset, threads, dataset=True)
     from ebdiff import layout
     from ebdiff.data.sources import prepare
 
     files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
-    entry = prepare(experiment, *files)
-    print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}")
+    entry = prepare(experiment, *files, threads=threads or experiment.compute.threads)
+    skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""
+    print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}{skipped}")
 
 
 @app.command()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+DOWNLOAD = "resources/downloads/{file}"
+
 # Shared by all experiments that use a dataset.
 DATA = "resources/data/{dataset}"
 IMAGES = DATA + "/images.npy"

@@ -1,64 +1,218 @@
-"""Where images come from. Each source returns uint8 images and labels; `prepare` stores them."""
+"""From a source to prepared data: `prepare` stores what an experiment's `dataset` names.
+
+Images are decoded by several threads (Pillow lets them run side by side), kept in order and written one
+after the other, so that memory is bounded whatever the number of images and the file depends on no timing.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from ebdiff.config import Dataset, Experiment
+from ebdiff.data import archives, cifar10
+from ebdiff.data.archives import Collection
+from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError
 from ebdiff.files import replacing, sha256, write_json
+from ebdiff.progress import progress
+
+FEWEST = 4  # images; with fewer there is nothing to learn
+NAMED = 5  # broken images named in a message
+
+A, B = TypeVar("A"), TypeVar("B")
 
 
-def bundled_digits() -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """scikit-learn's copy of the UCI test set of handwritten digits.
-
-    Returns:
-        images (1797, 8, 8, 1) uint8 in 0..255, labels (1797,) int64, and their story.
-    """
+def bundled_digits() -> Collection:
+    """scikit-learn's copy of the UCI test set of handwritten digits: 1,797 of 8x8, labelled."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     # The file's grey levels are 0..16.
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+
+    def items() -> Iterator[Item]:
+        for i, (image, label) in enumerate(zip(images, digits.target, strict=True)):
+            yield Item(f"digit {i}", image.copy, int(label))
+
     story = {
         "title": "Optical recognition of handwritten digits (test part)",
         "origin": "UCI Machine Learning Repository, as bundled with scikit-learn",
         "licence": "CC BY 4.0",
     }
-    return images, digits.target.astype(np.int64), story
+    return Collection("bundled digits", len(images), items, story)
 
 
-SOURCES = {"bundled-digits": bundled_digits}
-
-
-def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path) -> dict:
-    """Read the experiment's source and write images, labels and a manifest.
+def expanded(path: str) -> Path | None:
+    """A path with `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None where nothing remains.
 
     Raises:
-        UserError: the images' size doesn't fit the network.
+        UserError: a variable without default isn't set.
     """
-    dataset: Dataset = experiment.dataset
-    pixels, classes, story = SOURCES[dataset.source]()
-    expected = (experiment.network.image_size, experiment.network.image_size, experiment.network.channels)
-    if pixels.shape[1:] != expected:
+
+    def value(match: re.Match) -> str:
+        found = os.environ.get(match["name"]) or match["default"]
+        if found is None:
+            raise UserError(
+                f"dataset.path: the environment variable {match['name']} is not set; "
+                f"export {match['name']}=/where/the/images/are, or write the path itself"
+            )
+        return found
+
+    filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, path)
+    return Path(filled).expanduser() if filled else None
+
+
+def find(dataset: Dataset) -> Collection:
+    """The images that `dataset` names, not yet read.
+
+    Raises:
+        UserError: they can't be found, or there are too few.
+    """
+    path = expanded(dataset.path) if dataset.path else None
+    if dataset.source == "bundled-digits":
+        return bundled_digits()
+    if dataset.source == "cifar10":
+        return cifar10.cifar10(path)
+    if path is not None:
+        found = archives.open_path(path)
+    elif dataset.hub:
+        found = archives.from_hub(dataset.hub)
+    else:
+        raise UserError(f"dataset {dataset.name}: set dataset.path (folder, zip or parquet) or dataset.hub")
+    if found.count < FEWEST:
         raise UserError(
-            f"dataset {dataset.name}: images are {pixels.shape[1:]}, the network expects {expected}; "
-            "change network.image_size or network.channels"
+            f"{found.where}: {found.count} images; at least {FEWEST} are needed "
+            f"({', '.join(archives.EXTENSIONS)} files, or parquet)"
         )
-    for path, array in ((images, pixels), (labels, classes)):
-        with replacing(path) as temporary:
-            np.save(temporary, array)
+    return found
+
+
+def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
+    """`map` over some threads, in order, with only a few items at a time in memory."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(function, item) for item in islice(items, 8 * threads))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decoded(item: Item, size: int, channels: int, crop: str) -> tuple[Item, np.ndarray | Broken]:
+    try:
+        return item, pixels(item, size, channels, crop)
+    except Broken as error:
+        return item, error
+
+
+def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
+    """An npy header. NumPy pads it so that the first axis can change in place."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, channels)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_images(found: Collection, file: BinaryIO, experiment: Experiment, threads: int) -> tuple[list, int]:
+    """Decode a collection into an npy file of uint8 (count, size, size, channels).
+
+    Writing goes through the file, not a memory map, whose touched pages would count as memory.
+
+    Returns:
+        the labels (None where an image has none) of the images written, and how many were skipped.
+
+    Raises:
+        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
+    """
+    dataset, network = experiment.dataset, experiment.network
+    decode = partial(_decoded, size=network.image_size, channels=network.channels, crop=dataset.crop)
+    _write_header(file, found.count, network.image_size, network.channels)
+    labels: list[int | None] = []
+    broken: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
+        bar = progress(in_order(decode, found.items(), threads), total=found.count, desc="images")
+        for item, result in bar:
+            if isinstance(result, Broken):
+                broken.append(f"{item.name}: {result}")
+            elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
+                file.write(result.data)
+                labels.append(item.label)
+    if broken:
+        if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
+            print(*(f"broken image {line}" for line in broken), sep="\n", file=sys.stderr)
+        if dataset.broken == "refuse":
+            more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+            raise UserError(
+                f"broken images: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
+                "or set dataset.broken to skip"
+            )
+    if len(labels) < FEWEST:
+        raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
+    file.seek(0)
+    _write_header(file, len(labels), network.image_size, network.channels)
+    return labels, len(broken)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise UserError(
+            f"{path}: the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room"
+        )
+
+
+def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
+    """Read the experiment's source and write images, labels and, last, a manifest.
+
+    Args:
+        experiment: names source, crop, size and channels.
+        images, labels, manifest: where to write: uint8 (N, H, W, C), int64 (N,) or (0,) without labels, JSON.
+        threads: images decoded at a time; changes no result.
+
+    Raises:
+        UserError: one line on what is wrong with the source; nothing is written then.
+    """
+    dataset, network = experiment.dataset, experiment.network
+    if network.channels not in (1, 3):
+        raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
+    found = find(dataset)
+    images.parent.mkdir(parents=True, exist_ok=True)
+    for stale in images.parent.glob(f".{images.stem}.*{images.suffix}"):
+        stale.unlink()  # of a preparation that was killed
+    _check_room(images.parent, found.count * network.image_size**2 * network.channels)
+    with replacing(images) as temporary:
+        with temporary.open("wb") as file:
+            classes, skipped = write_images(found, file, experiment, threads)
+        checksum = sha256(temporary)
+        manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
+    labelled = all(c is not None for c in classes)
+    with replacing(labels) as temporary:
+        np.save(temporary, np.array(classes if labelled else [], np.int64))
     entry = {
         "dataset": dataset.name,
         "source": dataset.source,
-        **story,
-        "count": len(pixels),
-        "shape": list(pixels.shape[1:]),
-        "classes": int(classes.max()) + 1 if len(classes) else 0,
-        "sha256": sha256(images),
+        **{"title": dataset.name, "origin": found.where, "licence": "not stated", **found.story},
+        "count": len(classes),
+        "skipped": skipped,
+        "shape": [network.image_size, network.image_size, network.channels],
+        "classes": max(classes) + 1 if labelled else 0,
+        "sha256": checksum,
         "digest": data_digest(experiment),
     }
     write_json(manifest, entry)

@@ -1,0 +1,235 @@
+"""Stored images in a fixed order: folders, zips, parquet files, the hub.
+
+Archives are read member by member and never extracted; nothing is ever unpickled. An lmdb (LSUN) becomes a
+folder first, with `pip install lmdb` and, for the lmdb folder SOURCE and a new folder TARGET:
+
+    import lmdb, pathlib
+    with lmdb.open(SOURCE, readonly=True, lock=False).begin() as content:
+        for key, image in content.cursor():
+            (pathlib.Path(TARGET) / f"{key.decode()}.webp").write_bytes(image)
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ebdiff.data.images import EXTENSIONS, FILE_BYTES, Broken, Item
+from ebdiff.errors import UserError
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images from one place.
+
+    Attributes:
+        where: the place, for messages.
+        count: how many.
+        items: gives them, always in the same order.
+        story: title, origin and licence.
+    """
+
+    where: str
+    count: int
+    items: Callable[[], Iterator[Item]]
+    story: dict[str, str] = field(default_factory=dict)
+
+
+def _is_image(name: str) -> bool:
+    parts = PurePosixPath(name)
+    return parts.suffix.lower() in EXTENSIONS and not any(
+        p.startswith((".", "__MACOSX")) for p in parts.parts
+    )
+
+
+def _read_file(path: Path) -> bytes:
+    if path.stat().st_size > FILE_BYTES:
+        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+    return path.read_bytes()
+
+
+def folder(path: Path) -> Collection:
+    """Every image file below a folder, sorted by its path; other and hidden files are left alone."""
+    below = ((Path(base), name) for base, _, files in os.walk(path) for name in files)
+    names = sorted(n for base, name in below if _is_image(n := (base / name).relative_to(path).as_posix()))
+
+    def items() -> Iterator[Item]:
+        for name in names:
+            yield Item(str(path / name), partial(_read_file, path / name))
+
+    return Collection(str(path), len(names), items)
+
+
+def zipped(path: Path) -> Collection:
+    """Every image in a zip, sorted by name.
+
+    Raises:
+        UserError: not a whole zip, a member that points outside it, or one that unpacks to more than an
+            image may have.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: not a whole zip file ({error}); download or copy it again") from None
+    members = [m for m in archive.infolist() if not m.is_dir()]
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+            raise UserError(
+                f"{path}: member {member.filename!r} points outside the archive; don't trust this file"
+            )
+        if member.file_size > FILE_BYTES:
+            raise UserError(
+                f"{path}: member {member.filename!r} unpacks to {member.file_size >> 20} MiB, "
+                "which looks like a decompression bomb; don't trust this file"
+            )
+    images = sorted((m for m in members if _is_image(m.filename)), key=lambda m: m.filename)
+
+    def items() -> Iterator[Item]:
+        for member in images:
+            yield Item(f"{path}:{member.filename}", partial(archive.read, member))
+
+    return Collection(str(path), len(images), items)
+
+
+def _image_column(schema: Any, path: Path) -> str:
+    """The column of encoded images: a struct with `bytes` (the hub's layout) or plain binary."""
+    import pyarrow as pa
+
+    found = [
+        f.name
+        for f in schema
+        if (pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
+        or pa.types.is_binary(f.type)
+        or pa.types.is_large_binary(f.type)
+    ]
+    if not found:
+        columns = ", ".join(f"{f.name} ({f.type})" for f in schema) or "none"
+        raise UserError(
+            f"{path}: no image column (a struct with `bytes`, as on the hub, or binary); "
+            f"columns found: {columns}"
+        )
+    return next((name for name in ("image", "img") if name in found), found[0])
+
+
+def parquet(paths: list[Path]) -> Collection:
+    """The images of parquet files in the order given; labels where all have an integer column `label`.
+
+    Raises:
+        UserError: a file is damaged or has no image column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def opened(path: Path) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
+
+    count, columns, labelled = 0, {}, True
+    for path in paths:
+        with opened(path) as file:
+            schema = file.schema_arrow
+            columns[path] = _image_column(schema, path)
+            label = schema.get_field_index("label")
+            labelled &= label >= 0 and pa.types.is_integer(schema.field(label).type)
+            count += file.metadata.num_rows
+
+    def items() -> Iterator[Item]:
+        for path, column in columns.items():
+            row, wanted = 0, [column, *(["label"] if labelled else [])]
+            with opened(path) as file:
+                try:
+                    for batch in file.iter_batches(64, columns=wanted):
+                        labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
+                        for value, label in zip(batch.column(column), labels, strict=True):
+                            yield Item(f"{path}:row {row}", partial(_cell, value), label)
+                            row += 1
+                except (pa.ArrowException, OSError) as error:
+                    raise UserError(f"{path}: damaged at row {row} ({_line(error)}); copy it again") from None
+
+    return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
+
+
+def _cell(value: Any) -> bytes:
+    """The encoded image of a parquet cell: binary, or a struct of bytes and path."""
+    value = value.as_py() if hasattr(value, "as_py") else value
+    data = value["bytes"] if isinstance(value, dict) else value
+    if data is None and isinstance(value, dict) and value.get("path"):
+        return _read_file(Path(value["path"]))  # where the hub's library put it
+    if data is None:
+        raise Broken("no image in this row")
+    return data
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def open_path(path: Path) -> Collection:
+    """Whatever images are at a path: a folder of images, a zip, a parquet file or a folder of them.
+
+    Of a folder of parquet files those are taken whose name begins with `train`, or all if none does.
+
+    Raises:
+        UserError: nothing there, or nothing of these kinds.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
+    if path.is_dir():
+        images = folder(path)
+        if images.count == 0 and (tables := sorted(path.rglob("*.parquet"))):
+            return parquet([p for p in tables if p.name.startswith("train")] or tables)
+        return images
+    if path.suffix.lower() == ".parquet":
+        return parquet([path])
+    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+        return zipped(path)
+    raise UserError(
+        f"{path}: not a folder, zip or parquet file; unpack it and set dataset.path to the folder"
+    )
+
+
+def from_hub(name: str) -> Collection:
+    """The `train` split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
+
+    Raises:
+        UserError: the library is missing, the dataset can't be had, or it has no images.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"dataset.hub {name}: needs the `datasets` library; pip install 'ebdiff[hub]', "
+            "or set dataset.path to a local copy"
+        ) from None
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"dataset.hub {name}: can't be had ({_line(error)}); check name and network, "
+            "or set dataset.path to a local copy"
+        ) from None
+    column = next((c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise UserError(f"dataset.hub {name}: no image column; columns found: {', '.join(rows.features)}")
+    labelled = "label" in rows.features and "int" in str(getattr(rows.features["label"], "dtype", ""))
+    rows = rows.select_columns([column, *(["label"] if labelled else [])])
+    rows = rows.cast_column(column, datasets.Image(decode=False))
+
+    def items() -> Iterator[Item]:
+        for i, row in enumerate(rows):
+            yield Item(f"{name}:row {i}", partial(_cell, row[column]), row.get("label"))
+
+    story = {
+        "title": name,
+        "origin": f"https://huggingface.co/datasets/{name}",
+        "licence": rows.info.license or "not stated",
+    }
+    return Collection(name, len(rows), items, story)

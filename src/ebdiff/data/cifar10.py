@@ -1,0 +1,121 @@
+"""CIFAR-10's training split: the official binary archive, or parquet files.
+
+The archive's python version holds pickles and is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+
+from ebdiff import layout
+from ebdiff.data.archives import Collection, open_path
+from ebdiff.data.images import Item
+from ebdiff.errors import UserError
+from ebdiff.files import replacing
+from ebdiff.progress import progress
+
+ARCHIVE = "cifar-10-binary.tar.gz"
+URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+PYTHON_MD5 = "c58f30108f718f92721af3b95e74349a"  # cifar-10-python.tar.gz
+BATCHES = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
+COUNT = 50_000
+STORY = {
+    "title": "CIFAR-10, training split",
+    "origin": "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
+    "licence": "no licence stated by its author",
+}
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def check(path: Path) -> None:
+    """Compare an archive with the published checksum.
+
+    Raises:
+        UserError: another file, or a damaged one.
+    """
+    found = _md5(path)
+    if found == PYTHON_MD5:
+        raise UserError(f"{path}: the python archive holds pickles, which are never loaded; take {URL}")
+    if found != MD5:
+        raise UserError(
+            f"{path}: wrong checksum: md5 {found}, expected {MD5}; the file is truncated or another one, "
+            f"delete it and take {URL}"
+        )
+
+
+def download(target: Path) -> None:
+    """Fetch the archive, with progress, unless it is there; checked before it gets its name.
+
+    Raises:
+        UserError: no network, or what came is not the archive.
+    """
+    if target.exists():
+        return
+    with replacing(target) as temporary:
+        try:
+            with urllib.request.urlopen(URL, timeout=60) as answer, temporary.open("wb") as file:
+                total = int(answer.headers.get("Content-Length", 0)) or None
+                with progress(total=total, desc=ARCHIVE, unit="B", unit_scale=True) as bar:
+                    while block := answer.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"{URL}: can't be fetched ({error}); try again, or set dataset.path to a local copy"
+            ) from None
+        if (found := _md5(temporary)) != MD5:
+            raise UserError(f"{URL}: wrong checksum: md5 {found}, expected {MD5}; try again")
+
+
+def binary(path: Path) -> Collection:
+    """The archive's training batches: 10,000 records each of a label byte and 3 x 32 x 32 bytes.
+
+    Raises:
+        UserError: wrong checksum, or not such an archive.
+    """
+    check(path)
+
+    def items() -> Iterator[Item]:
+        try:
+            with tarfile.open(path, "r:gz") as archive:
+                for name in BATCHES:
+                    data = np.frombuffer(archive.extractfile(name).read(), np.uint8).reshape(-1, 1 + 3072)
+                    images = data[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                    for i, (image, label) in enumerate(zip(images, data[:, 0], strict=True)):
+                        yield Item(f"{path}:{name}:{i}", image.copy, int(label))
+        except (tarfile.TarError, KeyError, ValueError, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not the archive of {URL} ({error}); delete it and take that") from None
+
+    return Collection(str(path), COUNT, items, STORY)
+
+
+def cifar10(path: Path | None) -> Collection:
+    """The 50,000 training images, from a local copy or the network.
+
+    Raises:
+        UserError: the copy is damaged or not CIFAR-10; without a copy, no network.
+    """
+    if path is None:
+        path = layout.path(layout.DOWNLOAD, file=ARCHIVE)
+        download(path)
+    if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
+        return binary(path)
+    found = open_path(path)
+    if found.count != COUNT:
+        raise UserError(
+            f"{path}: {found.count:,} images, but CIFAR-10's training split has {COUNT:,}; give all of it"
+        )
+    return Collection(found.where, found.count, found.items, STORY)
