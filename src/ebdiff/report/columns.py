@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ebdiff.report import paper, text
+from ebdiff.config import Experiment
+from ebdiff.report import paper, protocol, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column
+from ebdiff.report.results import Results
 
 _BLOCKS = {
     "unpruned": "Unpruned", "scratch": "Baseline", "finetune": "Baseline",
@@ -15,34 +17,50 @@ _BLOCKS = {
 }  # fmt: skip
 
 
-def columns_of(table: str, rows: list[RunFacts]) -> tuple[Column, ...]:
+def columns_of(results: Results, table: str, rows: list[RunFacts]) -> tuple[Column, ...]:
     """The columns of a table; how many regions it shows depends on its rows."""
-    macs = _macs(rows, "macs", "MACs", lambda f: f.macs)
-    if table == "table1":
+    experiment = results.experiment
+    macs = _macs(results, "macs", "MACs", lambda f: f.macs)
+    quality, fid = _quality(experiment), _fid(table, experiment)
+    stand_for = (PAPER_ITERATIONS,) if paper.shortened(experiment) else ()
+    if table in ("table1", "table2"):
         criterion = replace(CRITERION, marked=True)
-        return (RATE, criterion, REALISED, PARAMS, macs, CFD, TICKET, ITERATIONS, _fid(table), PAPER_TICKET)
+        shown = (RATE, criterion, REALISED, PARAMS, macs, quality, TICKET, ITERATIONS)
+        return (*shown, *(stand_for if table == "table2" else ()), *fid, _paper_ticket(table))
     if table == "table3":
-        return (TITLE, *_regions(rows), OVERLAP, CFD, _fid(table))
+        return (TITLE, *_regions(rows), OVERLAP, quality, *fid)
+    if table == "table7":
+        speedup = _paper_speedup(table, experiment)
+        return (RATE_BLOCK, TITLE, LAW, PARAMS, macs, quality, KID, ITERATIONS, *COSTS, *fid, *speedup)
     if table == "table8":
-        sampled = _macs(rows, "macs_visited", "As sampled", lambda f: f.macs_visited)
+        sampled = _macs(results, "macs_visited", "As sampled", lambda f: f.macs_visited)
         paper_macs = _published(table, "paper_macs", "Paper\nMACs (G)", "average_macs_g_corrected", text.two)
-        return (TITLE, RATE, *_rates(rows), macs, sampled, CFD, paper_macs, _fid(table))
+        return (TITLE, RATE, *_rates(rows), macs, sampled, quality, paper_macs, *fid)
     if table == "table9":
-        return (TITLE, *_iterations(rows), CFD, PAPER_ITERATIONS, _fid(table))
-    shared = (BLOCK, TITLE, CRITERION, RATE, PARAMS, macs, CFD, KID, ITERATIONS, *COSTS)
+        return (TITLE, *_iterations(rows), quality, *stand_for, *fid)
+    shared = (BLOCK, TITLE, CRITERION, RATE, PARAMS, macs, quality, KID, ITERATIONS)
     if table == "controls":
-        return shared
+        return (*shared, *COSTS)
+    counted = "macs_g_per_sample" if table == "table6" else "macs_g_corrected"
     return (
         *shared,
-        _published(table, "paper_macs", "Paper\nMACs (G)", "macs_g_corrected", text.number),
-        _fid(table),
-        _published(table, "paper_speedup", "Paper\nspeed-up", "speedup", text.two),
+        *(stand_for if table == "table6" else ()),
+        *COSTS,
+        _published(table, "paper_macs", "Paper\nMACs (G)", counted, text.number),
+        *fid,
+        *_paper_speedup(table, experiment),
     )
 
 
-def _macs(rows: list[RunFacts], key: str, heading: str, value: Callable) -> Column:
+def _quality(experiment: Experiment) -> Column:
+    """The Fréchet distance under its protocol's name."""
+    measure = protocol.shown(experiment)
+    return Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
+
+
+def _macs(results: Results, key: str, heading: str, value: Callable) -> Column:
     """MACs, in G as in the paper, or in M where the unpruned network has less than 0.1 G."""
-    dense = rows[0].results.attempt(rows[0].results.network, "dense") if rows else None
+    dense = results.attempt(results.network, "dense")
     if dense and dense["macs"] < 1e8:
         return Column(key, f"{heading}\n(M)", value, text.mega)
     return Column(key, f"{heading}\n(G)", value, text.giga)
@@ -67,8 +85,35 @@ def _published(table: str, key: str, heading: str, column: str, show: Callable) 
     return Column(key, heading, value, show, absent="")
 
 
-def _fid(table: str) -> Column:
-    return _published(table, "paper_fid", "Paper FID\n(CIFAR-10)", "fid", text.two)
+def _difference(table: str, key: str, heading: str, column: str, ours: Callable) -> Column:
+    """Ours minus the published value, seed by seed; blank where there is none."""
+
+    def value(facts: RunFacts) -> tuple[float, ...] | None:
+        row = paper.published(table, facts)
+        return tuple(v - float(row[column]) for v in ours(facts)) if row else None
+
+    return Column(key, heading, value, text.over_seeds(text.signed), absent="")
+
+
+def _fid(table: str, experiment: Experiment) -> tuple[Column, ...]:
+    """The paper's FID and, where ours is of the same kind, how far ours is from it."""
+    name = paper.NAMES[experiment.published.dataset]
+    printed = _published(table, "paper_fid", f"Paper FID\n({name})", "fid", text.two)
+    if not protocol.comparable(experiment):
+        return (printed,)
+    return printed, _difference(table, "fid_difference", "Difference\nin FID", "fid", lambda f: f.quality)
+
+
+def _paper_speedup(table: str, experiment: Experiment) -> tuple[Column, ...]:
+    """The paper's speed-up and, where FID is comparable, how far ours is from it."""
+    printed = _published(table, "paper_speedup", "Paper\nspeed-up", "speedup", text.two)
+    if not protocol.comparable(experiment):
+        return (printed,)
+
+    def ours(facts: RunFacts) -> list[float]:
+        return [s.as_paper for s in facts.speedups]
+
+    return printed, _difference(table, "speedup_difference", "Difference\nin speed-up", "speedup", ours)
 
 
 def _per_expert(rows: list[RunFacts], column: Callable[[int], Column]) -> list[Column]:
@@ -114,14 +159,18 @@ def _iterations(rows: list[RunFacts]) -> list[Column]:
     return _per_expert(rows, iterations)
 
 
+def _per_network(counts: list[str]) -> str:
+    """Something of each of a run's experts, once if it is the same for all."""
+    if len(counts) > 1 and len(set(counts)) == 1:
+        return f"{len(counts)} × {counts[0]}"
+    return " / ".join(counts)
+
+
 def _all_iterations(facts: RunFacts) -> str | None:
     """Iterations of each of a run's experts; a range where seeds differ."""
     if not facts.iterations:
         return None
-    per_expert = [text.span(steps) for steps in zip(*facts.iterations, strict=True)]
-    if len(per_expert) > 1 and len(set(per_expert)) == 1:
-        return f"{len(per_expert)} × {per_expert[0]}"
-    return " / ".join(per_expert)
+    return _per_network([text.span(steps) for steps in zip(*facts.iterations, strict=True)])
 
 
 def _ticket_at(facts: RunFacts) -> str | None:
@@ -132,28 +181,40 @@ def _ticket_at(facts: RunFacts) -> str | None:
     return f"{text.span(s['step' if unit == 'iteration' else 'interval'] for s in facts.tickets)} ({unit})"
 
 
-def _paper_ticket(facts: RunFacts) -> str | None:
-    row = paper.published("table1", facts)
-    return f"{row['ticket_at']} ({row['ticket_unit']})" if row else None
+def _paper_ticket(table: str) -> Column:
+    """When the paper found the ticket."""
+
+    def value(facts: RunFacts) -> str | None:
+        row = paper.published(table, facts)
+        return f"{row['ticket_at']} ({row['ticket_unit']})" if row else None
+
+    return Column("paper_ticket_at", "Paper\nticket at", value, absent="")
 
 
 def _paper_iterations(facts: RunFacts) -> str | None:
+    """The paper's iterations, the most pruned expert first, as its Table 9 prints them."""
     counts = paper.iterations(facts)
-    return " / ".join(f"{n // 1000}K" for n in reversed(counts)) if counts else None
+    return _per_network([f"{round(n / 1000)}K" for n in reversed(counts)]) if counts else None
+
+
+def _rate_block(facts: RunFacts) -> str:
+    if not facts.rate:
+        return "Unpruned"
+    return f"{text.percent(facts.rate)} %" + (" on average" if len(facts.experts) > 1 else "")
 
 
 BLOCK = Column("block", "", lambda f: _BLOCKS[f.run.method], left=True)
+RATE_BLOCK = Column("block", "", _rate_block, left=True)
+LAW = Column("law", "Timesteps", lambda f: {"speed": "SpeeD"}.get(f.law, f.law), left=True)
 TITLE = Column("run", "Run", lambda f: f.run.title, left=True, marked=True)
 CRITERION = Column("criterion", "Criterion", lambda f: f.criterion, left=True)
 RATE = Column("rate", "Rate\n(%)", lambda f: f.rate, text.percent)
 REALISED = Column("realised_rate", "Realised\nrate (%)", lambda f: f.realised, text.percent)
 PARAMS = Column("params", "Params\n(M)", lambda f: f.params, text.mega)
-CFD = Column("cfd", "cFD", lambda f: f.quality, text.over_seeds(text.two))
 KID = Column("kid", "KID", lambda f: f.kid, text.over_seeds(text.number))
 TICKET = Column("ticket_at", "Ticket at", _ticket_at)
 ITERATIONS = Column("iterations", "Iterations", _all_iterations)
 OVERLAP = Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
-PAPER_TICKET = Column("paper_ticket_at", "Paper\nticket at", _paper_ticket, absent="")
 PAPER_ITERATIONS = Column("paper_iterations", "Stands for\nthe paper's", _paper_iterations, absent="")
 COSTS = (
     _speedup("speedup", "Speed-up\nas paper", "as_paper"),

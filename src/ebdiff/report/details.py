@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ebdiff.config import FINAL
-from ebdiff.report import notes, text
+from ebdiff.config import FINAL, Experiment
+from ebdiff.report import notes, protocol, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column, Table
 from ebdiff.report.results import Results
@@ -102,18 +102,50 @@ def _networks(results: Results) -> Table | None:
 
 
 def _samples(results: Results) -> Table | None:
-    """Checks on the samples of every run, first seed."""
+    """Checks on the samples of every run, first seed; a column only where some run has it."""
     experiment, rows = results.experiment, []
     for name, run in experiment.runs.items():
         metrics = results.attempt(results.metrics, name, experiment.seeds_of(name)[0])
         rows += [(run.title, metrics)] if metrics else []
+    name = protocol.shown(experiment).name
+    optional = {
+        f"{name} / noise's": _value(lambda m: m["fd"] / m["ceiling"]["fd"], "{:.3f}".format),
+        "Confidence > 0.9 (%)": _value(lambda m: m["confident"], text.percent),
+        "real images (%)": _value(lambda m: m["real_confident"], text.percent),
+        "Rarest class (%)": _value(lambda m: min(m["class_shares"]), text.percent),
+        **_other_protocols(experiment),
+    }
     columns = {
         "Run": lambda r: r[0],
-        "cFD": lambda r: text.two(r[1]["fd"]),
-        "cFD / noise's": lambda r: f"{r[1]['fd'] / r[1]['ceiling']['fd']:.3f}",
-        "Confidence > 0.9 (%)": lambda r: text.percent(r[1]["confident"]),
-        "real images (%)": lambda r: text.percent(r[1]["real_confident"]),
-        "Rarest class (%)": lambda r: text.percent(min(r[1]["class_shares"])),
+        name: lambda r: text.two(r[1]["fd"]),
+        "KID": lambda r: text.number(r[1]["kid"]),
+        **{head: show for head, show in optional.items() if any(show(r) != text.MISSING for r in rows)},
         "Images": lambda r: str(r[1]["images"]),
     }
     return _table("Checks on the samples, first seed", columns, rows)
+
+
+def _value(read: Callable[[dict], float], show: Callable[[float], str]) -> Callable[[tuple], str]:
+    """A value of a run's metrics as text, or `–` where they don't hold it."""
+
+    def column(row: tuple[str, dict]) -> str:
+        try:
+            return show(read(row[1]))
+        except KeyError:
+            return text.MISSING
+
+    return column
+
+
+def _other_protocols(experiment: Experiment) -> dict[str, Callable[[tuple], str]]:
+    """Precision and recall of the shown protocol, and the distances of the others."""
+    first, *others = experiment.evaluation.protocols
+    columns = {
+        "Precision": _value(lambda m: m["protocols"][first]["precision"], "{:.3f}".format),
+        "Recall": _value(lambda m: m["protocols"][first]["recall"], "{:.3f}".format),
+    }
+    for other in others:
+        name = protocol.MEASURES[other].name
+        columns[name] = _value(lambda m, p=other: m["protocols"][p]["fd"], text.two)
+        columns[f"KID ({name})"] = _value(lambda m, p=other: m["protocols"][p]["kid"], text.number)
+    return columns

@@ -30,10 +30,16 @@ class RunFacts:
     Values that depend on the seed are tuples, one entry per seed; in a partial report they hold
     the seeds that are there. Everything else is one value, and asking for it raises `Missing`
     while its file isn't there.
+
+    Attributes:
+        results: the experiment's files.
+        name: the run.
+        unpruned: the unpruned network that speed-ups are over; None: the experiment's.
     """
 
     results: Results
     name: str
+    unpruned: Expert | None = None
 
     @property
     def run(self) -> Run:
@@ -64,6 +70,12 @@ class RunFacts:
     def overlaps(self) -> bool:
         """Whether an expert trains on more timesteps than it serves."""
         return any(e.span != e.serve for e in self.experts)
+
+    @property
+    def law(self) -> str:
+        """The timestep law of its experts; `mixed` if they differ."""
+        laws = {e.law for e in self.experts}
+        return laws.pop() if len(laws) == 1 else "mixed"
 
     @property
     def criterion(self) -> str:
@@ -107,13 +119,19 @@ class RunFacts:
 
     @cached_property
     def quality(self) -> tuple[float, ...]:
-        """Classifier Fréchet distance of the samples to the real images."""
+        """Fréchet distance of the samples to the real images."""
         return self._per_seed(lambda seed: self.results.metrics(self.name, seed)["fd"])
 
     @cached_property
     def kid(self) -> tuple[float, ...]:
         """Kernel distance in the same features."""
         return self._per_seed(lambda seed: self.results.metrics(self.name, seed)["kid"])
+
+    @cached_property
+    def ill_conditioned(self) -> bool:
+        """Whether a seed's Fréchet distance is from too few images."""
+        metrics = self._per_seed(lambda seed: self.results.metrics(self.name, seed))
+        return any(m.get("ill_conditioned", False) for m in metrics)
 
     @cached_property
     def iterations(self) -> tuple[tuple[int, ...], ...]:
@@ -195,15 +213,21 @@ class RunFacts:
             for steps, cost in zip(self._iterations(seed), self._networks(unit), strict=True)
         ]
         searched = sum(self.search_steps(seed).values())
-        return speedups(self.run.method, self.results.experiment.dense.iterations, trained, searched)
+        reference = self._reference
+        asked = reference.iterations if reference else self.results.experiment.dense.iterations
+        assert isinstance(asked, int)  # `needs.unpruned` sees to it
+        return speedups(self.run.method, asked, trained, searched)
+
+    @property
+    def _reference(self) -> Expert | None:
+        return self.unpruned or self.results.experiment.final_expert
 
     def _seconds(self, seed: int) -> float | None:
-        experiment = self.results.experiment
         trainings = {(e.key, milestone(e)) for e in self.experts}
         if self.run.method in AFTER_DENSE:
-            if experiment.final_expert is None:
+            if self._reference is None:
                 return None  # the dense training it is charged with belongs to no run
-            trainings.add((experiment.final_expert.key, str(experiment.dense.iterations)))
+            trainings.add((self._reference.key, milestone(self._reference)))
         spent = sum(self.results.ledger(seed, *training)["seconds"] for training in trainings)
         return spent + sum(self.search_seconds(seed).values())
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from ebdiff.accounting import Speedups
 from ebdiff.config import Experiment
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.report import heatmaps, needs, style, text
+from ebdiff.report import heatmaps, needs, protocol, style, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.needs import FIGURES, milestone
 from ebdiff.report.results import Results
@@ -105,11 +105,16 @@ def _quality(results: Results, time: Callable[[Speedups], float], label: str) ->
     for number, (facts, x) in enumerate(drawn, 1):
         _point(axes, facts, x, number)
     axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set(xlabel=label, ylabel="classifier Fréchet distance (cFD)")
+    axes.set(xlabel=label, ylabel=_distance(results.experiment))
     axes.margins(x=0.08, y=0.15)
     axes.set_xlim(left=0)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
+
+
+def _distance(experiment: Experiment) -> str:
+    name = protocol.shown(experiment).name
+    return f"classifier Fréchet distance ({name})" if name == "cFD" else name
 
 
 def _point(axes: Axes, facts: RunFacts, x: float, number: int) -> None:

@@ -49,8 +49,21 @@ def rows(experiment: Experiment, table: str) -> tuple[str, ...]:
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
-    """The runs of Figures 1 and 1b: the rows of Table 4, or every run where it isn't asked."""
-    return experiment.tables.get("table4") or tuple(experiment.runs)
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6, or every run where none is asked."""
+    asked = (experiment.tables.get(table) for table in ("table4", "table5", "table6"))
+    return next(filter(None, asked), tuple(experiment.runs))
+
+
+def unpruned(experiment: Experiment, names: Iterable[str]) -> Expert | None:
+    """The unpruned network that the speed-ups of a table's runs are over.
+
+    It is the first among them, or else the experiment's: Table 7 counts over a shorter one than Table 4.
+    """
+    for name in names:
+        run = experiment.runs[name]
+        if run.method == "unpruned" and isinstance(run.experts[0].iterations, int):
+            return run.experts[0]
+    return experiment.final_expert
 
 
 def shown_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]:
@@ -81,7 +94,7 @@ def expert_searches(experiment: Experiment) -> list[tuple[str, str, str, float]]
 
 
 def timestep_aware_run(experiment: Experiment) -> str | None:
-    """The timestep-aware run that Figure 3 draws: the first, in Table 4's order if it has one."""
+    """The timestep-aware run that Figure 3 draws: the first, in Figure 1's order."""
     for name in (*plotted_runs(experiment), *experiment.runs):
         if experiment.runs[name].method == "ta-eb":
             return name
@@ -118,8 +131,9 @@ def figure_needs(experiment: Experiment, figure: str) -> Needs:
         return Needs(samples=samples, images=True)
     needs, name = Needs(), timestep_aware_run(experiment)
     if name is not None:
-        _add_training(needs, experiment, experiment.runs[name], experiment.seeds_of(name)[0])
-        _add_unpruned(needs, experiment, experiment.seeds_of(name)[0])
+        final = experiment.final_expert
+        _add_training(needs, experiment.runs[name], experiment.seeds_of(name)[0], final)
+        _add_unpruned(needs, experiment.seeds_of(name)[0], final)
     return needs
 
 
@@ -159,16 +173,17 @@ def _ticket(expert: Expert) -> tuple[str, str, str, float]:
 
 
 def _run_needs(experiment: Experiment, names: Iterable[str]) -> Needs:
-    needs = Needs(cost=True)
+    needs, names = Needs(cost=True), tuple(names)
+    reference = unpruned(experiment, names)
     for name in names:
         run = experiment.runs[name]
         for seed in experiment.seeds_of(name):
             needs.metrics.append((name, seed))
-            _add_training(needs, experiment, run, seed)
+            _add_training(needs, run, seed, reference)
     return needs
 
 
-def _add_training(needs: Needs, experiment: Experiment, run: Run, seed: int) -> None:
+def _add_training(needs: Needs, run: Run, seed: int, reference: Expert | None) -> None:
     """Add what tells how a run was trained: its ledgers, tickets and searches."""
     for e in run.experts:
         needs.ledgers.append((seed, e.key, milestone(e)))
@@ -177,12 +192,12 @@ def _add_training(needs: Needs, experiment: Experiment, run: Run, seed: int) -> 
         if e.needs_ticket and e.search != FINAL:
             needs.searches.append((seed, e.search))
     if run.method in AFTER_DENSE:
-        _add_unpruned(needs, experiment, seed)
+        _add_unpruned(needs, seed, reference)
 
 
-def _add_unpruned(needs: Needs, experiment: Experiment, seed: int) -> None:
-    if experiment.final_expert is not None:
-        needs.ledgers.append((seed, experiment.final_expert.key, str(experiment.dense.iterations)))
+def _add_unpruned(needs: Needs, seed: int, reference: Expert | None) -> None:
+    if reference is not None:
+        needs.ledgers.append((seed, reference.key, milestone(reference)))
 
 
 def _unique(items: Iterable) -> list:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ebdiff.report import paper, text
+from ebdiff.report import paper, protocol, slips, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 
 _COUNTED = "Params and MACs (of one image) are counted by torch-pruning's counter."
 _SPEEDUPS = (
-    "Speed-ups are over the unpruned run and use step times measured alone on this machine. "
+    "Speed-ups are over the table's unpruned run and use step times measured alone on this machine. "
     "As paper: the ticket search is not counted and experts train side by side. With search: the search is "
     "counted. Device time: the search and every expert are summed. By MACs: as paper, if a step's time "
     "followed its MACs. Scratch and finetune are charged the unpruned training. "
@@ -17,49 +17,31 @@ _SPEEDUPS = (
 
 
 def marks(facts: RunFacts, rows: list[RunFacts]) -> str:
-    """What points from a row to its notes: † for an unsettled ticket, [a] for a remark."""
+    """What points from a row to its notes: † unsettled ticket, ‡ too few images, [a] remark."""
     letter = _letters(rows).get(facts.run.note or "", "")
-    return ("†" if facts.unsettled else "") + letter
+    few = protocol.MARK if facts.ill_conditioned else ""
+    return ("†" if facts.unsettled else "") + few + letter
 
 
 def of_table(results: Results, table: str, rows: list[RunFacts]) -> list[str]:
     """The notes of a table, in order of reading."""
-    found = quality(results, rows)
+    found = protocol.notes(results, rows)
     found.append(_seeds(rows))
-    if table in ("table1", "table4", "table8", "controls"):
+    if table not in ("table3", "table9"):
         found.append(_COUNTED)
-    if table in ("table4", "controls"):
+    if table in ("table4", "table5", "table6", "table7", "controls"):
         found.append(_SPEEDUPS)
-    if table == "table1":
+    if table in ("table1", "table2"):
         found.append("Ticket at: intervals count from 0, as in the paper; iterations are optimiser steps.")
     if table == "table8":
         found.append("As sampled: MACs averaged over the timesteps that the sampler really visits.")
     found += [f"{letter} {note}" for note, letter in _letters(rows).items()]
     found += unsettled(rows)
     if table != "controls":
-        found.append(
-            "Paper FID (CIFAR-10): published values, another dataset and another metric than cFD; "
-            "shown where the cell is the same."
-        )
+        found += protocol.published_note(results.experiment)
         found += [results.experiment.published.note] if results.experiment.published.note else []
         found += _slips(table, rows)
     return found
-
-
-def quality(results: Results, rows: list[RunFacts]) -> list[str]:
-    """What cFD is, with its floor and ceiling; from the first metrics that are there."""
-    for facts in rows:
-        for seed in facts.seeds:
-            metrics = results.attempt(results.metrics, facts.name, seed)
-            if metrics is not None:
-                return [
-                    f"cFD: {metrics['distance_name']} between {metrics['images']} samples and "
-                    f"{metrics['reference_images']} real images, in the features of a small classifier "
-                    f"(held-out accuracy {metrics['classifier_accuracy']:.3f}); KID in the same features. "
-                    "It can't be compared with values of other features. For scale: real images against "
-                    f"real images {metrics['floor']['fd']:.2f}, noise {metrics['ceiling']['fd']:.0f}."
-                ]
-    return []
 
 
 def unsettled(rows: list[RunFacts]) -> list[str]:
@@ -101,4 +83,4 @@ def _letter(index: int) -> str:
 def _slips(table: str, rows: list[RunFacts]) -> list[str]:
     """The paper's slips, where the published values they concern are shown."""
     shown = any(paper.published(table, facts) for facts in rows)
-    return list(paper.SLIPS.get(table, ())) if shown else []
+    return list(slips.SLIPS.get(table, ())) if shown else []

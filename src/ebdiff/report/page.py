@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ebdiff import __version__, layout
 from ebdiff.config import Experiment
 from ebdiff.files import write_text
-from ebdiff.report import details, figures, reading, style, tables, text
+from ebdiff.report import details, figures, protocol, reading, style, tables, text
 from ebdiff.report.needs import FIGURES, milestone
 from ebdiff.report.results import Results
 
@@ -70,10 +70,12 @@ def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Notes that a mark in the table points to stay in sight; the others fold away.
-    environment.tests["pointed"] = lambda note: note.startswith(("†", "[", "So far"))
+    environment.tests["pointed"] = lambda note: note.startswith(("†", protocol.MARK, "[", "So far"))
     html = environment.get_template("page.html.j2").render(
         experiment=experiment,
         partial=partial,
+        measure=protocol.shown(experiment),
+        comparable=protocol.comparable(experiment),
         facts=_headline(results),
         claims=reading.read(results),
         tables=[(name, tables.build(results, name)) for name in experiment.tables],

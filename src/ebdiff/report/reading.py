@@ -1,38 +1,32 @@
 """The plain-language reading: from numbers to claims, each with its evidence and a verdict.
 
-A difference in quality is called one only beyond twice its standard error, which takes at least
-two seeds on each side. Tickets that had not settled support no claim.
+Runs are found by structure, never by name. Tickets that had not settled support no claim.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
 
 from ebdiff.config import FINAL, Expert
-from ebdiff.report import text
+from ebdiff.report import needs, text
 from ebdiff.report.facts import RunFacts, network
 from ebdiff.report.results import Missing, Results
+from ebdiff.report.verdicts import (
+    COMPARABLE,
+    UNDECIDED,
+    Claim,
+    Difference,
+    comparable,
+    compare,
+    verdict,
+)
 
-Verdict = Literal["supported", "not supported", "undecided at this scale"]
 # How a rival is called, and whether a run with its only expert is that rival.
 Rival = tuple[str, Callable[[RunFacts, Expert], bool]]
-UNDECIDED: Verdict = "undecided at this scale"
 LEARNED = 0.8  # of the chance distance to the initial mask, from which a ticket counts as learned
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One sentence, the numbers behind it, and whether they support it."""
-
-    text: str
-    evidence: str
-    verdict: Verdict
 
 
 def read(results: Results) -> list[Claim]:
@@ -43,36 +37,15 @@ def read(results: Results) -> list[Claim]:
         *_tickets(results, runs),
         *_step_times(results, runs),
         *_against_controls(settled),
-        *_timestep_aware(settled),
+        *_timestep_aware(results, settled),
+        *_overlap(settled),
+        *_speed(settled),
     ]
     left_out = [facts.run.title for facts in runs if facts.unsettled]
     if left_out:
         evidence = f"Their masks were still moving when the search ended: {'; '.join(left_out)}."
         claims.append(Claim("Some runs are left out of this reading", evidence, UNDECIDED))
     return claims
-
-
-def compare(subject: str, a: RunFacts, b_name: str, b: RunFacts) -> Claim | None:
-    """Whether run a has a lower cFD than run b; None while one of them has no metrics."""
-    x, y = a.quality, b.quality
-    if not x or not y:
-        return None
-    numbers = f"cFD {_shown(a)} against {_shown(b)}"
-    if min(len(x), len(y)) < 2:
-        why = "one seed on at least one side, so there is no spread to judge the difference by"
-        return Claim(f"{subject} against {b_name}", f"{numbers}; {why}.", UNDECIDED)
-    difference = statistics.fmean(x) - statistics.fmean(y)
-    twice = 2 * math.sqrt(statistics.variance(x) / len(x) + statistics.variance(y) / len(y))
-    evidence = f"{numbers}; difference {difference:+.2f}, twice its standard error {twice:.2f}."
-    verdict: Verdict = UNDECIDED
-    if abs(difference) > twice:
-        verdict = "supported" if difference < 0 else "not supported"
-    return Claim(f"{subject} gives a lower cFD than {b_name}", evidence, verdict)
-
-
-def _shown(facts: RunFacts) -> str:
-    seeds = text.plural(len(facts.quality), "seed")
-    return f"{text.over_seeds(text.two)(facts.quality)} ({facts.run.title}, {seeds})"
 
 
 def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
@@ -95,8 +68,8 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
         evidence += (
             f", after {steps} steps: {text.span(shares, text.percent)} % of the unpruned run's {total}"
         )
-    verdict: Verdict = "supported" if found and max(shares) < EARLY else "not supported"
-    yield Claim("Tickets appear before half of the unpruned training is over", f"{evidence}.", verdict)
+    early = verdict(bool(found) and max(shares) < EARLY)
+    yield Claim("Tickets appear before half of the unpruned training is over", f"{evidence}.", early)
 
     far = [s["to_initial"] / s["chance"] for s in found if s["to_initial"] is not None]
     if far:
@@ -105,10 +78,8 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
             f"(0 %: the initial mask itself; from {text.percent(LEARNED)} % a ticket counts as learned); "
             f"{sum(x >= LEARNED for x in far)} of {len(far)} are that far."
         )
-        verdict = "supported" if min(far) >= LEARNED else "not supported"
-        yield Claim(
-            "Tickets are learned, not the initial mask seen through slow averaging", evidence, verdict
-        )
+        name = "Tickets are learned, not the initial mask seen through slow averaging"
+        yield Claim(name, evidence, verdict(min(far) >= LEARNED))
 
 
 def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
@@ -129,31 +100,38 @@ def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
         name = (
             f"A training step of the {text.percent(rate)} % network takes at most half of a dense one's time"
         )
-        yield Claim(name, evidence, "supported" if ratio >= TWICE else "not supported")
+        yield Claim(name, evidence, verdict(ratio >= TWICE))
 
 
 def _against_controls(runs: list[RunFacts]) -> Iterator[Claim]:
     """Every magnitude early-bird run against what could replace its ticket."""
-    for facts in runs:
-        if facts.run.method == "eb" and facts.criterion == "magnitude":
-            subject = f"The early-bird ticket at {text.percent(facts.rate)} %"
-            yield from _versus(subject, facts, runs, _rivals(facts))
+    early = [
+        facts
+        for facts in runs
+        if facts.run.method == "eb" and facts.criterion == "magnitude" and facts.law == "uniform"
+    ]
+    for facts in early:
+        subject = f"The early-bird ticket at {text.percent(facts.rate)} %"
+        if sum(other.rate == facts.rate for other in early) > 1:
+            subject += f" trained for {facts.experts[0].iterations} steps"
+        yield from _versus(subject, facts, runs, _rivals(facts))
 
 
 def _rivals(facts: RunFacts) -> list[Rival]:
     """What an early-bird run is measured against."""
     expert = facts.experts[0]
     at_random = expert.model_copy(update={"criterion": "random"})
-    alike = (expert.rate, expert.criterion)
+    alike = (expert.rate, expert.criterion, expert.law)
+    trained = (expert.rate, expert.iterations, expert.law)
     return [
         ("a random ticket trained alike", lambda f, e: f.run.method == "control" and e == at_random),
         (
             "pruning the finished network and finetuning",
-            lambda f, e: f.run.method == "finetune" and (e.rate, e.criterion) == alike,
+            lambda f, e: f.run.method == "finetune" and (e.rate, e.criterion, e.law) == alike,
         ),
         (
             "the same network trained from scratch",
-            lambda f, e: f.run.method == "scratch" and e.rate == expert.rate,
+            lambda f, e: f.run.method == "scratch" and (e.rate, e.iterations, e.law) == trained,
         ),
         *_equal_time(facts),
     ]
@@ -177,46 +155,67 @@ def _equal_time(facts: RunFacts) -> list[Rival]:
 def _versus(subject: str, facts: RunFacts, runs: list[RunFacts], rivals: list[Rival]) -> Iterator[Claim]:
     """A run against the first other single-network run that fits each description."""
     for name, fits in rivals:
-        for other in runs:
-            if other is not facts and len(other.experts) == 1 and fits(other, other.experts[0]):
-                claim = compare(subject, facts, name, other)
-                if claim is not None:
-                    yield claim
-                break
+        fitting = (f for f in runs if f is not facts and len(f.experts) == 1 and fits(f, f.experts[0]))
+        yield from _against(subject, facts, name, next(fitting, None))
 
 
-def _timestep_aware(runs: list[RunFacts]) -> Iterator[Claim]:
+def _against(subject: str, facts: RunFacts, name: str, other: RunFacts | None) -> Iterable[Claim]:
+    """The claim of one comparison, if there is a run to compare with and both have metrics."""
+    claim = compare(subject, facts, name, other) if other else None
+    return [claim] if claim else []
+
+
+# --- timestep-aware training --------------------------------------------------------------------------
+
+
+def _timestep_aware(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
     """The first timestep-aware run: its speed, its quality, and what pruning has to do with it."""
-    aware = next((f for f in runs if f.run.method == "ta-eb"), None)
+    shown = needs.timestep_aware_run(results.experiment)
+    ordered = sorted(runs, key=lambda f: f.name != shown)
+    aware = next((f for f in ordered if f.run.method == "ta-eb" and f.law == "uniform"), None)
     if aware is None:
         return
+    subject, unpruned = "Timestep-aware training", _unpruned(results, runs)
     if aware.speedups:
-        paper, search, device = (
-            statistics.fmean(getattr(s, key) for s in aware.speedups)
-            for key in ("as_paper", "with_search", "device_time")
-        )
-        evidence = (
-            f"{aware.run.title}: {text.times(paper)} as the paper counts, {text.times(search)} with its "
-            f"search, {text.times(device)} in device time with all experts summed."
-        )
-        verdict: Verdict = "supported" if device > 1 else "not supported"
-        yield Claim(
-            "Timestep-aware training takes less device time than unpruned training", evidence, verdict
-        )
-    for other in runs:
-        if other.run.method == "unpruned":
-            claim = compare("Timestep-aware training", aware, "unpruned training", other)
-            if claim is not None:
-                yield claim
-            break
-    yield from _versus("Timestep-aware training", aware, runs, _equal_time(aware)[1:])
+        yield from _speed_claims(aware, unpruned)
+    yield from _against(subject, aware, "unpruned training", unpruned)
+    yield from _versus(subject, aware, runs, _equal_time(aware)[1:])
     for other in runs:
         if _same_but_unpruned(aware, other):
-            claim = compare(
-                "Pruning the timestep-aware experts", aware, "leaving the same experts unpruned", other
-            )
-            if claim is not None:
-                yield claim
+            name = "leaving the same experts unpruned"
+            yield from _against("Pruning the timestep-aware experts", aware, name, other)
+
+
+def _unpruned(results: Results, runs: list[RunFacts]) -> RunFacts | None:
+    """The run of the finished unpruned network, or else the first unpruned one."""
+    unpruned = [f for f in runs if f.run.method == "unpruned" and f.law == "uniform"]
+    finished = [f for f in unpruned if f.experts == (results.experiment.final_expert,)]
+    return next(iter(finished + unpruned), None)
+
+
+def _speed_claims(aware: RunFacts, unpruned: RunFacts | None) -> Iterator[Claim]:
+    """Timestep-aware training's time, by itself and together with its quality."""
+    paper, search, device = (
+        statistics.fmean(getattr(s, key) for s in aware.speedups)
+        for key in ("as_paper", "with_search", "device_time")
+    )
+    evidence = (
+        f"{aware.run.title}: {text.times(paper)} as the paper counts, {text.times(search)} with its "
+        f"search, {text.times(device)} in device time with all experts summed."
+    )
+    name = "Timestep-aware training takes less device time than unpruned training"
+    yield Claim(name, evidence, verdict(device > 1))
+
+    name = (
+        "Timestep-aware training, timed as in the paper, is faster than unpruned training "
+        "at comparable quality"
+    )
+    found = Difference.of(aware, unpruned) if unpruned else None
+    if paper <= 1:
+        yield Claim(name, evidence, verdict(False))
+    elif found is not None:
+        margin = f"Comparable: at most {text.percent(COMPARABLE)} % above."
+        yield Claim(name, f"{text.times(paper)}; {found.evidence} {margin}", comparable(found))
 
 
 def _same_but_unpruned(aware: RunFacts, other: RunFacts) -> bool:
@@ -227,3 +226,46 @@ def _same_but_unpruned(aware: RunFacts, other: RunFacts) -> bool:
         and all(e.init == "snapshot" and network(e) == "dense" for e in other.experts)
         and [(e.search, e.span, e.serve, e.iterations) for e in other.experts] == same
     )
+
+
+def _overlap(runs: list[RunFacts]) -> Iterator[Claim]:
+    """Does training on a little more than an expert serves help? The first pair that differs in it alone."""
+    aware = [f for f in runs if f.run.method == "ta-eb"]
+    for facts in (f for f in aware if f.overlaps):
+        plain = next((f for f in aware if not f.overlaps and _regions(f) == _regions(facts)), None)
+        if plain is not None:
+            yield from _against(
+                "Training experts on overlapping regions", facts, "training them on what they serve", plain
+            )
+            return
+
+
+def _regions(facts: RunFacts) -> list[tuple]:
+    """What the experts of a run are, but for the timesteps they and their searches train on."""
+    searches = facts.results.experiment.searches
+    own = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
+    same = {"span": None, "search": ""}
+    return [(e.model_copy(update=same), o) for e, o in zip(facts.experts, own, strict=True)]
+
+
+# --- SpeeD --------------------------------------------------------------------------------------------
+
+
+def _speed(runs: list[RunFacts]) -> Iterator[Claim]:
+    """Every run with SpeeD against the same experts without it."""
+    for facts in runs:
+        if facts.law != "speed":
+            continue
+        plain = tuple(e.model_copy(update={"law": "uniform"}) for e in facts.experts)
+        other = next((f for f in runs if f.experts == plain), None)
+        yield from _against(f"Adding SpeeD to {_training(facts)}", facts, "the same without it", other)
+
+
+def _training(facts: RunFacts) -> str:
+    """What a run trains, in words."""
+    rate = f"{text.percent(facts.rate)} %"
+    if {e.init for e in facts.experts} == {"fresh"}:
+        return f"a network pruned by {rate} from new weights"
+    words = {"unpruned": "unpruned training", "eb": f"the early-bird ticket at {rate}"}
+    words["ta-eb"] = f"timestep-aware training at {rate} on average"
+    return words.get(facts.run.method, facts.run.title)

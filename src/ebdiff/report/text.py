@@ -23,6 +23,11 @@ def two(value: float) -> str:
     return f"{value:.2f}"
 
 
+def signed(value: float) -> str:
+    """Two decimals and the sign."""
+    return f"{value:+.2f}"
+
+
 def whole(value: float) -> str:
     """No decimals."""
     return f"{value:.0f}"
