@@ -89,6 +89,21 @@ def _check_search(
 
 
 @app.command()
+def init(
+    name: Annotated[
+        str, typer.Argument(help="Name of the new experiment: lower-case letters, digits, - and _.")
+    ],
+    images: Annotated[str, typer.Option(help="Folder, zip or parquet of images.")],
+    size: Annotated[int, typer.Option(help="Height and width to train at, pixels.")] = 64,
+    force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
+) -> None:
+    """Look at a folder of images and write an experiment for it, config/experiments/{name}.yaml."""
+    from ebdiff import starter
+
+    print(*starter.init(name, images, size, force), sep="\n")
+
+
+@app.command()
 def prepare_data(
     dataset: Dataset,
     threads: Annotated[int | None, typer.Option(help="Images decoded at a time; changes no result.")] = None,
@@ -123,12 +138,29 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
 
 
 @app.command()
-def reference_stats(dataset: Dataset, threads: Threads = None) -> None:
+def reference_stats(
+    dataset: Dataset,
+    protocol: Annotated[
+        str | None, typer.Option(help="classifier, legacy_pytorch or clean. Default: the experiment's first.")
+    ] = None,
+    images: Annotated[str, typer.Option(help="How many real images, or `all`.")] = "all",
+    threads: Threads = None,
+) -> None:
     """Features of the real images, with the distances of real halves and of noise."""
     experiment = _begin(dataset, threads, dataset=True)
+    from typing import get_args
+
+    from ebdiff import config, loading
+
+    protocol = protocol or experiment.evaluation.protocols[0]
+    _known(protocol, get_args(config.Protocol), "--protocol")
+    if images != "all" and not images.isdecimal():
+        raise UserError(f"--images {images!r} is neither a number nor `all`")
     from ebdiff.metrics import evaluate
 
-    evaluate.reference_stats(experiment)
+    experiment = loading.of_reference(dataset, protocol, images)
+
+    evaluate.reference_stats(experiment, protocol, images, _device(experiment))
 
 
 @app.command()
@@ -229,8 +261,8 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
     _known(run, experiment.runs, "--run")
     from ebdiff.metrics import evaluate
 
-    metrics = evaluate.evaluate(experiment, run, seed)
-    print(f"{metrics['distance_name']} {metrics['fd']:.2f}, kernel distance {metrics['kid']:.4f}")
+    for found in evaluate.evaluate(experiment, run, seed, _device(experiment))["protocols"].values():
+        print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
 
 
 @app.command()

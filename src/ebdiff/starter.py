@@ -1,0 +1,263 @@
+"""`ebdiff init`: look at somebody's images and propose an experiment for them.
+
+The proposal scales the paper's settings (CIFAR-10 at 32, CelebA at 64, LSUN at 256) to the size and number of
+the images; every choice stands in the file with its reason, to be changed there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ebdiff import loading
+from ebdiff.config import Dataset, Experiment
+from ebdiff.data.images import CELEBA_SIZE, Broken, converted, opened
+from ebdiff.data.sources import find
+from ebdiff.digests import data_digest
+from ebdiff.errors import UserError
+from ebdiff.files import write_text
+from ebdiff.progress import progress
+
+LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the images are like, judged from some of them.
+
+    Attributes:
+        count: images in all.
+        seen: images looked at.
+        sizes: (width, height) of those, with their numbers.
+        modes: Pillow modes of those, with their numbers.
+        colour: whether any of them has colour.
+        broken: how many of them can't be read.
+    """
+
+    count: int
+    seen: int
+    sizes: Counter
+    modes: Counter
+    colour: bool
+    broken: int
+
+    @property
+    def crop(self) -> str:
+        """The crop that these sizes ask for."""
+        if set(self.sizes) == {CELEBA_SIZE}:
+            return "celeba"
+        return "none" if all(width == height for width, height in self.sizes) else "centre"
+
+    def lines(self) -> list[str]:
+        """The look in words."""
+        common = ", ".join(f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(3))
+        more = f" and {len(self.sizes) - 3} other sizes" if len(self.sizes) > 3 else ""
+        modes = ", ".join(f"{mode} ({n})" for mode, n in self.modes.most_common())
+        broken = f"; {self.broken} can't be read" if self.broken else ""
+        return [
+            f"{self.count:,} images, {self.seen:,} looked at{broken}",
+            f"sizes {common}{more}; modes {modes}; {'colour' if self.colour else 'grey'}",
+        ]
+
+
+def look(dataset: Dataset) -> Look:
+    """Look at up to 500 images of a dataset.
+
+    Raises:
+        UserError: there are none, or none can be read.
+    """
+    found = find(dataset)
+    stride = max(1, found.count // LOOKED_AT)
+    sizes, modes, colour, broken, seen = Counter(), Counter(), False, 0, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for item in progress(islice(found.items(), 0, None, stride), desc="looking", leave=False):
+            seen += 1
+            try:
+                image = opened(item)
+                small = np.asarray(converted(image, 3).resize((32, 32), Image.Resampling.BOX), int)
+            except Broken:
+                broken += 1
+                continue
+            sizes[image.size] += 1
+            modes[image.mode] += 1
+            # JPEG leaves some colour noise in grey photographs.
+            colour |= bool(np.ptp(small, axis=-1).max() > 8)
+    if not sizes:
+        raise UserError(f"{found.where}: none of {seen} images can be read; are these images?")
+    return Look(found.count, seen, sizes, modes, colour, broken)
+
+
+def levels(size: int) -> list[int]:
+    """The resolutions of the network: halved down to 4 or so, in at most six levels as for LSUN.
+
+    Raises:
+        UserError: the size can't be halved often enough.
+    """
+    found = [size]
+    while found[-1] % 2 == 0 and found[-1] >= 8 and len(found) < 6:
+        found.append(found[-1] // 2)
+    if size < 8 or found[-1] > 16:
+        raise UserError(
+            f"--size {size}: halves only to {found[-1]}; take 8, 16, 32, 64 or another multiple of 16"
+        )
+    return found
+
+
+# Widths of the levels in the paper's networks: CIFAR-10 has four levels, CelebA five, LSUN six.
+MULTIPLIERS = {2: [1, 2], 3: [1, 2, 2], 4: [1, 2, 2, 2], 5: [1, 2, 2, 2, 4], 6: [1, 1, 2, 2, 4, 4]}
+# Images up to a size: batch, learning rate, EMA decay, images per sampling pass. 32: CIFAR-10, 64: CelebA,
+# larger than 128: LSUN; 128 lies between.
+SETTINGS = (
+    (32, 128, "2.0e-4", 0.9999, 500),
+    (64, 96, "2.0e-4", 0.9999, 250),
+    (128, 32, "5.0e-5", 0.9995, 64),
+    (math.inf, 8, "2.0e-5", 0.999, 16),
+)
+CROPS = {
+    "none": "all images seen are square",
+    "centre": "not all images seen are square: the largest central square",
+    "celeba": "all images seen have the size of aligned CelebA: 128x128 around the face",
+}
+
+
+def _interval(epoch: int) -> tuple[str, str, int]:
+    """What separates two masks, why, and its steps (an epoch has 391 of CIFAR-10, 1,696 of CelebA)."""
+    if epoch < 200:
+        return "{unit: pseudo-epoch, steps: 400}", f"an epoch has only {epoch} steps: masks hardly move", 400
+    if epoch > 2500:
+        return "{unit: pseudo-epoch, steps: 1000}", f"an epoch has {epoch:,} steps: 1,000 as for LSUN", 1000
+    return "epoch", f"{epoch:,} steps", epoch
+
+
+def _iterations(epoch: int) -> int:
+    """400 passes over the images, but never fewer than 20,000 steps nor more than 400,000."""
+    return min(400_000, max(20_000, round(400 * epoch, -3)))
+
+
+def propose(name: str, images: str, size: int, seen: Look) -> str:
+    """The experiment for these images as YAML with comments.
+
+    Args:
+        name: of the experiment and its dataset.
+        images: their path as it shall stand in the file.
+        size: height and width to train at, pixels.
+        seen: what they are like.
+
+    Raises:
+        UserError: no network fits the size.
+    """
+    resolutions = levels(size)
+    _, batch, rate, decay, sample_batch = next(row for row in SETTINGS if size <= row[0])
+    while batch > 8 and seen.count < 10 * batch:  # an epoch of ten steps at least
+        batch //= 2
+    batch = min(batch, seen.count)
+    epoch = math.ceil(seen.count / batch)
+    interval, why_interval, steps = _interval(epoch)
+    iterations = _iterations(epoch)
+    width = 128 if seen.count >= 20_000 else 64
+    samples = min(10_000, max(1_000, round(seen.count, -3)))
+    gpu = shutil.which("nvidia-smi") is not None
+    template = (resources.files("ebdiff") / "starter.yaml.template").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        name=name,
+        seen="; ".join(seen.lines()),
+        path=json.dumps(images, ensure_ascii=False),
+        crop=seen.crop,
+        why_crop=CROPS[seen.crop],
+        size=size,
+        channels=3 if seen.colour else 1,
+        width=width,
+        why_width="as in the paper" if width == 128 else "half the paper's: few images need no more",
+        multipliers=MULTIPLIERS[len(resolutions)],
+        resolutions=", ".join(map(str, resolutions)),
+        attention=[r for r in resolutions[1:] if r <= 16][:1],
+        groups=width // 4,
+        dropout=0.1 if size <= 64 else 0.0,
+        batch=batch,
+        epoch=f"{epoch:,}",
+        rate=rate,
+        decay=decay,
+        interval=interval,
+        why_interval=why_interval,
+        horizon=max(10, min(40, iterations // (2 * steps))),
+        iterations=iterations,
+        passes=f"{iterations / epoch:,.0f}",
+        eb=iterations * 9 // 8,
+        expert=iterations // (4 if iterations >= 200_000 else 2),
+        share="a quarter of N as in the paper"
+        if iterations >= 200_000
+        else "half of N: a quarter is little here",
+        spacing="quad" if size <= 32 else "uniform",
+        samples=samples,
+        few="" if samples >= 8192 else "; fewer than 8,192 make FID ill-conditioned, compare runs only",
+        sample_batch=sample_batch,
+        gpus=int(gpu),
+        why_gpus="seen on this machine" if gpu else "none seen on this machine: this will be slow, see scale",
+        threads=min(4, os.cpu_count() or 1),
+    )
+
+
+def init(name: str, images: str, size: int, force: bool, folder: Path = loading.EXPERIMENTS) -> list[str]:
+    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images.
+
+    Args:
+        name: of the experiment.
+        images: path of the images; ${VARIABLES} stay in the file and are filled in at use.
+        size: height and width to train at, pixels.
+        force: write over an experiment of that name.
+        folder: of the experiments.
+
+    Returns:
+        lines for the user: what was seen, what was written, the command to run next.
+
+    Raises:
+        UserError: the name is taken or no name, or the images or the size are unusable; nothing is written.
+    """
+    path = folder / f"{name}.yaml"
+    if path.exists() and not force:
+        raise UserError(f"{path}: exists already; choose another name, or --force to write over it")
+    # The name is checked before anything is read: a proposal for images nobody has looked at yet.
+    _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
+    seen = look(Dataset(name=name, source="images", path=images))
+    text = propose(name, images, size, seen)
+    experiment = _checked(text, name, path)
+    _check_free(experiment, folder)
+    write_text(path, text)
+    small = min(min(s) for s in seen.sizes)
+    return [
+        *seen.lines(),
+        *([f"note: sides of {small} pixels will be enlarged to {size}"] if small < size else []),
+        f"wrote {path}; read it, then run:",
+        "",
+        f"    snakemake --cores all --config experiments={name}",
+    ]
+
+
+def _check_free(experiment: Experiment, folder: Path) -> None:
+    """Refuse the name of a dataset that another experiment uses for other images."""
+    try:
+        other = loading.of_dataset(experiment.dataset.name, folder)
+    except UserError:
+        return  # none uses it
+    if other.name != experiment.name and data_digest(other) != data_digest(experiment):
+        raise UserError(
+            f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
+        )
+
+
+def _checked(text: str, name: str, path: Path) -> Experiment:
+    return loading.parse({**yaml.safe_load(text), "name": name}, str(path))
