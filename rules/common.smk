@@ -24,10 +24,13 @@ def load(name):
 @cache
 def load_dataset(name):
     """Some experiment that uses a dataset."""
-    try:
-        return loading.of_dataset(name)
-    except UserError as error:
-        raise WorkflowError(str(error))
+    return checked(loading.of_dataset, name)
+
+
+@cache
+def load_reference(dataset, protocol, count):
+    """The experiment that asks for reference statistics."""
+    return checked(loading.of_reference, dataset, protocol, count)
 
 
 def names(value):
@@ -66,6 +69,17 @@ def images(w):
     return expand(layout.IMAGES, dataset=experiment(w).dataset.name)
 
 
+def compute_reference(key):
+    """As `compute`, for reference statistics."""
+    return lambda w: getattr(
+        load_reference(w.dataset, w.protocol, w.count).compute, key
+    )
+
+
+def of_reference(w):
+    return digests.reference_digest(load_dataset(w.dataset), w.protocol, w.count)
+
+
 def compute(key):
     return lambda w: getattr(experiment(w).compute, key)
 
@@ -85,12 +99,6 @@ def figure_inputs(w):
     return needs.paths(
         experiment(w), checked(needs.figure_needs, experiment(w), w.figure)
     )
-
-
-def references(w):
-    spec = experiment(w)
-    where = {"dataset": spec.dataset.name, "protocol": spec.evaluation.protocols[0]}
-    return [layout.CLASSIFIER.format(**where), layout.REFERENCE.format(**where)]
 
 
 def final(template, extension):
@@ -147,7 +155,8 @@ def of_all(targets):
 wildcard_constraints:
     experiment="[a-z0-9][a-z0-9_-]*",
     dataset="[a-z0-9][a-z0-9_-]*",
-    protocol="[a-z0-9_-]+",
+    protocol="classifier|legacy_pytorch|clean",
+    count=r"all|\d+",
     seed=r"\d+",
     search="[a-z0-9][a-z0-9_-]*",
     criterion="magnitude|taylor|diff-pruning|random",

@@ -50,22 +50,23 @@ rule train_classifier:
 
 rule reference_stats:
     input:
-        images=layout.IMAGES,
-        classifier=layout.CLASSIFIER,
+        lambda w: inputs.reference(w.dataset, w.protocol),
     output:
-        layout.REFERENCE,
+        statistics=layout.REFERENCE,
+        features=layout.REFERENCE_FEATURES,
     log:
-        layout.log("reference-{protocol}", layout.DATA),
+        layout.log("reference-{protocol}-{count}", layout.DATA),
     benchmark:
-        layout.benchmark("reference-{protocol}", layout.DATA)
+        layout.benchmark("reference-{protocol}-{count}", layout.DATA)
     conda:
         CONDA
-    threads: 1
+    threads: compute_reference("threads")
     resources:
-        mem_mb=1500,
-        runtime=60,
-        gpu=0,
+        mem_mb=compute_reference("mem_mb"),
+        runtime=compute_reference("runtime"),
+        gpu=compute_reference("gpus"),
     params:
-        digest=of_dataset,
+        digest=of_reference,
     shell:
-        "ebdiff reference-stats {wildcards.dataset:q} --threads {threads} > {log:q} 2>&1"
+        "ebdiff reference-stats {wildcards.dataset:q} --protocol {wildcards.protocol}"
+        " --images {wildcards.count} --threads {threads} > {log:q} 2>&1"

@@ -29,7 +29,7 @@ rule sample:
 
 rule fid:
     input:
-        references,
+        of(inputs.references),
         samples=layout.SAMPLES,
     output:
         layout.METRICS,
@@ -43,7 +43,7 @@ rule fid:
     threads: compute("threads")
     resources:
         mem_mb=grow("mem_mb"),
-        runtime=60,
+        runtime=grow("runtime"),
         gpu=compute("gpus"),
     params:
         digest=of(digests.metrics_digest),

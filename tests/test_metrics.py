@@ -1,12 +1,16 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from ebdiff import layout
+from ebdiff.errors import UserError
 from ebdiff.metrics import classifier, evaluate
+from ebdiff.metrics.features import scratch
 from ebdiff.metrics.frechet import Gaussian, frechet_distance
-from ebdiff.metrics.kid import kernel_distance
+from ebdiff.metrics.kid import kernel_distance, within
+from ebdiff.metrics.precision_recall import precision_recall
 
 
 def gaussian(mean, covariance):
@@ -29,6 +33,45 @@ def test_statistics_are_mean_and_unbiased_covariance():
     np.testing.assert_allclose(fit.mean, mean)
     np.testing.assert_allclose(fit.covariance, centred.T @ centred / 49)
     assert fit.count == 50
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 49, 50, 64])
+def test_streamed_statistics_use_every_row_whatever_the_block(block):
+    features = 1e4 + np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
+    fit = Gaussian.fit(features, block)
+    assert fit.count == 50
+    np.testing.assert_allclose(fit.mean, np.mean(features, axis=0, dtype=np.float64), rtol=1e-12)
+    expected = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(fit.covariance, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_image_has_no_distance(count):
+    with pytest.raises(UserError, match="at least 2 images"):
+        Gaussian.fit(np.ones((count, 4), np.float32))
+
+
+def test_memory_holds_the_statistics_and_a_block_never_the_features():
+    d, block, count = 64, 200, 500
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    fit = Gaussian.stream(rng.standard_normal((block, d), np.float32) for _ in range(count))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fit.count == block * count
+    assert peak < 8 * (6 * d * d + 5 * block * d) < count * block * d * 4 / 8
+
+
+def test_features_too_many_for_memory_lie_in_a_nameless_file(tmp_path):
+    tracemalloc.start()
+    with scratch(tmp_path / "new", 20_000, 256) as features:
+        features[:] = 1
+        features[::2] = 3
+        fit, peak = Gaussian.fit(features), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (fit.mean == 2).all()
+    assert peak < features.nbytes / 2
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_set_is_at_no_distance_from_itself():
@@ -93,6 +136,23 @@ def test_kid_is_the_literal_double_loop():
     assert kernel_distance(x.astype(np.float32), y) == pytest.approx(kernel_distance(x, y), rel=1e-4)
 
 
+def test_kid_is_that_of_a_second_library():
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((160, 32)), 0.2 + 1.1 * rng.standard_normal((130, 32))
+
+    def mean_without_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    xx, yy, xy = (
+        polynomial_kernel(a, b, degree=3, gamma=1 / 32, coef0=1) for a, b in ((x, x), (y, y), (x, y))
+    )
+    expected = mean_without_diagonal(xx) + mean_without_diagonal(yy) - 2 * xy.mean()
+    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    assert kernel_distance(x, y, within_y=within(y)) == kernel_distance(x, y)
+
+
 def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((50, 4)), rng.standard_normal((33, 4))
@@ -111,6 +171,36 @@ def test_kid_of_equal_distributions_is_unbiased_and_of_others_is_not():
     assert apart > 10 * np.std(found)
 
 
+# --- precision and recall -----------------------------------------------------------------------------------
+
+
+def literal_share(points, centres, k=3):
+    radii = [sorted(np.linalg.norm(c - o) for j, o in enumerate(centres) if j != i)[k - 1]
+             for i, c in enumerate(centres)]  # fmt: skip
+    inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+    return sum(inside) / len(points)
+
+
+@pytest.mark.parametrize("block", [2048, 8])
+def test_precision_and_recall_are_the_literal_double_loop(block, monkeypatch):
+    monkeypatch.setattr("ebdiff.metrics.kid.BLOCK", block)
+    rng = np.random.default_rng(5)
+    real, generated = rng.standard_normal((41, 3)), 0.8 + 0.5 * rng.standard_normal((29, 3))
+    precision, recall = precision_recall(generated, real)
+    assert precision == literal_share(generated, real)
+    assert recall == literal_share(real, generated)
+    assert 0 < recall < precision < 1
+
+
+def test_precision_and_recall_at_their_ends():
+    rng = np.random.default_rng(6)
+    real = rng.standard_normal((60, 4)).astype(np.float32)
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real + 100, real) == (0, 0)
+    with pytest.raises(UserError, match="more than 3 images"):
+        precision_recall(real[:3], real)
+
+
 # --- the classifier and whole evaluations -------------------------------------------------------------------
 
 
@@ -127,25 +217,29 @@ def test_the_classifier_is_deterministic_and_learns(pixels, workspace):
     assert (workspace / "0.safetensors").read_bytes() == (workspace / "1.safetensors").read_bytes()
     network, accuracy = classifier.load_classifier(workspace / "0.safetensors")
     assert accuracy == accuracies[0]
-    features, probabilities = classifier.classify(network, pixels[0][:17], batch=5)
+    features = network.extract(pixels[0][:17])
+    probabilities = network.probabilities(features)
     assert (features.shape, probabilities.shape) == ((17, 64), (17, 10))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-    whole = classifier.classify(network, pixels[0][:17])[0]
-    np.testing.assert_allclose(features, whole, atol=1e-4)
+    np.testing.assert_allclose(features[5:10], network.extract(pixels[0][5:10]), atol=1e-4)
 
 
 def test_data_without_labels_is_refused(pixels, workspace):
-    from ebdiff.errors import UserError
-
     with pytest.raises(UserError, match="no labels"):
         classifier.train_classifier(pixels[0], np.zeros(0, np.int64), workspace / "c.safetensors")
     assert not (workspace / "c.safetensors").exists()
 
 
+def put_samples(run, drawn):
+    path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run=run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, drawn)
+
+
 def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny):
     images = np.load("resources/data/digits/images.npy")
     classifier.train_classifier(*pixels, layout.path(layout.CLASSIFIER, dataset="digits"))
-    evaluate.reference_stats(tiny)
+    evaluate.reference_stats(tiny, "classifier")
     rng = np.random.default_rng(0)
     samples = {
         "unpruned": images[rng.permutation(1797)[:400]],
@@ -154,9 +248,7 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     }
     found = {}
     for run, drawn in samples.items():
-        path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run=run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, drawn)
+        put_samples(run, drawn)
         found[run] = evaluate.evaluate(tiny, run, 0)
         stored = json.loads(layout.path(layout.METRICS, experiment="tiny", seed=0, run=run).read_text())
         assert stored == found[run]
@@ -172,3 +264,40 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     assert threes["class_shares"][3] > 0.7
     assert threes["fd"] > 5 * real["fd"]
     assert real["confident"] == pytest.approx(real["real_confident"], abs=0.08)
+    entry = real["protocols"]["classifier"]
+    assert {key: real[key] for key in evaluate.FLAT} == {key: entry[key] for key in evaluate.FLAT}
+    assert (real["ill_conditioned"], entry["split"]) == (False, "all images of digits")
+    assert entry["precision"] is entry["recall"] is None
+    assert len(entry["weights_sha256"]) == 64
+    assert entry["versions"]["torch"]
+    assert real["floor"]["images"] == 1797 // 2
+
+
+def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace, vary, capsys, monkeypatch):
+    monkeypatch.setattr(classifier, "EPOCHS", 6)
+    classifier.train_classifier(*pixels, layout.path(layout.CLASSIFIER, dataset="digits"))
+    fewer = vary({"evaluation": {"reference": 200, "precision_recall": True}})
+    evaluate.reference_stats(fewer, "classifier", "200")
+    put_samples("eb-50", pixels[0])
+    found = evaluate.evaluate(fewer, "eb-50", 0)
+    assert (found["images"], found["reference_images"]) == (300, 200)
+    assert found["ill_conditioned"]
+    entry = found["protocols"]["classifier"]
+    assert entry["split"] == "200 images of digits"
+    assert entry["precision"] > 0.8 < entry["recall"]
+    assert not list(workspace.rglob(".*"))  # no temporary file is left
+
+    capsys.readouterr()
+    evaluate.reference_stats(fewer, "classifier", "200")
+    assert "already there" in capsys.readouterr().out
+    path = layout.path(layout.CLASSIFIER, dataset="digits")
+    classifier.train_classifier(pixels[0][:200], pixels[1][:200], path)
+    with pytest.raises(UserError, match="other images or weights"):
+        evaluate.evaluate(fewer, "eb-50", 0)
+    evaluate.reference_stats(fewer, "classifier", "200")
+    evaluate.evaluate(fewer, "eb-50", 0)
+
+
+def test_two_real_images_are_no_reference(pixels, workspace, tiny):
+    with pytest.raises(UserError, match="digits: 2 images are too few"):
+        evaluate.reference_stats(tiny, "classifier", "2")

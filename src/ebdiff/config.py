@@ -293,6 +293,11 @@ class Evaluation(Strict):
     reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
     precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
 
+    @property
+    def reference_count(self) -> str:
+        """`reference` as paths spell it: a number or `all`."""
+        return str(self.reference or "all")
+
 
 class Compute(Strict):
     """What one training or sampling job may use; never part of a digest."""

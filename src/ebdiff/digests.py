@@ -31,7 +31,7 @@ def digest(*parts: Any) -> str:
 
 
 def data_digest(e: Experiment) -> str:
-    """`prepare-data`, `train-classifier` and `reference-stats`: the source alone."""
+    """`prepare-data` and `train-classifier`: the source alone."""
     d = e.dataset  # where a local copy lies changes nothing; what it is made into does
     return digest(d.name, d.source, d.hub, d.crop, d.broken, e.network.image_size, e.network.channels)
 
@@ -89,5 +89,11 @@ def hamming_digest(e: Experiment, search: str, criterion: str, weights: str) -> 
 
 
 def metrics_digest(e: Experiment) -> str:
-    """`fid`."""
-    return digest(data_digest(e), e.evaluation)
+    """`fid`: where the weights lie and how many images go in at once change nothing."""
+    evaluation = e.evaluation.model_dump(mode="json", exclude={"weights", "batch"})
+    return digest(data_digest(e), evaluation)
+
+
+def reference_digest(e: Experiment, protocol: str, count: str) -> str:
+    """`reference-stats`."""
+    return digest(data_digest(e), protocol, count)

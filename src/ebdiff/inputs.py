@@ -109,6 +109,28 @@ def expert(experiment: Experiment, key: str, milestone: str, seed: int | str) ->
     return found
 
 
+def reference(dataset: str, protocol: str) -> list[Path]:
+    """What `reference-stats` reads."""
+    found = [layout.path(t, dataset=dataset) for t in (layout.IMAGES, layout.MANIFEST)]
+    return found + _feature_network(dataset, protocol)
+
+
+def _feature_network(dataset: str, protocol: str) -> list[Path]:
+    """The network of a protocol, where a rule makes it: Inception's weights lie elsewhere, checked by hash."""
+    return [layout.path(layout.CLASSIFIER, dataset=dataset)] if protocol == "classifier" else []
+
+
+def references(experiment: Experiment) -> list[Path]:
+    """What `fid` reads beside the samples: each protocol's reference, and the classifier where asked."""
+    dataset, settings = experiment.dataset.name, experiment.evaluation
+    found = [layout.path(layout.MANIFEST, dataset=dataset)]
+    for protocol in settings.protocols:
+        where = dict(dataset=dataset, protocol=protocol, count=settings.reference_count)
+        found += [layout.path(t, **where) for t in (layout.REFERENCE, layout.REFERENCE_FEATURES)]
+        found += _feature_network(dataset, protocol)
+    return found
+
+
 def experts(experiment: Experiment, run: str, seed: int | str) -> list[Path]:
     """What `sample` reads: the milestone of each of a run's experts."""
     where = dict(experiment=experiment.name, seed=seed)

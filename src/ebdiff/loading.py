@@ -145,6 +145,27 @@ def of_dataset(dataset: str, folder: Path = EXPERIMENTS) -> Experiment:
     Raises:
         UserError: none does, or two describe the dataset differently.
     """
+    return _users(dataset, folder)[0]
+
+
+def of_reference(dataset: str, protocol: str, count: str, folder: Path = EXPERIMENTS) -> Experiment:
+    """The experiment that asks for these reference statistics, else another one with the dataset.
+
+    Its batch, weights path and resources serve, which change no number.
+
+    Raises:
+        UserError: as `of_dataset`.
+    """
+    users = _users(dataset, folder)
+    for experiment in users:
+        asked = experiment.evaluation
+        if protocol in asked.protocols and count == asked.reference_count:
+            return experiment
+    return users[0]
+
+
+def _users(dataset: str, folder: Path) -> list[Experiment]:
+    """Every experiment that uses a dataset, by name."""
     found: list[Experiment] = []
     for path in sorted(folder.glob("*.yaml")):
         with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
@@ -159,7 +180,7 @@ def of_dataset(dataset: str, folder: Path = EXPERIMENTS) -> Experiment:
                 f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
                 "rename dataset.name in one of them"
             )
-    return found[0]
+    return found
 
 
 def schema() -> dict:

@@ -42,6 +42,16 @@ class Classifier(nn.Module):
         h = F.relu(self.features(h))
         return h, self.head(h)
 
+    @torch.inference_mode()
+    def extract(self, pixels: np.ndarray) -> np.ndarray:
+        """Features (B, 64) float32 of uint8 images (B, H, W, C)."""
+        return self(to_float(pixels))[0].numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities (N, classes) of features (N, 64)."""
+        return self.head(torch.tensor(features)).softmax(dim=1).numpy()
+
 
 def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
     """Train on three quarters of the images, deterministically, and store it.
@@ -115,14 +125,3 @@ def load_classifier(path: Path) -> tuple[Classifier, float]:
     network = Classifier(story["channels"], story["classes"])
     network.load_state_dict(tensors)
     return network.eval(), story["accuracy"]
-
-
-def classify(network: Classifier, pixels: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, 64) float32 and class probabilities (N, classes) of uint8 images (N, H, W, C)."""
-    features, probabilities = [], []
-    with torch.inference_mode():
-        for first in range(0, len(pixels), batch):
-            found, logits = network(to_float(pixels[first : first + batch]))
-            features.append(found.numpy())
-            probabilities.append(logits.softmax(dim=1).numpy())
-    return np.concatenate(features), np.concatenate(probabilities)

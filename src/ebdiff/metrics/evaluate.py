@@ -3,82 +3,209 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ebdiff import layout
 from ebdiff.config import Experiment
 from ebdiff.data.store import Images
-from ebdiff.digests import data_digest
+from ebdiff.digests import digest
 from ebdiff.draws import generator
-from ebdiff.files import load_memmap, read_arrays, write_arrays, write_json
-from ebdiff.metrics.classifier import classify, load_classifier
+from ebdiff.errors import UserError
+from ebdiff.files import load_memmap, read_arrays, read_json, replacing, write_arrays, write_json
+from ebdiff.metrics.classifier import load_classifier
+from ebdiff.metrics.features import Extractor, scratch
 from ebdiff.metrics.frechet import Gaussian, frechet_distance
-from ebdiff.metrics.kid import kernel_distance
+from ebdiff.metrics.kid import kernel_distance, within
+from ebdiff.metrics.precision_recall import precision_recall
 
 CONFIDENT = 0.9  # a sample the classifier gives at least this probability looks like a digit
-DISTANCE_NAMES = {"classifier": "classifier Fréchet distance"}
+CPU = torch.device("cpu")
+# A protocol's entry and the keys that the primary protocol shows on top of metrics.json.
+FLAT = (
+    "protocol", "distance_name", "fd", "kid", "ill_conditioned", "images", "reference_images", "floor",
+    "ceiling",
+)  # fmt: skip
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    return {
-        "fd": frechet_distance(Gaussian.fit(a), Gaussian.fit(b)),
-        "kid": kernel_distance(a, b),
-    }
+def reference_stats(
+    experiment: Experiment, protocol: str, count: str = "all", device: torch.device = CPU
+) -> None:
+    """Statistics and features of the real images, once per dataset, protocol and count.
 
+    The floor is half of these images against the other half, the ceiling noise against all of them:
+    the two ends of the scale on which a run's distance lies. Nothing is done where the files are there
+    and were made from the same images with the same weights.
 
-def reference_stats(experiment: Experiment) -> None:
-    """Features of the real images, once per dataset and protocol, with the scale's two ends.
+    Args:
+        experiment: one that uses the dataset.
+        protocol: classifier, legacy_pytorch or clean.
+        count: how many images, drawn at random, or `all`.
+        device: where the network runs.
 
-    The floor is half of the data against the other half; the ceiling is uniform noise against all.
+    Raises:
+        UserError: fewer than four images, or weights that can't be had.
     """
-    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocols[0]
+    dataset = experiment.dataset.name
     pixels = Images.open(dataset).pixels
-    network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
-    features, probabilities = classify(network, pixels)
-    order = generator(0, "reference/halves").permutation(len(pixels))
-    half = len(pixels) // 2
-    rng = generator(0, "reference/noise")
-    noise = rng.integers(0, 256, (min(len(pixels), 2000), *pixels.shape[1:]), np.uint8)
-    floor = _distances(features[order[:half]], features[order[half:]])
-    ceiling = _distances(classify(network, noise)[0], features)
+    number = len(pixels) if count == "all" else min(int(count), len(pixels))
+    if number < 4:
+        raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
+    extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
+    statistics, features_path = _reference_paths(dataset, protocol, count)
+    key = _key(dataset, count, extractor)
+    if statistics.exists() and features_path.exists() and str(read_arrays(statistics)["key"]) == key:
+        print(f"{statistics}: already there, from the same images and weights")
+        return
+    half = number // 2
+    order = generator(0, "reference/halves").permutation(len(pixels))[:number]
+    order = np.concatenate([np.sort(order[:half]), np.sort(order[half:])])  # read the disk forwards
+    noise = generator(0, "reference/noise").integers(
+        0, 256, (min(number, extractor.noise), *pixels.shape[1:]), np.uint8
+    )
+    with (
+        replacing(features_path) as temporary,
+        scratch(features_path.parent, len(noise), extractor.dimension) as ceiling,
+    ):
+        shape = (number, extractor.dimension)
+        features = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        extractor.fill(features, pixels, "real images", order)
+        extractor.fill(ceiling, noise, "noise")
+        whole, within_real = Gaussian.fit(features), within(features, extractor.device)
+        floor = _distances(features[:half], features[half:], extractor)
+        ceiling = _distances(ceiling, features, extractor, whole, within_real)
+        features.flush()
     write_arrays(
-        layout.path(layout.REFERENCE, dataset=dataset, protocol=protocol),
-        features=features,
-        confident=np.array((probabilities.max(axis=1) > CONFIDENT).mean()),
-        accuracy=np.array(accuracy),
-        floor=np.array([floor["fd"], floor["kid"]]),
-        ceiling=np.array([ceiling["fd"], ceiling["kid"]]),
-        digest=np.array(data_digest(experiment)),
+        statistics,
+        mean=whole.mean,
+        covariance=whole.covariance,
+        count=np.array(whole.count),
+        within=np.array(within_real),
+        floor=np.array([floor["fd"], floor["kid"], half]),
+        ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
+        key=np.array(key),
     )
 
 
-def evaluate(experiment: Experiment, run: str, seed: int) -> dict[str, Any]:
-    """Distances of a run's samples to the real images, and what the classifier makes of them."""
-    where = dict(experiment=experiment.name, seed=seed, run=run)
-    dataset, protocol = experiment.dataset.name, experiment.evaluation.protocols[0]
-    began = time.perf_counter()
-    pixels = load_memmap(layout.path(layout.SAMPLES, **where))
-    network, _ = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
-    real = read_arrays(layout.path(layout.REFERENCE, dataset=dataset, protocol=protocol))
-    features, probabilities = classify(network, pixels)
-    guesses = probabilities.argmax(axis=1)
+def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device = CPU) -> dict[str, Any]:
+    """Measure a run's samples under every protocol and write `metrics.json`.
+
+    The keys of the first protocol stand on top, those of all under `protocols`; what the classifier
+    makes of the samples is there where its protocol is among them.
+
+    Raises:
+        UserError: samples or reference statistics are missing, damaged or made from something else.
+    """
+    path = layout.path(layout.METRICS, experiment=experiment.name, seed=seed, run=run)
+    pixels = load_memmap(layout.path(layout.SAMPLES, experiment=experiment.name, seed=seed, run=run))
+    began, found, looks = time.perf_counter(), {}, {}
+    for protocol in experiment.evaluation.protocols:
+        found[protocol], more = _measure(experiment, protocol, pixels, path.parent, device)
+        looks |= more
+    first = found[experiment.evaluation.protocols[0]]
     metrics = {
         "run": run,
         "seed": seed,
-        "protocol": protocol,
-        "distance_name": DISTANCE_NAMES[protocol],
-        **_distances(features, real["features"]),
-        "images": len(pixels),
-        "reference_images": len(real["features"]),
-        "floor": dict(zip(("fd", "kid"), real["floor"].tolist(), strict=True)),
-        "ceiling": dict(zip(("fd", "kid"), real["ceiling"].tolist(), strict=True)),
-        "confident": float((probabilities.max(axis=1) > CONFIDENT).mean()),
-        "real_confident": float(real["confident"]),
-        "class_shares": (np.bincount(guesses, minlength=probabilities.shape[1]) / len(guesses)).tolist(),
-        "classifier_accuracy": float(real["accuracy"]),
+        **{key: first[key] for key in FLAT},
+        **looks,
+        "protocols": found,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    write_json(layout.path(layout.METRICS, **where), metrics)
+    write_json(path, metrics)
     return metrics
+
+
+def _measure(
+    experiment: Experiment, protocol: str, pixels: np.ndarray, folder: Path, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A protocol's entry in `metrics.json`, and what the classifier makes of the samples."""
+    dataset, settings = experiment.dataset.name, experiment.evaluation
+    began = time.perf_counter()
+    extractor = Extractor.open(protocol, dataset, settings, device)
+    real, real_features = _reference(dataset, settings.reference_count, extractor)
+    whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
+    looks, precision, recall = {}, None, None
+    with scratch(folder, len(pixels), extractor.dimension) as features:
+        extractor.fill(features, pixels, "samples")
+        distances = _distances(features, real_features, extractor, whole, float(real["within"]))
+        if settings.precision_recall:
+            precision, recall = precision_recall(features, real_features, extractor.device)
+        if protocol == "classifier":
+            looks = _looks(dataset, features, real_features)
+    return {
+        "protocol": protocol,
+        **distances,
+        "precision": precision,
+        "recall": recall,
+        "images": len(pixels),
+        "reference_images": whole.count,
+        # The covariance of n images has rank n - 1: below 4d the distance is mostly sampling error.
+        "ill_conditioned": min(len(pixels), whole.count) < 4 * extractor.dimension,
+        "floor": _end(real["floor"]),
+        "ceiling": _end(real["ceiling"]),
+        "split": _split(dataset, whole.count),
+        **extractor.story(),
+        "seconds": round(time.perf_counter() - began, 3),
+    }, looks
+
+
+def _distances(
+    x: np.ndarray, y: np.ndarray, extractor: Extractor,
+    fitted: Gaussian | None = None, within_y: float | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Fréchet and kernel distance of features (n, d) and (m, d); what is known of y is used."""
+    return {
+        "fd": frechet_distance(Gaussian.fit(x), fitted or Gaussian.fit(y)),
+        "kid": kernel_distance(x, y, extractor.device, within_y=within_y),
+    }
+
+
+def _looks(dataset: str, features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """How sure the classifier is of the samples and which classes it sees, from its features."""
+    network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
+    probabilities, of_real = network.probabilities(features), network.probabilities(real)
+    shares = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(features)
+    return {
+        "confident": float((probabilities.max(axis=1) > CONFIDENT).mean()),
+        "real_confident": float((of_real.max(axis=1) > CONFIDENT).mean()),
+        "class_shares": shares.tolist(),
+        "classifier_accuracy": accuracy,
+    }
+
+
+def _end(values: np.ndarray) -> dict[str, float]:
+    """An end of the scale as it stands in the metrics."""
+    return {"fd": float(values[0]), "kid": float(values[1]), "images": int(values[2])}
+
+
+def _split(dataset: str, count: int) -> str:
+    """Which real images the samples are compared with, in words."""
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
+    which = f"{manifest['split']} images" if "split" in manifest else "images"
+    return f"all {which} of {dataset}" if count == manifest["count"] else f"{count} {which} of {dataset}"
+
+
+def _reference_paths(dataset: str, protocol: str, count: str) -> tuple[Path, Path]:
+    where = dict(dataset=dataset, protocol=protocol, count=count)
+    return layout.path(layout.REFERENCE, **where), layout.path(layout.REFERENCE_FEATURES, **where)
+
+
+def _key(dataset: str, count: str, extractor: Extractor) -> str:
+    """What reference statistics depend on: the images and the weights by content."""
+    return digest(Images.open(dataset).sha256, extractor.protocol, count, extractor.sha256)
+
+
+def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The stored statistics and features of the real images.
+
+    Raises:
+        UserError: they are missing, damaged, or of other images or weights.
+    """
+    statistics, features = _reference_paths(dataset, extractor.protocol, count)
+    real = read_arrays(statistics)
+    if str(real.get("key")) != _key(dataset, count, extractor):
+        raise UserError(f"{statistics}: made from other images or weights; delete it and run again")
+    return real, load_memmap(features)

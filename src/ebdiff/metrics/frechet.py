@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from ebdiff.errors import UserError
+
+BLOCK = 1024  # rows read at a time, so that memory holds the statistics and little more
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,32 @@ class Gaussian:
     count: int
 
     @classmethod
-    def fit(cls, features: np.ndarray) -> Gaussian:
-        """Statistics of features (n, d), n >= 2; the covariance is the unbiased one."""
-        features = features.astype(np.float64)
-        return cls(features.mean(axis=0), np.cov(features, rowvar=False), len(features))
+    def fit(cls, features: np.ndarray, block: int = BLOCK) -> Gaussian:
+        """Statistics of features (n, d), n >= 2, in memory or memory-mapped; see `stream`."""
+        return cls.stream(features[i : i + block] for i in range(0, len(features), block))
+
+    @classmethod
+    def stream(cls, blocks: Iterable[np.ndarray]) -> Gaussian:
+        """Mean and unbiased covariance of features that come in blocks (b, d) of any sizes.
+
+        Blocks are merged by the pairwise update of Chan, Golub and LeVeque (1983): no cancellation,
+        whatever the mean, and every row counts.
+
+        Raises:
+            UserError: fewer than two rows.
+        """
+        count, mean, scatter = 0, np.zeros(()), np.zeros(())
+        for block in blocks:
+            block = np.asarray(block, np.float64)
+            here = block.mean(axis=0)
+            centred, apart = block - here, here - mean
+            scatter = scatter + centred.T @ centred
+            scatter += np.outer(apart, apart) * (count * len(block) / (count + len(block)))
+            count += len(block)
+            mean = mean + apart * (len(block) / count)
+        if count < 2:
+            raise UserError(f"a distance needs at least 2 images on each side, not {count}")
+        return cls(mean, scatter / (count - 1), count)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

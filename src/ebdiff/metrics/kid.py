@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import torch
+from torch import Tensor
 
-BLOCK = 2048  # rows per kernel block, so that memory stays bounded
-
-
-def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-    """Sum over all pairs of k(x, y) = (x.y / d + 1)^3."""
-    return sum(
-        float(((x[i : i + BLOCK] @ y[j : j + BLOCK].T / x.shape[1] + 1) ** 3).sum())
-        for i in range(0, len(x), BLOCK)
-        for j in range(0, len(y), BLOCK)
-    )
+BLOCK = 2048  # rows per block, so that memory stays bounded
+CPU = torch.device("cpu")
 
 
-def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """KID of features x (n, d) and y (m, d), n, m >= 2, over all pairs (no random subsets).
+def blocks(features: np.ndarray, device: torch.device = CPU) -> Iterator[Tensor]:
+    """Features (n, d), in memory or memory-mapped, as float64 blocks on the device."""
+    for first in range(0, len(features), BLOCK):
+        yield torch.tensor(features[first : first + BLOCK], dtype=torch.float64, device=device)
 
-    May be slightly negative for equal distributions, being unbiased.
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """k(x, y) = (x.y / d + 1)^3 of rows (n, d) and (m, d): (n, m)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def across(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> float:
+    """Mean kernel over all pairs of a row of x (n, d) and one of y (m, d)."""
+    total = sum(float(_kernel(a, b).sum()) for a in blocks(x, device) for b in blocks(y, device))
+    return total / (len(x) * len(y))
+
+
+def within(x: np.ndarray, device: torch.device = CPU) -> float:
+    """Mean kernel over all pairs of different rows of x (n, d), n >= 2."""
+    diagonal = sum(float(((a.square().mean(dim=1) + 1) ** 3).sum()) for a in blocks(x, device))
+    n = len(x)
+    return (across(x, x, device) * n * n - diagonal) / (n * (n - 1))
+
+
+def kernel_distance(
+    x: np.ndarray, y: np.ndarray, device: torch.device = CPU, *, within_y: float | None = None
+) -> float:
+    """KID of features x (n, d) and y (m, d), n, m >= 2, over all pairs (no random subsets), in float64.
+
+    Args:
+        x, y: features, in memory or memory-mapped; read block by block.
+        device: where the products are taken.
+        within_y: `within(y)` where it is known already.
+
+    Returns:
+        the distance; slightly negative at times for equal distributions, being unbiased.
     """
-    x, y = x.astype(np.float64), y.astype(np.float64)
-
-    def within(z: np.ndarray) -> float:
-        diagonal = ((np.square(z).sum(axis=1) / z.shape[1] + 1) ** 3).sum()
-        return (_kernel_sum(z, z) - diagonal) / (len(z) * (len(z) - 1))
-
-    return within(x) + within(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    known = within(y, device) if within_y is None else within_y
+    return within(x, device) + known - 2 * across(x, y, device)

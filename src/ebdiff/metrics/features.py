@@ -1,0 +1,107 @@
+"""Features: a protocol's network, and its values for many images without holding them in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ebdiff import layout
+from ebdiff.config import Evaluation
+from ebdiff.files import sha256
+from ebdiff.metrics import classifier, inception
+from ebdiff.progress import progress
+from ebdiff.training.ledger import device_name, versions
+
+NAMES = {"classifier": "classifier Fréchet distance", "legacy_pytorch": "FID", "clean": "clean FID"}
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How a protocol turns images into features.
+
+    Attributes:
+        protocol: its name in the configuration.
+        features: uint8 (B, H, W, C) -> float32 (B, dimension).
+        dimension: features per image.
+        batch: images per call.
+        noise: noise images that the ceiling is taken from.
+        mode: what happens to an image before the network, in words.
+        sha256: hash of the network's weights file.
+        device: where the network runs.
+    """
+
+    protocol: str
+    features: Callable[[np.ndarray], np.ndarray]
+    dimension: int
+    batch: int
+    noise: int
+    mode: str
+    sha256: str
+    device: torch.device
+
+    @classmethod
+    def open(cls, protocol: str, dataset: str, settings: Evaluation, device: torch.device) -> Extractor:
+        """Load the network of a protocol.
+
+        Raises:
+            UserError: its weights are missing or not the expected ones.
+        """
+        if protocol == "classifier":
+            path = layout.path(layout.CLASSIFIER, dataset=dataset)
+            network, _ = classifier.load_classifier(path)
+            cpu = torch.device("cpu")  # small enough, and the same numbers on every machine
+            mode = "images as they are, in [-1, 1]"
+            size = classifier.FEATURES
+            return cls(protocol, network.extract, size, 500, 2000, mode, sha256(path), cpu)
+        network = inception.Inception(protocol, settings.weights, device)
+        batch = min(settings.batch, inception.CPU_BATCH) if device.type == "cpu" else settings.batch
+        mode = inception.MODES[protocol]
+        return cls(protocol, network, inception.DIMENSION, batch, 256, mode, network.sha256, device)
+
+    def fill(
+        self, out: np.ndarray, pixels: np.ndarray, what: str, order: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Write the features of images into `out` batch by batch, with the time left.
+
+        Args:
+            out: float32 (n, dimension), usually memory-mapped.
+            pixels: uint8 (N, H, W, C), usually memory-mapped.
+            what: whose images, for the progress bar.
+            order: which images, int (n,); all where None.
+
+        Returns:
+            `out`.
+        """
+        order = np.arange(len(pixels)) if order is None else order
+        with progress(total=len(order), desc=f"{self.protocol}: {what}", unit=" images") as bar:
+            for first in range(0, len(order), self.batch):
+                rows = order[first : first + self.batch]
+                out[first : first + len(rows)] = self.features(pixels[rows])
+                bar.update(len(rows))
+        return out
+
+    def story(self) -> dict[str, object]:
+        """What stands beside every number: network, mode, device and versions."""
+        used = () if self.protocol == "classifier" else ("clean-fid", "pillow")
+        return {
+            "distance_name": NAMES[self.protocol],
+            "mode": self.mode,
+            "weights_sha256": self.sha256,
+            "device": device_name(self.device),
+            "versions": {**versions(), **{name: metadata.version(name) for name in used}},
+        }
+
+
+@contextmanager
+def scratch(folder: Path, count: int, dimension: int) -> Iterator[np.ndarray]:
+    """A float32 (count, dimension) array in a nameless temporary file of a folder: disk, not memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield np.memmap(file, np.float32, "w+", shape=(count, dimension))
