@@ -125,14 +125,15 @@ def _samples(results: Results) -> Table | None:
     return _table("Checks on the samples, first seed", columns, rows)
 
 
-def _value(read: Callable[[dict], float], show: Callable[[float], str]) -> Callable[[tuple], str]:
+def _value(read: Callable[[dict], float | None], show: Callable[[float], str]) -> Callable[[tuple], str]:
     """A value of a run's metrics as text, or `–` where they don't hold it."""
 
     def column(row: tuple[str, dict]) -> str:
         try:
-            return show(read(row[1]))
+            value = read(row[1])
         except KeyError:
             return text.MISSING
+        return text.MISSING if value is None else show(value)
 
     return column
 

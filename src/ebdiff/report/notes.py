@@ -38,7 +38,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts]) -> list[str]:
     found += [f"{letter} {note}" for note, letter in _letters(rows).items()]
     found += unsettled(rows)
     if table != "controls":
-        found += protocol.published_note(results.experiment)
+        found += protocol.published_notes(results)
         found += [results.experiment.published.note] if results.experiment.published.note else []
         found += _slips(table, rows)
     return found

@@ -78,6 +78,12 @@ def unmatched(experiment: Experiment) -> list[str]:
     return found
 
 
+def unpruned_params(experiment: Experiment) -> float:
+    """Millions of parameters of the paper's unpruned network for the dataset."""
+    found = (row for table in ("table4", "table5", "table6") for row in cells(experiment, table))
+    return next(float(row["params_m"]) for row in found if row["method"] == "unpruned")
+
+
 def iterations(facts: RunFacts) -> tuple[int, ...] | None:
     """The paper's iterations that each expert's stand for; None if the experiment doesn't say."""
     experiment = facts.results.experiment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ebdiff.config import Experiment
@@ -30,10 +29,8 @@ class Measure:
 
 MEASURES = {
     "classifier": Measure("cfd", "cFD", "the features of a small classifier"),
-    "legacy_pytorch": Measure(
-        "fid", "FID", "Inception features, images resized bilinearly without filtering (legacy_pytorch)"
-    ),
-    "clean": Measure("clean_fid", "clean FID", "Inception features, images resized bicubically (clean)"),
+    "legacy_pytorch": Measure("fid", "FID", "Inception features (legacy_pytorch, as the paper's script)"),
+    "clean": Measure("clean_fid", "clean FID", "Inception features (clean-fid's resizing)"),
 }
 
 
@@ -63,36 +60,54 @@ def notes(results: Results, rows: list[RunFacts]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def published_note(experiment: Experiment) -> list[str]:
+def published_notes(results: Results) -> list[str]:
     """How the paper's FID relates to ours."""
+    experiment = results.experiment
     name, measure = paper.NAMES[experiment.published.dataset], shown(experiment)
-    if not comparable(experiment):
-        others = ["another dataset"] if experiment.dataset.name != experiment.published.dataset else []
-        others += [f"another metric than {measure.name}"] if measure.name != "FID" else []
-        return [
-            f"Paper FID ({name}): published values, {' and '.join(others)}; shown where the cell is the same."
-        ]
-    apart = []
-    if experiment.scale != 1:
+    if comparable(experiment):
+        apart = _apart(results)
+        ours = f" Ours: {', '.join(apart)}." if apart else ""
+        return [f"Paper FID ({name}): published values; differences are ours minus the paper's.{ours}"]
+    others = ["another dataset"] if experiment.dataset.name != experiment.published.dataset else []
+    others += [f"another metric than {measure.name}"] if measure.name != "FID" else []
+    return [
+        f"Paper FID ({name}): published values, {' and '.join(others)}; shown where the cell is the same."
+    ]
+
+
+def _apart(results: Results) -> list[str]:
+    """What sets our runs apart from the paper's where the metric is the same."""
+    experiment, apart = results.experiment, []
+    dense = results.attempt(results.network, "dense")
+    params = paper.unpruned_params(experiment)
+    if dense and abs(dense["params"] / 1e6 / params - 1) > 0.01:
+        apart.append(f"a network of {text.mega(dense['params'])} M parameters instead of {params:g} M")
+    if experiment.published.expert_iterations:
+        apart.append("other iterations, which stand for the paper's")
+    elif experiment.scale != 1:
         apart.append(f"{text.number(experiment.scale)} of the paper's iterations")
     if experiment.sampling.images != paper.IMAGES:
-        apart.append(f"{experiment.sampling.images} samples instead of {paper.IMAGES}, which raises FID")
-    ours = f" Ours are from {' and '.join(apart)}." if apart else ""
-    return [f"Paper FID ({name}): published values; differences are ours minus the paper's.{ours}"]
+        apart.append(f"{experiment.sampling.images:,} samples instead of {paper.IMAGES:,}")
+    return apart
 
 
 def _sentence(metrics: dict) -> str:
     """The protocol of one `metrics.json`, in words."""
     measure = MEASURES[metrics["protocol"]]
+    entry = metrics.get("protocols", {}).get(metrics["protocol"], {})
+    split = f" ({entry['split']})" if "split" in entry else ""
+    mode = f", {entry['mode']}" if "mode" in entry else ""
     held_out = metrics.get("classifier_accuracy")
     accuracy = f" (held-out accuracy {held_out:.3f})" if held_out is not None else ""
+    called = metrics["distance_name"]
+    distance = "Fréchet distance" if called == measure.name else called
     parts = [
-        f"{measure.name}: {metrics['distance_name']} between {metrics['images']} samples and "
-        f"{metrics['reference_images']} real training images, in {measure.features}{accuracy}; "
+        f"{measure.name}: {distance} between {metrics['images']} samples and "
+        f"{metrics['reference_images']} real images{split}, in {measure.features}{accuracy}{mode}; "
         "KID in the same features."
     ]
-    details = _details(metrics.get("protocols", {}).get(metrics["protocol"], {}))
-    parts += [f"{'; '.join(details)}."] if details else []
+    details = _details(entry)
+    parts += [f"Computed with {details}."] if details else []
     parts += ["It can't be compared with values of other features."] if measure.name != "FID" else []
     scale = [
         f"{words} {metrics[key]['fd']:.{decimals}f}"
@@ -103,13 +118,9 @@ def _sentence(metrics: dict) -> str:
     return " ".join(parts)
 
 
-def _details(facts: dict) -> list[str]:
-    """What a protocol says of itself beside its numbers: split, weights, versions."""
-    found = []
-    for key, value in facts.items():
-        if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-            found.append(f"{key} {', '.join(f'{name} {version}' for name, version in value.items())}")
-        elif isinstance(value, str) and key != "distance_name":
-            short = value[:12] if re.fullmatch(r"[0-9a-f]{32,}", value) else value
-            found.append(f"{key.replace('_', ' ')} {short}")
-    return found
+def _details(entry: dict) -> str:
+    """What numbers of a protocol depend on beside the images: weights, device, versions."""
+    found = [f"weights {entry['weights_sha256'][:12]}"] if "weights_sha256" in entry else []
+    found += [f"{name} {version}" for name, version in entry.get("versions", {}).items()]
+    found += [f"on {entry['device']}"] if "device" in entry else []
+    return ", ".join(found)
