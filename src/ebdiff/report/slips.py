@@ -9,8 +9,8 @@ SLIPS: dict[str, tuple[str, ...]] = {
         "were taken; with every iteration the queue would settle at iteration 4.",
     ),
     "table3": (
-        "The paper samples with three experts, as here; the released code holds a variant with four (the last "
-        "region cut at 720), and its file names tell of searches at thresholds 0.2 and 0.25 instead of 0.1.",
+        "The paper samples with three experts, as here; the released code holds a variant with four (the "
+        "last region cut at 720), and its file names tell of searches at thresholds 0.2 and 0.25, not 0.1.",
     ),
     "table4": (
         "The paper's Table 4 prints 3.4 G MACs in all rows; at 50 % its Table 1, and counting, give 1.5 G, "
