@@ -72,12 +72,12 @@ def images(w):
 def compute_reference(key):
     """As `compute`, for reference statistics."""
     return lambda w: getattr(
-        load_reference(w.dataset, w.protocol, w.count).compute, key
+        load_reference(w.dataset, w.protocol, w.number).compute, key
     )
 
 
 def of_reference(w):
-    return digests.reference_digest(load_dataset(w.dataset), w.protocol, w.count)
+    return digests.reference_digest(load_dataset(w.dataset), w.protocol, w.number)
 
 
 def compute(key):
@@ -156,7 +156,7 @@ wildcard_constraints:
     experiment="[a-z0-9][a-z0-9_-]*",
     dataset="[a-z0-9][a-z0-9_-]*",
     protocol="classifier|legacy_pytorch|clean",
-    count=r"all|\d+",
+    number=r"all|\d+",
     seed=r"\d+",
     search="[a-z0-9][a-z0-9_-]*",
     criterion="magnitude|taylor|diff-pruning|random",

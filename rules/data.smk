@@ -55,9 +55,9 @@ rule reference_stats:
         statistics=layout.REFERENCE,
         features=layout.REFERENCE_FEATURES,
     log:
-        layout.log("reference-{protocol}-{count}", layout.DATA),
+        layout.log("reference-{protocol}-{number}", layout.DATA),
     benchmark:
-        layout.benchmark("reference-{protocol}-{count}", layout.DATA)
+        layout.benchmark("reference-{protocol}-{number}", layout.DATA)
     conda:
         CONDA
     threads: compute_reference("threads")
@@ -69,4 +69,4 @@ rule reference_stats:
         digest=of_reference,
     shell:
         "ebdiff reference-stats {wildcards.dataset:q} --protocol {wildcards.protocol}"
-        " --images {wildcards.count} --threads {threads} > {log:q} 2>&1"
+        " --images {wildcards.number} --threads {threads} > {log:q} 2>&1"

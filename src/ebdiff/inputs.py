@@ -125,7 +125,7 @@ def references(experiment: Experiment) -> list[Path]:
     dataset, settings = experiment.dataset.name, experiment.evaluation
     found = [layout.path(layout.MANIFEST, dataset=dataset)]
     for protocol in settings.protocols:
-        where = dict(dataset=dataset, protocol=protocol, count=settings.reference_count)
+        where = dict(dataset=dataset, protocol=protocol, number=settings.reference_count)
         found += [layout.path(t, **where) for t in (layout.REFERENCE, layout.REFERENCE_FEATURES)]
         found += _feature_network(dataset, protocol)
     return found

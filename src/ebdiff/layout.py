@@ -18,8 +18,8 @@ MANIFEST = DATA + "/manifest.json"
 DATA_FILES = (IMAGES, LABELS, MANIFEST)
 CLASSIFIER = DATA + "/classifier.safetensors"
 CLASSIFIER_LEDGER = DATA + "/classifier.json"
-REFERENCE = DATA + "/reference/{protocol}-{count}.npz"  # count: a number of images, or `all`
-REFERENCE_FEATURES = DATA + "/reference/{protocol}-{count}.npy"
+REFERENCE = DATA + "/reference/{protocol}-{number}.npz"  # number: how many images, or `all`
+REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 COST = EXPERIMENT + "/cost.json"

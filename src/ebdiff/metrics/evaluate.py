@@ -189,7 +189,7 @@ def _split(dataset: str, count: int) -> str:
 
 
 def _reference_paths(dataset: str, protocol: str, count: str) -> tuple[Path, Path]:
-    where = dict(dataset=dataset, protocol=protocol, count=count)
+    where = dict(dataset=dataset, protocol=protocol, number=count)
     return layout.path(layout.REFERENCE, **where), layout.path(layout.REFERENCE_FEATURES, **where)
 
 
