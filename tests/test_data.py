@@ -9,6 +9,7 @@ import time
 import types
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -377,7 +378,7 @@ def test_damage_inside_a_parquet_file(refused, tmp_path):
     data = bytearray(path.read_bytes())
     data[4:40] = bytes(36)  # the first page's header
     path.write_bytes(data)
-    assert f"{path}: damaged at row 0" in refused(path=path)
+    assert f"{path}: damaged (" in refused(path=path)
 
 
 def test_a_parquet_file_without_images_names_its_columns(refused, tmp_path):
@@ -561,7 +562,7 @@ def test_a_dataset_of_the_hub(prepare, tmp_path, monkeypatch):
 # --- memory ------------------------------------------------------------------------------------------------
 
 MEASURED = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from ebdiff import loading
 from ebdiff.data.sources import prepare
@@ -569,28 +570,34 @@ import yaml
 out = Path(sys.argv[1])
 experiment = loading.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
 prepare(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+# Not getrusage: its peak is inherited from the parent process.
+print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)
 """
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_memory_is_bounded_for_20000_images_of_256x256(tmp_path, kind):
     import yaml
 
     (tmp_path / "in").mkdir()
-    data = [encoded(picture(i, 256, 256), "JPEG") for i in range(20)]
+    data = [encoded(picture(i, 256, 256), "JPEG") for i in range(20)]  # 40 KB each: 800 MB in all
     if kind == "folder":
         for i, content in enumerate(data):
             (tmp_path / f"{i}.jpg").write_bytes(content)
         for i in range(20_000):
             os.link(tmp_path / f"{i % 20}.jpg", tmp_path / f"in/{i:05}.jpg")
     else:
-        pq.write_table(pa.table({"image": data * 1000}), tmp_path / "in/train-0.parquet", row_group_size=1000)
+        part = pa.table({"image": data * 50})
+        with pq.ParquetWriter(tmp_path / "in/train-0.parquet", part.schema, use_dictionary=False) as file:
+            for _ in range(20):
+                file.write_table(part)
     dataset = {"name": "data", "source": "images", "path": str(tmp_path / "in")}
     raw = changed(TINY, {"dataset": dataset, "network.image_size": 256, "network.channels": 3})
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-c", MEASURED, str(tmp_path), str(tmp_path / "x.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1500, "MiB"
+    print(f"peak {float(done.stdout):.0f} MiB")
+    assert float(done.stdout) < 600, "MiB; 1.5 GB is promised"
     assert np.load(tmp_path / "images.npy", mmap_mode="r").shape == (20_000, 256, 256, 3)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -97,8 +97,12 @@ def zipped(path: Path) -> Collection:
     return Collection(str(path), len(images), items)
 
 
-def _image_column(schema: Any, path: Path) -> str:
-    """The column of encoded images: a struct with `bytes` (the hub's layout) or plain binary."""
+def _columns(schema: Any, where: object) -> tuple[str, bool]:
+    """The column of encoded images, a struct with `bytes` (the hub's layout) or binary; whether labels exist.
+
+    Raises:
+        UserError: no such column.
+    """
     import pyarrow as pa
 
     found = [
@@ -111,10 +115,33 @@ def _image_column(schema: Any, path: Path) -> str:
     if not found:
         columns = ", ".join(f"{f.name} ({f.type})" for f in schema) or "none"
         raise UserError(
-            f"{path}: no image column (a struct with `bytes`, as on the hub, or binary); "
+            f"{where}: no image column (a struct with `bytes`, as on the hub, or binary); "
             f"columns found: {columns}"
         )
-    return next((name for name in ("image", "img") if name in found), found[0])
+    label = schema.get_field_index("label")
+    labelled = label >= 0 and pa.types.is_integer(schema.field(label).type)
+    return next((name for name in ("image", "img") if name in found), found[0]), labelled
+
+
+def _rows(batches: Iterable[Any], column: str, labelled: bool, where: object) -> Iterator[Item]:
+    """The images of Arrow batches or tables, one after the other."""
+    row = 0
+    for batch in batches:
+        labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
+        for value, label in zip(batch.column(column), labels, strict=True):
+            yield Item(f"{where}:row {row}", partial(_cell, value), label)
+            row += 1
+
+
+def _cell(value: Any) -> bytes:
+    """The encoded image of an Arrow cell: binary, or a struct of bytes and path."""
+    value = value.as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    if data is None and isinstance(value, dict) and value.get("path"):
+        return _read_file(Path(value["path"]))  # where the hub's library put it
+    if data is None:
+        raise Broken("no image in this row")
+    return data
 
 
 def parquet(paths: list[Path]) -> Collection:
@@ -128,44 +155,28 @@ def parquet(paths: list[Path]) -> Collection:
 
     def opened(path: Path) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path)
+            # Read as a stream: by default Arrow keeps what it has read until the end of the file.
+            return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
 
     count, columns, labelled = 0, {}, True
     for path in paths:
         with opened(path) as file:
-            schema = file.schema_arrow
-            columns[path] = _image_column(schema, path)
-            label = schema.get_field_index("label")
-            labelled &= label >= 0 and pa.types.is_integer(schema.field(label).type)
+            columns[path], has_labels = _columns(file.schema_arrow, path)
+            labelled &= has_labels
             count += file.metadata.num_rows
 
     def items() -> Iterator[Item]:
         for path, column in columns.items():
-            row, wanted = 0, [column, *(["label"] if labelled else [])]
             with opened(path) as file:
+                batches = file.iter_batches(64, columns=[column, *(["label"] if labelled else [])])
                 try:
-                    for batch in file.iter_batches(64, columns=wanted):
-                        labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
-                        for value, label in zip(batch.column(column), labels, strict=True):
-                            yield Item(f"{path}:row {row}", partial(_cell, value), label)
-                            row += 1
+                    yield from _rows(batches, column, labelled, path)
                 except (pa.ArrowException, OSError) as error:
-                    raise UserError(f"{path}: damaged at row {row} ({_line(error)}); copy it again") from None
+                    raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
-
-
-def _cell(value: Any) -> bytes:
-    """The encoded image of a parquet cell: binary, or a struct of bytes and path."""
-    value = value.as_py() if hasattr(value, "as_py") else value
-    data = value["bytes"] if isinstance(value, dict) else value
-    if data is None and isinstance(value, dict) and value.get("path"):
-        return _read_file(Path(value["path"]))  # where the hub's library put it
-    if data is None:
-        raise Broken("no image in this row")
-    return data
 
 
 def _line(error: Exception) -> str:
@@ -216,20 +227,11 @@ def from_hub(name: str) -> Collection:
             f"dataset.hub {name}: can't be had ({_line(error)}); check name and network, "
             "or set dataset.path to a local copy"
         ) from None
-    column = next((c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
-    if column is None:
-        raise UserError(f"dataset.hub {name}: no image column; columns found: {', '.join(rows.features)}")
-    labelled = "label" in rows.features and "int" in str(getattr(rows.features["label"], "dtype", ""))
-    rows = rows.select_columns([column, *(["label"] if labelled else [])])
-    rows = rows.cast_column(column, datasets.Image(decode=False))
-
-    def items() -> Iterator[Item]:
-        for i, row in enumerate(rows):
-            yield Item(f"{name}:row {i}", partial(_cell, row[column]), row.get("label"))
-
+    column, labelled = _columns(rows.features.arrow_schema, f"dataset.hub {name}")
+    wanted = rows.select_columns([column, *(["label"] if labelled else [])]).with_format("arrow")
     story = {
         "title": name,
         "origin": f"https://huggingface.co/datasets/{name}",
         "licence": rows.info.license or "not stated",
     }
-    return Collection(name, len(rows), items, story)
+    return Collection(name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name), story)
