@@ -46,7 +46,9 @@ class Dataset(Strict):
         "images: any folder, zip or parquet of images at `path`, or a dataset of the hub at `hub`."
     )
     path: str | None = Field(
-        None, description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in."
+        None,
+        description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
+        "${VARIABLE:-default} also where they are unset.",
     )
     hub: str | None = Field(None, description="Dataset on the Hugging Face hub, owner/name.")
     crop: Literal["none", "centre", "celeba"] = Field(
