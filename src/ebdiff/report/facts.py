@@ -13,6 +13,7 @@ from ebdiff.accounting import (
     TrainedExpert,
     average,
     average_visited,
+    search_steps,
     speedups,
 )
 from ebdiff.config import FINAL, Expert, Run
@@ -165,11 +166,7 @@ class RunFacts:
 
     def search_steps(self, seed: int) -> dict[str, int]:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
-        steps: dict[str, int] = {}
-        for story in self._stories(seed):
-            if story["search"] != FINAL:
-                steps[story["search"]] = max(story["step"], steps.get(story["search"], 0))
-        return steps
+        return search_steps(self._stories(seed))
 
     def search_seconds(self, seed: int) -> dict[str, float]:
         """Seconds charged to each of its searches: the ledger's, in proportion to the steps."""
@@ -208,15 +205,15 @@ class RunFacts:
 
     def _speedups(self, seed: int, unit: str) -> Speedups:
         dense = self.results.network("dense")[unit]
+        searched = self.search_steps(seed)
         trained = [
-            TrainedExpert(steps, cost / dense)
-            for steps, cost in zip(self._iterations(seed), self._networks(unit), strict=True)
+            TrainedExpert(steps, cost / dense, searched.get(e.search, 0) if e.needs_ticket else 0)
+            for e, steps, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True)
         ]
-        searched = sum(self.search_steps(seed).values())
         reference = self._reference
         asked = reference.iterations if reference else self.results.experiment.dense.iterations
         assert isinstance(asked, int)  # `needs.unpruned` sees to it
-        return speedups(self.run.method, asked, trained, searched)
+        return speedups(self.run.method, asked, trained, sum(searched.values()))
 
     @property
     def _reference(self) -> Expert | None:

@@ -178,18 +178,18 @@ def _noise(axes: Axes, facts: RunFacts) -> None:
 
 
 def _timeline(facts: RunFacts, seed: int) -> list[tuple[str, float, float, object]]:
-    """(label, begin, seconds, colour) of each bar: unpruned training, searches, then experts."""
-    results, bars, begin = facts.results, [], 0.0
+    """(label, begin, seconds, colour) of each bar: unpruned training, searches, experts after their own."""
+    results, bars = facts.results, []
     final = results.experiment.final_expert
     if final is not None:
         seconds = results.ledger(seed, final.key, milestone(final))["seconds"]
         bars.append(("unpruned", 0.0, seconds, style.METHOD_COLOURS["unpruned"]))
-    for search, seconds in facts.search_seconds(seed).items():
-        bars.append((f"search {search}", begin, seconds, "#b0b0b0"))
-        begin += seconds
+    searches = facts.search_seconds(seed)
+    bars += [(f"search {name}", 0.0, seconds, "#b0b0b0") for name, seconds in searches.items()]
     for i, expert in enumerate(facts.experts):
         seconds = results.ledger(seed, expert.key, milestone(expert))["seconds"]
         label = f"expert {expert.span[0]}-{expert.span[1]}, {text.percent(facts.rates[i])} %"
+        begin = searches.get(expert.search, 0.0) if expert.needs_ticket else 0.0
         bars.append((label, begin, seconds, style.SPAN_COLOURS[i % len(style.SPAN_COLOURS)]))
     return bars
 

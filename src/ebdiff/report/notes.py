@@ -9,9 +9,10 @@ from ebdiff.report.results import Results
 _COUNTED = "Params and MACs (of one image) are counted by torch-pruning's counter."
 _SPEEDUPS = (
     "Speed-ups are over the table's unpruned run and use step times measured alone on this machine. "
-    "As paper: the ticket search is not counted and experts train side by side. With search: the search is "
-    "counted. Device time: the search and every expert are summed. By MACs: as paper, if a step's time "
-    "followed its MACs. Scratch and finetune are charged the unpruned training. "
+    "As paper: the ticket search is not counted and experts train side by side. With search: each expert "
+    "waits for its own search, searches side by side. Device time: every search and expert is summed. "
+    "By MACs: as paper, if a step's time followed its MACs. Scratch and finetune are charged the unpruned "
+    "training. Computing gradient criteria is not counted. "
     "Training seconds are what the ledgers say was really spent, search included."
 )
 

@@ -40,8 +40,8 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
         return networks[str(rate or "dense")]["step_ms"] / networks["dense"]["step_ms"]
 
     other = [TrainedExpert(e.iterations, step_time(e)) for e in experiment.runs[like].experts]
-    searched = search_steps(read_json(path) for path in inputs.stories(experiment, like, seed))
-    return like_iterations(other, searched, step_time(expert))
+    charged = search_steps(read_json(path) for path in inputs.stories(experiment, like, seed))
+    return like_iterations(other, sum(charged.values()), step_time(expert))
 
 
 def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:
