@@ -51,6 +51,7 @@ rule train_classifier:
 rule reference_stats:
     input:
         images=layout.IMAGES,
+        manifest=layout.MANIFEST,
         classifier=layout.CLASSIFIER,
     output:
         layout.REFERENCE,

@@ -59,7 +59,7 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
 
 def _device(experiment: Experiment) -> torch.device:
-    from ebdiff.training.ledger import pick_device
+    from ebdiff.ledger import pick_device
 
     return pick_device(experiment.compute.device)
 
@@ -105,14 +105,14 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
     """Train the small classifier whose features stand in for Inception's."""
     _begin(dataset, threads, dataset=True)
     from ebdiff import layout
-    from ebdiff.data.store import Images
+    from ebdiff.data.store import open_pixels
     from ebdiff.files import load_memmap, write_json
     from ebdiff.metrics import classifier
 
     labels = load_memmap(layout.path(layout.LABELS, dataset=dataset))
     path = layout.path(layout.CLASSIFIER, dataset=dataset)
     began = time.perf_counter()
-    accuracy = classifier.train_classifier(Images.open(dataset).pixels, labels[:], path)
+    accuracy = classifier.train_classifier(open_pixels(dataset)[0], labels[:], path)
     entry = {"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}
     write_json(layout.path(layout.CLASSIFIER_LEDGER, dataset=dataset), entry)
     print(f"held-out accuracy {accuracy:.3f}")
@@ -151,7 +151,7 @@ def prune_per_epoch(
     _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
 
-    selection.prune_per_epoch(experiment, search, criterion, weights, seed)
+    selection.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
 
 
 @app.command()

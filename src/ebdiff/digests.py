@@ -43,7 +43,7 @@ def dense_digest(e: Experiment, search: str) -> str:
 def masks_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:
     """`prune-per-epoch` and `hamming-matrix`: criterion settings only where gradients are taken."""
     gradient = criterion in ("taylor", "diff-pruning")
-    rates = e.rates() if search == FINAL else e.searches[search].rates
+    rates = e.rates_of(search)
     return digest(
         search, criterion, weights, rates, e.network, *([e.pruning, e.diffusion] if gradient else [])
     )
@@ -57,10 +57,9 @@ def ticket_digest(e: Experiment, search: str, criterion: str, weights: str, rate
 
 def expert_digest(e: Experiment, key: str, milestone: str) -> str:
     """`finetune-region`."""
-    expert = e.experts()[key]
-    what = expert.model_dump(mode="json", exclude={"serve", "iterations"})
+    what = (key, e.experts()[key].span)  # the key tells the origin
     like = e.runs.get(milestone.removeprefix("like-"))
-    target = like.experts if like else milestone
+    target = [(x.key, x.iterations) for x in like.experts] if like else milestone
     return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, what, target)
 
 
@@ -72,12 +71,15 @@ def sample_digest(e: Experiment, run: str) -> str:
 
 def cost_digest(e: Experiment) -> str:
     """`measure-cost`."""
-    return digest(e.network, e.training.batch, e.rates(), e.compute.threads, e.compute.device)
+    timed = (e.training.batch, e.training.clip, e.dataset.flip)
+    return digest(e.network, timed, e.rates(), e.compute.threads, e.compute.device)
 
 
 def report_digest(e: Experiment) -> str:
     """`table`, `figure` and `report` read the whole experiment, but for what changes no result."""
-    return digest(e.model_dump(mode="json", exclude={"compute": True, "training": BOOKKEEPING}))
+    return digest(
+        e.model_dump(mode="json", exclude={"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}})
+    )
 
 
 def hamming_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ebdiff import layout
 from ebdiff.config import Experiment
-from ebdiff.data.store import Images
+from ebdiff.data.store import open_pixels
 from ebdiff.digests import data_digest
 from ebdiff.draws import generator
 from ebdiff.files import load_memmap, read_arrays, write_arrays, write_json
@@ -34,7 +34,7 @@ def reference_stats(experiment: Experiment) -> None:
     The floor is half of the data against the other half; the ceiling is uniform noise against all.
     """
     dataset, protocol = experiment.dataset.name, experiment.evaluation.protocol
-    pixels = Images.open(dataset).pixels
+    pixels, _ = open_pixels(dataset)
     network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
     features, probabilities = classify(network, pixels)
     order = generator(0, "reference/halves").permutation(len(pixels))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ebdiff.accounting import LEARNED
 from ebdiff.config import FINAL, Expert
 from ebdiff.report import text
 from ebdiff.report.facts import RunFacts, network
@@ -21,7 +22,6 @@ Verdict = Literal["supported", "not supported", "undecided at this scale"]
 # How a rival is called, and whether a run with its only expert is that rival.
 Rival = tuple[str, Callable[[RunFacts, Expert], bool]]
 UNDECIDED: Verdict = "undecided at this scale"
-LEARNED = 0.8  # of the chance distance to the initial mask, from which a ticket counts as learned
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one
 
