@@ -90,7 +90,10 @@ def _check_search(
 
 @app.command()
 def prepare_data(dataset: Dataset) -> None:
-    """Images of the experiment's source -> resources/data/{dataset}/."""
+    """Images of the experiment's source -> resources/data/{dataset}/.
+
+    Example: ebdiff prepare-data digits
+    """
     experiment = _begin(dataset, dataset=True)
     from ebdiff import layout
     from ebdiff.data.sources import prepare
@@ -102,7 +105,10 @@ def prepare_data(dataset: Dataset) -> None:
 
 @app.command()
 def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
-    """Train the small classifier whose features stand in for Inception's."""
+    """Train the small classifier whose features stand in for Inception's.
+
+    Example: ebdiff train-classifier digits
+    """
     _begin(dataset, threads, dataset=True)
     from ebdiff import layout
     from ebdiff.data.store import open_pixels
@@ -120,7 +126,10 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
 
 @app.command()
 def reference_stats(dataset: Dataset, threads: Threads = None) -> None:
-    """Features of the real images, with the distances of real halves and of noise."""
+    """Features of the real images, with the distances of real halves and of noise.
+
+    Example: ebdiff reference-stats digits
+    """
     experiment = _begin(dataset, threads, dataset=True)
     from ebdiff.metrics import evaluate
 
@@ -129,7 +138,10 @@ def reference_stats(dataset: Dataset, threads: Threads = None) -> None:
 
 @app.command()
 def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Threads = None) -> None:
-    """Train the dense network of a search until its tickets settle, or to its horizon."""
+    """Train the dense network of a search until its tickets settle, or to its horizon.
+
+    Example: ebdiff train-dense digits --search full --seed 0
+    """
     experiment = _begin(name, threads)
     _known(search, experiment.searches, "--search")
     from ebdiff.training import dense
@@ -146,7 +158,10 @@ def prune_per_epoch(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Masks of all intervals of a search, for all its rates."""
+    """Masks of all intervals of a search, for all its rates.
+
+    Example: ebdiff prune-per-epoch digits --search full --criterion magnitude
+    """
     experiment = _begin(name, threads)
     _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
@@ -162,7 +177,10 @@ def hamming_matrix(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Distances between all masks of a search, to the initial mask, and chance."""
+    """Distances between all masks of a search, to the initial mask, and chance.
+
+    Example: ebdiff hamming-matrix digits --search full
+    """
     experiment = _begin(name)
     _known(search, experiment.searches, "--search")
     _check_search(experiment, search, criterion, weights)
@@ -180,7 +198,10 @@ def select_eb_epoch(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Draw the early-bird ticket of a rate and cut its network out."""
+    """Draw the early-bird ticket of a rate and cut its network out.
+
+    Example: ebdiff select-eb-epoch digits --rate 0.5
+    """
     experiment = _begin(name)
     _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
@@ -198,7 +219,10 @@ def finetune_region(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train an expert on its span of timesteps up to a milestone."""
+    """Train an expert on its span of timesteps up to a milestone.
+
+    Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 1125
+    """
     experiment = _begin(name, threads)
     experts = experiment.experts()
     _known(expert, experts, "--expert")
@@ -210,7 +234,10 @@ def finetune_region(
 
 @app.command()
 def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
-    """Draw the run's images from its experts: exactly sampling.images of them."""
+    """Draw the run's images from its experts: exactly sampling.images of them.
+
+    Example: ebdiff sample digits --run eb-50
+    """
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
     from ebdiff.diffusion import ensemble
@@ -220,7 +247,10 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
 @app.command()
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
-    """Distances of a run's samples to the real images."""
+    """Distances of a run's samples to the real images.
+
+    Example: ebdiff fid digits --run eb-50
+    """
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
     from ebdiff.metrics import evaluate
@@ -231,7 +261,10 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
 
 @app.command()
 def measure_cost(name: Name, threads: Threads = None) -> None:
-    """Parameters, MACs and measured time per training step of every network (keep the machine quiet)."""
+    """Parameters, MACs and measured time per training step of every network (keep the machine quiet).
+
+    Example: ebdiff measure-cost digits
+    """
     experiment = _begin(name, threads)
     from ebdiff import cost
 
@@ -250,7 +283,10 @@ def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
 def table(
     name: Name, table: Annotated[str, typer.Argument(help="table1, table4, ...")], so_far: SoFar = True
 ) -> None:
-    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/."""
+    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/.
+
+    Example: ebdiff table digits table4
+    """
     experiment = _begin(name)
     _known(table, experiment.tables, "table")
     from ebdiff import layout
@@ -264,7 +300,10 @@ def table(
 def figure(
     name: Name, figure: Annotated[str, typer.Argument(help="figure1, figure2, ...")], so_far: SoFar = True
 ) -> None:
-    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/."""
+    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/.
+
+    Example: ebdiff figure digits figure2
+    """
     experiment = _begin(name)
     from ebdiff import layout
     from ebdiff.report.needs import FIGURES
@@ -278,7 +317,10 @@ def figure(
 
 @app.command()
 def report(name: Name, so_far: SoFar = False) -> None:
-    """Write the report page; with --so-far under results/{experiment}/so-far/."""
+    """Write the report page; with --so-far under results/{experiment}/so-far/.
+
+    Example: ebdiff report digits --so-far
+    """
     experiment = _begin(name)
     from ebdiff import layout
     from ebdiff.report.page import write_report
@@ -291,7 +333,10 @@ def report(name: Name, so_far: SoFar = False) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of experiment files, for editors."""
+    """Print the JSON schema of experiment files, for editors.
+
+    Example: ebdiff schema > config/experiment.schema.json
+    """
     from ebdiff import loading
 
     print(json.dumps(loading.schema(), indent=2))
