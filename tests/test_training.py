@@ -336,7 +336,7 @@ def test_weights_that_are_no_numbers_are_never_saved(workspace, tiny):
 
 def ticket(e, rate=0.5):
     search(e)
-    selection.prune_per_epoch(e, **TICKET, seed=0)
+    selection.prune_per_epoch(e, **TICKET, seed=0, device=CPU)
     return selection.select_eb_epoch(e, **TICKET, rate=rate, seed=0)
 
 

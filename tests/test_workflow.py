@@ -243,7 +243,7 @@ def test_a_finished_experiment_has_nothing_left_to_do(finished):
     [
         ("training.log_every", 7, set()),
         ("training.save_minutes", 1.0, set()),
-        ("sampling.batch", 50, SHOWN),
+        ("sampling.batch", 50, set()),
         ("compute.mem_mb", 900, set()),
         ("compute.runtime", 20, set()),
         ("compute.threads", 2, {"measure_cost", *SHOWN}),
