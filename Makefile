@@ -22,7 +22,7 @@ test-fast: env ## two minutes of tests
 test-all: env ## everything, for as long as it takes
 	pytest
 
-lint: env ## formatting, lint and types
+lint: env ## formatting and lint
 	ruff format --check .
 	ruff check .
 	snakefmt --check Snakefile rules

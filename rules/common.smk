@@ -66,7 +66,16 @@ def of_dataset(w):
 
 
 def images(w):
-    return expand(layout.IMAGES, dataset=experiment(w).dataset.name)
+    """The images of an experiment and their manifest."""
+    return expand([layout.IMAGES, layout.MANIFEST], dataset=experiment(w).dataset.name)
+
+
+def all_cores(w):
+    """Every core of this machine; where an executor counts for itself, it is told to be exclusive."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 1
 
 
 def compute_reference(key):

@@ -12,7 +12,7 @@ rule measure_cost:
     conda:
         CONDA
     # All cores, only to be alone: timed are as many threads as training uses.
-    threads: lambda w: workflow.cores
+    threads: all_cores
     resources:
         mem_mb=grow("mem_mb"),
         runtime=30,

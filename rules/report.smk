@@ -80,7 +80,9 @@ rule:
     name:
         "so-far"
     log:
-        layout.SO_FAR_LOG,
+        layout.log("so-far", "results"),
+    benchmark:
+        layout.benchmark("so-far", "results")
     conda:
         CONDA
     threads: 1

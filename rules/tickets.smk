@@ -29,7 +29,8 @@ rule prune_per_epoch:
 
 rule hamming_matrix:
     input:
-        layout.MASKS,
+        images,
+        masks=layout.MASKS,
     output:
         layout.HAMMING,
     log:

@@ -39,7 +39,9 @@ def test_safetensors_load(tmp_path, weights):
     assert same(load_checkpoint(tmp_path / "model.safetensors", CONFIG), weights)
 
 
-@pytest.mark.parametrize("change", [{"width": 32}, {"blocks": 2}, {"multipliers": (1, 2, 2), "attention": ()}])
+@pytest.mark.parametrize(
+    "change", [{"width": 32}, {"blocks": 2}, {"multipliers": (1, 2, 2), "attention": ()}]
+)
 def test_checkpoint_of_another_network_is_one_line(tmp_path, weights, change):
     save_file(weights, tmp_path / "model.safetensors")
     other = CONFIG.model_copy(update=change)

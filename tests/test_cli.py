@@ -130,6 +130,7 @@ def test_an_unknown_device_is_one_line(workspace, run):
     assert "compute.device" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_verb_alone_in_a_shell(workspace, verb):
     write_experiment(workspace)
     done = verb("train-dense", "tiny", "--seed", "2")

@@ -115,8 +115,8 @@ def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
     np.testing.assert_array_equal(numbered, original)
 
 
-def test_a_subset_is_respected(workspace):
-    images = Images.open("digits", subset=100)
+def test_a_subset_is_respected(workspace, vary):
+    images = Images.of(vary({"dataset.subset": 100}))
     assert len(images.pixels) == 100
     whole = np.load(workspace / "resources/data/digits/images.npy")
     np.testing.assert_array_equal(images.pixels, whole[:100])

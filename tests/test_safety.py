@@ -79,7 +79,7 @@ def stages_changed_by(changes):
         ("compute", {"threads": 2}, {"cost"}),
         ("compute", {"device": "cpu"}, {"cost"}),
         ("about", "Another sentence.", {"report"}),
-        ("sampling.batch", 3, {"report"}),
+        ("sampling.batch", 3, set()),
         ("sampling.images", 99, {"sample", "report"}),
         ("sampling.steps", 11, {"sample", "report"}),
         ("runs.eb-50.title", "Another", {"report"}),
@@ -91,7 +91,7 @@ def stages_changed_by(changes):
         ("training.learning_rate", 1e-3, {"dense", "expert", "report"}),
         ("training.ema_decay", 0.5, {"dense", "expert", "report"}),
         ("training.batch", 8, {"dense", "expert", "cost", "report"}),
-        ("dataset.flip", False, {"dense", "expert", "report"}),
+        ("dataset.flip", False, {"dense", "expert", "cost", "report"}),
         ("dataset.subset", 96, {"dense", "expert", "report"}),
         ("runs.ta-eb.iterations", 21, {"report"}),
         # A milestone stands in its file's path: the expert at 40 steps stays what it was.

@@ -161,7 +161,7 @@ def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
 def search(experiment, **ticket):
     where = {"search": "full", "criterion": "magnitude", "weights": "ema", "seed": 0}
     dense.train_dense(experiment, "full", 0, torch.device("cpu"))
-    selection.prune_per_epoch(experiment, **where)
+    selection.prune_per_epoch(experiment, **where, device=torch.device("cpu"))
     selection.hamming_matrix(experiment, **where)
     return selection.select_eb_epoch(experiment, **where, rate=ticket.get("rate", 0.5))
 

@@ -243,7 +243,7 @@ def test_a_finished_experiment_has_nothing_left_to_do(finished):
     [
         ("training.log_every", 7, set()),
         ("training.save_minutes", 1.0, set()),
-        ("sampling.batch", 50, SHOWN),
+        ("sampling.batch", 50, set()),
         ("compute.mem_mb", 900, set()),
         ("compute.runtime", 20, set()),
         ("compute.threads", 2, {"measure_cost", *SHOWN}),
@@ -367,3 +367,15 @@ def test_two_seeds_are_two_experiments(finished):
     assert seeded.jobs["train_dense"] == 1
     assert "prepare_data" not in seeded.jobs
     assert "measure_cost" not in seeded.jobs
+
+
+@pytest.mark.slow
+def test_the_notebook_reads_the_results(finished, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "notebooks/read_results.ipynb", as_version=4)
+    monkeypatch.setenv("EBDIFF_EXPERIMENT", "smoke")
+    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(finished)}}, timeout=120)
+    client.execute()
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert sum("text/html" in out.get("data", {}) for out in shown) >= 5  # data frames
+    assert any("image/png" in out.get("data", {}) for out in shown)  # the heat map

@@ -22,6 +22,9 @@ Span = tuple[int, int]
 # Methods that need the finished dense network before they begin.
 AFTER_DENSE = ("scratch", "finetune")
 
+# A ticket at least this share of chance away from the initial mask was learned, not averaged into.
+LEARNED = 0.8
+
 
 def average(values: Sequence[float], serves: Sequence[Span]) -> float:
     """Mean over timesteps of a per-expert value: weights are the serve-spans' lengths.

@@ -59,7 +59,7 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
 
 def _device(experiment: Experiment) -> torch.device:
-    from ebdiff.training.ledger import pick_device
+    from ebdiff.ledger import pick_device
 
     return pick_device(experiment.compute.device)
 
@@ -97,7 +97,10 @@ def init(
     size: Annotated[int, typer.Option(help="Height and width to train at, pixels.")] = 64,
     force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
 ) -> None:
-    """Look at a folder of images and write an experiment for it, config/experiments/{name}.yaml."""
+    """Look at a folder of images and write an experiment for it, config/experiments/{name}.yaml.
+
+    Example: ebdiff init flowers --images ~/flowers --size 64
+    """
     from ebdiff import starter
 
     print(*starter.init(name, images, size, force), sep="\n")
@@ -108,7 +111,10 @@ def prepare_data(
     dataset: Dataset,
     threads: Annotated[int | None, typer.Option(help="Images decoded at a time; changes no result.")] = None,
 ) -> None:
-    """Images of the experiment's source -> resources/data/{dataset}/."""
+    """Images of the experiment's source -> resources/data/{dataset}/.
+
+    Example: ebdiff prepare-data digits
+    """
     experiment = _begin(dataset, threads, dataset=True)
     from ebdiff import layout
     from ebdiff.data.sources import prepare
@@ -121,17 +127,20 @@ def prepare_data(
 
 @app.command()
 def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
-    """Train the small classifier whose features stand in for Inception's."""
+    """Train the small classifier whose features stand in for Inception's.
+
+    Example: ebdiff train-classifier digits
+    """
     _begin(dataset, threads, dataset=True)
     from ebdiff import layout
-    from ebdiff.data.store import Images
+    from ebdiff.data.store import open_pixels
     from ebdiff.files import load_memmap, write_json
     from ebdiff.metrics import classifier
 
     labels = load_memmap(layout.path(layout.LABELS, dataset=dataset))
     path = layout.path(layout.CLASSIFIER, dataset=dataset)
     began = time.perf_counter()
-    accuracy = classifier.train_classifier(Images.open(dataset).pixels, labels[:], path)
+    accuracy = classifier.train_classifier(open_pixels(dataset)[0], labels[:], path)
     entry = {"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}
     write_json(layout.path(layout.CLASSIFIER_LEDGER, dataset=dataset), entry)
     print(f"held-out accuracy {accuracy:.3f}")
@@ -146,7 +155,10 @@ def reference_stats(
     images: Annotated[str, typer.Option(help="How many real images, or `all`.")] = "all",
     threads: Threads = None,
 ) -> None:
-    """Features of the real images, with the distances of real halves and of noise."""
+    """Features of the real images, with the distances of real halves and of noise.
+
+    Example: ebdiff reference-stats digits
+    """
     experiment = _begin(dataset, threads, dataset=True)
     from typing import get_args
 
@@ -165,7 +177,10 @@ def reference_stats(
 
 @app.command()
 def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Threads = None) -> None:
-    """Train the dense network of a search until its tickets settle, or to its horizon."""
+    """Train the dense network of a search until its tickets settle, or to its horizon.
+
+    Example: ebdiff train-dense digits --search full --seed 0
+    """
     experiment = _begin(name, threads)
     _known(search, experiment.searches, "--search")
     from ebdiff.training import dense
@@ -182,12 +197,15 @@ def prune_per_epoch(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Masks of all intervals of a search, for all its rates."""
+    """Masks of all intervals of a search, for all its rates.
+
+    Example: ebdiff prune-per-epoch digits --search full --criterion magnitude
+    """
     experiment = _begin(name, threads)
     _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
 
-    selection.prune_per_epoch(experiment, search, criterion, weights, seed)
+    selection.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
 
 
 @app.command()
@@ -198,7 +216,10 @@ def hamming_matrix(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Distances between all masks of a search, to the initial mask, and chance."""
+    """Distances between all masks of a search, to the initial mask, and chance.
+
+    Example: ebdiff hamming-matrix digits --search full
+    """
     experiment = _begin(name)
     _known(search, experiment.searches, "--search")
     _check_search(experiment, search, criterion, weights)
@@ -216,7 +237,10 @@ def select_eb_epoch(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Draw the early-bird ticket of a rate and cut its network out."""
+    """Draw the early-bird ticket of a rate and cut its network out.
+
+    Example: ebdiff select-eb-epoch digits --rate 0.5
+    """
     experiment = _begin(name)
     _check_search(experiment, search, criterion, weights)
     from ebdiff import selection
@@ -234,7 +258,10 @@ def finetune_region(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train an expert on its span of timesteps up to a milestone."""
+    """Train an expert on its span of timesteps up to a milestone.
+
+    Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 1125
+    """
     experiment = _begin(name, threads)
     experts = experiment.experts()
     _known(expert, experts, "--expert")
@@ -246,7 +273,10 @@ def finetune_region(
 
 @app.command()
 def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
-    """Draw the run's images from its experts: exactly sampling.images of them."""
+    """Draw the run's images from its experts: exactly sampling.images of them.
+
+    Example: ebdiff sample digits --run eb-50
+    """
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
     from ebdiff.diffusion import ensemble
@@ -256,7 +286,10 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
 @app.command()
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
-    """Distances of a run's samples to the real images."""
+    """Distances of a run's samples to the real images.
+
+    Example: ebdiff fid digits --run eb-50
+    """
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
     from ebdiff.metrics import evaluate
@@ -267,7 +300,10 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
 
 @app.command()
 def measure_cost(name: Name, threads: Threads = None) -> None:
-    """Parameters, MACs and measured time per training step of every network (keep the machine quiet)."""
+    """Parameters, MACs and measured time per training step of every network (keep the machine quiet).
+
+    Example: ebdiff measure-cost digits
+    """
     experiment = _begin(name, threads)
     from ebdiff import cost
 
@@ -286,7 +322,10 @@ def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
 def table(
     name: Name, table: Annotated[str, typer.Argument(help="table1, table4, ...")], so_far: SoFar = True
 ) -> None:
-    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/."""
+    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/.
+
+    Example: ebdiff table digits table4
+    """
     experiment = _begin(name)
     _known(table, experiment.tables, "table")
     from ebdiff import layout
@@ -300,7 +339,10 @@ def table(
 def figure(
     name: Name, figure: Annotated[str, typer.Argument(help="figure1, figure2, ...")], so_far: SoFar = True
 ) -> None:
-    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/."""
+    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/.
+
+    Example: ebdiff figure digits figure2
+    """
     experiment = _begin(name)
     from ebdiff import layout
     from ebdiff.report.needs import FIGURES
@@ -314,7 +356,10 @@ def figure(
 
 @app.command()
 def report(name: Name, so_far: SoFar = False) -> None:
-    """Write the report page; with --so-far under results/{experiment}/so-far/."""
+    """Write the report page; with --so-far under results/{experiment}/so-far/.
+
+    Example: ebdiff report digits --so-far
+    """
     experiment = _begin(name)
     from ebdiff import layout
     from ebdiff.report.page import write_report
@@ -327,7 +372,10 @@ def report(name: Name, so_far: SoFar = False) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of experiment files, for editors."""
+    """Print the JSON schema of experiment files, for editors.
+
+    Example: ebdiff schema > config/experiment.schema.json
+    """
     from ebdiff import loading
 
     print(json.dumps(loading.schema(), indent=2))

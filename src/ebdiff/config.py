@@ -17,9 +17,11 @@ from ebdiff.errors import unknown
 FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+Seed = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
+SearchCriterion = Literal["magnitude", "taylor", "diff-pruning"]
 Weights = Literal["raw", "ema"]
 Init = Literal["inherit", "fresh", "dense", "snapshot"]
 Law = Literal["uniform", "speed"]
@@ -68,8 +70,10 @@ class Network(Strict):
 
     image_size: int = Field(32, gt=0, description="Height and width of the images, pixels.")
     channels: int = Field(3, ge=1, le=4, description="Colour channels.")
-    width: int = Field(128, gt=2, description="Channels of the first level.")
-    multipliers: tuple[int, ...] = Field((1, 2, 2, 2), description="Width of each level / width.")
+    width: int = Field(128, ge=4, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[int, ...] = Field(
+        (1, 2, 2, 2), min_length=1, description="Width of each level / width."
+    )
     blocks: int = Field(2, gt=0, description="Residual blocks per level (decoder: one more).")
     attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
     middle_attention: bool = Field(True, description="Self-attention in the middle block.")
@@ -141,9 +145,9 @@ class Interval(Strict):
 class Search(Strict):
     """A dense training whose masks are watched until they settle (the early-bird rule)."""
 
-    span: Span = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
+    span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
     interval: Interval = Field(Interval(), description="epoch, or {unit, steps}.")
-    criteria: tuple[Criterion, ...] = Field(("magnitude",), min_length=1)
+    criteria: tuple[SearchCriterion, ...] = Field(("magnitude",), min_length=1)
     rates: tuple[Rate, ...] = Field(min_length=1, description="Asked pruning rates.")
     weights: tuple[Weights, ...] = Field(("ema",), min_length=1, description="Which weights give tickets.")
     window: int = Field(5, ge=2, description="Masks in the queue (5 in the paper).")
@@ -158,6 +162,8 @@ class Search(Strict):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Search:
+        if len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"rates {list(self.rates)} repeat one")
         if self.horizon < self.window:
             raise ValueError(f"horizon {self.horizon} is shorter than window {self.window}")
         return self
@@ -203,8 +209,8 @@ class Expert(Strict):
     weights: Weights = "ema"
     rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
     law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
-    span: Span = Field(None, description="Timesteps trained on, [lo, hi); null: all.")
-    serve: Span = Field(None, description="Timesteps served; null: the span.")
+    span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
+    serve: Span = Field(None, description="Timesteps served; left out: the span.")
     iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
 
     @field_validator("iterations")
@@ -251,9 +257,9 @@ class Run(Strict):
     Keys of an expert written on the run itself are defaults for all its experts.
     """
 
-    title: str = Field(description="How tables and figures call it.")
+    title: str = Field(min_length=1, description="How tables and figures call it.")
     method: Method = Field(description="Which accounting rule holds (A6) and which block it is in.")
-    seeds: tuple[int, ...] | None = Field(None, description="Seeds; null: the experiment's.")
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="Seeds; null: the experiment's.")
     note: str | None = Field(None, description="Footnote wherever the run appears.")
     experts: tuple[Expert, ...] = Field(min_length=1)
 
@@ -274,7 +280,7 @@ class Sampling(Strict):
     """How images are drawn."""
 
     sampler: Literal["ddim", "ddpm"] = "ddim"
-    steps: int = Field(100, gt=0, description="Network evaluations per image (DDIM).")
+    steps: int = Field(100, gt=0, description="DDIM steps per image; quad spacing visits a few less.")
     spacing: Literal["quad", "uniform"] = Field("quad", description="Which timesteps DDIM visits.")
     clamp: bool = Field(False, description="Clamp x0 to [-1, 1] at each step and recompute eps.")
     images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
@@ -302,7 +308,7 @@ class Evaluation(Strict):
 
 
 class Compute(Strict):
-    """What one training or sampling job may use; never part of a digest."""
+    """What one training or sampling job may use; only `measure-cost` depends on it."""
 
     threads: int = Field(1, gt=0, description="Torch threads per job.")
     gpus: int = Field(0, ge=0, description="GPUs per job.")
@@ -339,7 +345,7 @@ class Experiment(Strict):
     speed: Speed = Speed()
     compute: Compute = Compute()
     published: Published = Published()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     runs: dict[Name, Run] = Field(min_length=1)
     tables: dict[Table, tuple[Name, ...]] = Field({}, description="Rows of each table, in order.")
 
@@ -407,8 +413,9 @@ class Experiment(Strict):
             if expert.rate is not None:
                 self._check_rate(f"{where}.rate", expert.rate)
             self._check_origin(where, expert)
+            self._check_method(where, run.method, expert)
             if isinstance(expert.iterations, str):
-                self._check_like(where, name, expert.iterations.removeprefix("like-"))
+                self._check_like(where, expert.iterations.removeprefix("like-"))
         edges = 0
         for lo, hi in sorted(e.serve for e in run.experts):
             if lo != edges:
@@ -425,6 +432,8 @@ class Experiment(Strict):
         """The ticket an expert starts from must be one that its search looks for."""
         if expert.init == "dense" and expert.search != self.dense.search:
             raise ValueError(f"{where}.search: the unpruned network continues {self.dense.search!r}")
+        if expert.init == "dense" and expert.span != (0, self.diffusion.timesteps):
+            raise ValueError(f"{where}.span: the unpruned network trains on all timesteps")
         if not expert.needs_ticket:
             return
         if expert.search == FINAL:
@@ -446,7 +455,20 @@ class Experiment(Strict):
                     f"{', '.join(map(str, offered))}, not {value}; add it there"
                 )
 
-    def _check_like(self, where: str, name: str, other: str) -> None:
+    def _check_method(self, where: str, method: str, expert: Expert) -> None:
+        """A method's accounting must fit what the expert is."""
+        fits = {
+            "unpruned": (expert.init == "dense", "init: dense"),
+            "scratch": (expert.init == "fresh", "init: fresh"),
+            "finetune": (expert.init == "inherit" and expert.search == FINAL, f"a ticket of search {FINAL}"),
+            "eb": (expert.init == "inherit" and expert.search != FINAL, "a ticket of a search"),
+            "ta-eb": (expert.init == "inherit" and expert.search != FINAL, "tickets of searches"),
+        }
+        fit, wanted = fits.get(method, (True, ""))
+        if not fit:
+            raise ValueError(f"{where}: method {method} means {wanted}; method control fits anything")
+
+    def _check_like(self, where: str, other: str) -> None:
         if other not in self.runs:
             raise ValueError(f"{where}.iterations: {unknown(other, self.runs)}")
         if any(isinstance(e.iterations, str) for e in self.runs[other].experts):
@@ -487,6 +509,12 @@ class Experiment(Strict):
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds of a run: its own, or the experiment's."""
         return self.runs[run].seeds or self.seeds
+
+    def rates_of(self, search: str) -> list[float]:
+        """The rates at which a search takes masks; for `final`, those that some run asks of it."""
+        if search != FINAL:
+            return list(self.searches[search].rates)
+        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search == FINAL})
 
     def rates(self) -> list[float]:
         """Every rate that some expert uses, ascending."""

@@ -15,12 +15,12 @@ from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.digests import cost_digest
 from ebdiff.files import write_json
+from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.progress import progress
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import realised_rate, select_random
-from ebdiff.training.ledger import ledger
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 

@@ -36,15 +36,21 @@ def data_digest(e: Experiment) -> str:
     return digest(d.name, d.source, d.hub, d.crop, d.broken, e.network.image_size, e.network.channels)
 
 
+def _trained_on(e: Experiment) -> str:
+    """What every training depends on; where a local copy of the data lies is no part of it."""
+    seen = (e.dataset.flip, e.dataset.subset)
+    return digest(data_digest(e), seen, e.network, e.diffusion, e.training)
+
+
 def dense_digest(e: Experiment, search: str) -> str:
     """`train-dense`."""
-    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, e.searches[search])
+    return digest(_trained_on(e), e.searches[search])
 
 
 def masks_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:
     """`prune-per-epoch` and `hamming-matrix`: criterion settings only where gradients are taken."""
     gradient = criterion in ("taylor", "diff-pruning")
-    rates = e.rates() if search == FINAL else e.searches[search].rates
+    rates = e.rates_of(search)
     return digest(
         search, criterion, weights, rates, e.network, *([e.pruning, e.diffusion] if gradient else [])
     )
@@ -58,12 +64,11 @@ def ticket_digest(e: Experiment, search: str, criterion: str, weights: str, rate
 
 def expert_digest(e: Experiment, key: str, milestone: str) -> str:
     """`finetune-region`."""
-    expert = e.experts()[key]
-    what = expert.model_dump(mode="json", exclude={"serve", "iterations"})
+    what = (key, e.experts()[key].span)  # the key tells the origin
     like = e.runs.get(milestone.removeprefix("like-"))
-    target = like.experts if like else milestone
+    target = [(x.key, x.iterations) for x in like.experts] if like else milestone
     law = e.speed if e.experts()[key].law == "speed" else None
-    return digest(data_digest(e), e.dataset, e.network, e.diffusion, e.training, what, target, law)
+    return digest(_trained_on(e), what, target, law)
 
 
 def sample_digest(e: Experiment, run: str) -> str:
@@ -74,12 +79,15 @@ def sample_digest(e: Experiment, run: str) -> str:
 
 def cost_digest(e: Experiment) -> str:
     """`measure-cost`."""
-    return digest(e.network, e.training.batch, e.rates(), e.compute.threads, e.compute.device)
+    timed = (e.training.batch, e.training.clip, e.dataset.flip)
+    return digest(e.network, timed, e.rates(), e.compute.threads, e.compute.device)
 
 
 def report_digest(e: Experiment) -> str:
     """`table`, `figure` and `report` read the whole experiment, but for what changes no result."""
-    return digest(e.model_dump(mode="json", exclude={"compute": True, "training": BOOKKEEPING}))
+    return digest(
+        e.model_dump(mode="json", exclude={"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}})
+    )
 
 
 def hamming_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:

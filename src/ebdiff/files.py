@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -99,8 +99,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_state(folder: Path) -> None:
-    """Remove a finished output's resumable state, and `state/` with the last of them."""
-    shutil.rmtree(folder)
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold the lock of a state folder; it dies with its process, however that ends.
+
+    A `flock` on `{folder}.lock`: it works between processes of one machine and, on Linux, over NFS.
+
+    Raises:
+        UserError: another process holds it, such as a job that outlived its killed Snakemake.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is at work on it; wait for it or end it, then run again"
+            ) from None
+        yield
+        path.unlink(missing_ok=True)
     with suppress(OSError):  # another output's state is still there
         folder.parent.rmdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ebdiff import layout
 from ebdiff.config import FINAL, Experiment, Expert
+from ebdiff.errors import UserError, unknown
 
 
 def final_path(experiment: Experiment, seed: int | str) -> Path:
@@ -34,11 +35,24 @@ def snapshot(experiment: Experiment, search: str, seed: int | str, interval: int
 
 
 def masks(experiment: Experiment, search: str, criterion: str, weights: str, seed: int | str) -> list[Path]:
-    """What `prune-per-epoch` reads: masks taken while training, or snapshots (and images for gradients)."""
-    if search != FINAL and criterion == "magnitude":
-        return [layout.path(layout.DENSE_MASKS, experiment=experiment.name, seed=seed, search=search)]
-    images = [] if criterion == "magnitude" else [layout.path(layout.IMAGES, dataset=experiment.dataset.name)]
-    return [snapshots(experiment, search, seed), *images]
+    """What `prune-per-epoch` reads: masks taken while training; for gradients, snapshots and images too.
+
+    Raises:
+        UserError: the search takes no masks of that criterion.
+    """
+    known = (
+        ("magnitude", "taylor", "diff-pruning") if search == FINAL else experiment.searches[search].criteria
+    )
+    if criterion not in known:
+        raise UserError(f"search {search!r}: no masks of criterion {unknown(criterion, known)}")
+    where = dict(experiment=experiment.name, seed=seed, search=search)
+    found = [final_path(experiment, seed)] if search == FINAL else [layout.path(layout.DENSE_MASKS, **where)]
+    if criterion == "magnitude":
+        return found
+    if search != FINAL:
+        found.append(snapshots(experiment, search, seed))
+    data = (layout.IMAGES, layout.MANIFEST)
+    return found + [layout.path(t, dataset=experiment.dataset.name) for t in data]
 
 
 def ticket(
@@ -48,7 +62,8 @@ def ticket(
     ticket's story (for `final`, nothing more).
     """  # fmt: skip
     where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights)
-    found = [snapshots(experiment, search, seed)]
+    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)  # tells an epoch's steps
+    found = [snapshots(experiment, search, seed), manifest]
     if criterion != "random":
         found.append(layout.path(layout.MASKS, criterion=criterion, **where))
     elif search != FINAL:
@@ -116,7 +131,7 @@ def reference(dataset: str, protocol: str) -> list[Path]:
 
 
 def _feature_network(dataset: str, protocol: str) -> list[Path]:
-    """The network of a protocol, where a rule makes it: Inception's weights lie elsewhere, checked by hash."""
+    """The network of a protocol, where a rule makes it; Inception's weights are checked by hash."""
     return [layout.path(layout.CLASSIFIER, dataset=dataset)] if protocol == "classifier" else []
 
 

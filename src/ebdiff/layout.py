@@ -27,7 +27,6 @@ TABLE = EXPERIMENT + "/tables/{table}.{ext}"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
 SO_FAR = EXPERIMENT + "/so-far"
-SO_FAR_LOG = "results/so-far.log"
 
 SEED = EXPERIMENT + "/seed{seed}"
 DENSE = SEED + "/dense/{search}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import yaml
@@ -92,7 +93,7 @@ def parse(raw: dict, where: str) -> Experiment:
         UserError: one line that names the file and the first offending key.
     """
     try:
-        return _scaled(Experiment.model_validate(raw))
+        return _scaled(Experiment.model_validate(deepcopy(raw)))  # checking fills in defaults
     except ValidationError as error:
         raise UserError(f"{where}: {_one_line(error)}") from None
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ebdiff import inputs, layout
+from ebdiff.accounting import LEARNED
 from ebdiff.config import FINAL, Experiment
 from ebdiff.data.store import Images, to_float
 from ebdiff.diffusion.schedule import alphas_bar
@@ -20,6 +21,7 @@ from ebdiff.digests import masks_digest, ticket_digest
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
 from ebdiff.files import read_json, write_arrays, write_json
+from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.pruning.count import count
 from ebdiff.pruning.graph import trace
@@ -36,49 +38,51 @@ from ebdiff.tickets import (
     save_histories,
 )
 
-# A ticket at least this share of chance away from the initial mask was learned, not averaged into.
-LEARNED = 0.8
 
-
-def prune_per_epoch(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
+def prune_per_epoch(
+    experiment: Experiment, search: str, criterion: str, weights: str, seed: int, device: torch.device
+) -> None:
     """Masks of all intervals of a search under one criterion (verb `prune-per-epoch`).
 
     Magnitude masks were taken while training and are only selected here; Taylor and Diff-Pruning
     are computed from the snapshots; `final` is a history of one.
     """
+    inputs.masks(experiment, search, criterion, weights, seed)  # refuses a criterion not searched with
     groups = trace(experiment.network)
     where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
     began = time.perf_counter()
     if criterion == "magnitude" and search != FINAL:
         history = load_history(layout.path(layout.DENSE_MASKS, **where), weights, groups)
     else:
-        rates = experiment.rates() if search == FINAL else experiment.searches[search].rates
+        rates = experiment.rates_of(search)
         history = History.empty(tuple(rates), groups)
-        for scores in _scores(experiment, search, criterion, weights, seed):
+        for scores in _scores(experiment, search, criterion, weights, seed, device):
             packed = [np.packbits(select(groups, scores, rate)) for rate in history.rates]
             history.masks.append(np.stack(packed))
     digest = masks_digest(experiment, search, criterion, weights)
     save_histories(layout.path(layout.MASKS, **where), {weights: history}, digest)
-    entry = {
-        "seconds": round(time.perf_counter() - began, 3),
-        "masks": len(history.masks) * len(history.rates),
-    }
+    seconds = round(time.perf_counter() - began, 3)
+    entry = ledger(device, **where, seconds=seconds, masks=len(history.masks) * len(history.rates))
     write_json(layout.path(layout.MASKS_LEDGER, **where), entry)
 
 
-def _scores(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> Iterator[Scores]:
+def _scores(
+    experiment: Experiment, search: str, criterion: str, weights: str, seed: int, device: torch.device
+) -> Iterator[Scores]:
     """Channel scores of every snapshot of a search, in order."""
-    folder = inputs.snapshots(experiment, search, seed)
-    intervals = 1 if search == FINAL else len(list(folder.glob("*.safetensors")))
+    where = dict(experiment=experiment.name, seed=seed, search=search)
+    taken = layout.path(layout.DENSE_MASKS, **where)  # one mask an interval, and one snapshot
+    groups = trace(experiment.network)
+    intervals = 1 if search == FINAL else len(load_history(taken, weights, groups).masks)
     if criterion != "magnitude":
-        images, noise = _fixed_batch(experiment, seed)
+        images, noise = _fixed_batch(experiment, seed, device)
     for interval in range(intervals):
         path = inputs.snapshot(experiment, search, seed, interval)
         tensors, config, _ = store.load(path, f"{weights}.")
         if criterion == "magnitude":
             yield magnitude(tensors)
             continue
-        network = store.build(config, tensors)
+        network = store.build(config, tensors).to(device)
         gradients, used = accumulate_gradients(
             network,
             images,
@@ -91,14 +95,16 @@ def _scores(experiment: Experiment, search: str, criterion: str, weights: str, s
         yield first_order(network, gradients)
 
 
-def _fixed_batch(experiment: Experiment, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _fixed_batch(
+    experiment: Experiment, seed: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One batch of images and one noise tensor for all timesteps and intervals (Diff-Pruning)."""
-    pixels = Images.open(experiment.dataset.name, subset=experiment.dataset.subset).pixels
+    pixels = Images.of(experiment).pixels
     size = min(experiment.pruning.images, len(pixels))
     chosen = np.sort(generator(seed, "pruning/images").choice(len(pixels), size, replace=False))
     images = to_float(pixels[chosen])
     noise = generator(seed, "pruning/noise").standard_normal(images.shape, np.float32)
-    return images, torch.from_numpy(noise)
+    return images.to(device), torch.from_numpy(noise).to(device)
 
 
 def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
@@ -149,6 +155,7 @@ def select_eb_epoch(
         if search != FINAL:
             magnitude_story = read_json(layout.path(layout.STORY, criterion="magnitude", **where))
             found = {key: magnitude_story[key] for key in found}
+            found |= {"to_initial": None, "to_last": None, "kind": "drawn at random"}
     else:
         history = load_history(layout.path(layout.MASKS, criterion=criterion, **where), weights, groups)
         if rate not in history.rates:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ebdiff import layout
+from ebdiff.config import Experiment
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
-from ebdiff.files import load_memmap, read_json
+from ebdiff.files import load_memmap, read_json, sha256
 
 
 @lru_cache(maxsize=4)
@@ -51,6 +52,19 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).contiguous().numpy()
 
 
+def open_pixels(dataset: str) -> tuple[np.ndarray, str]:
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped, and their SHA-256.
+
+    Raises:
+        UserError: missing, damaged, or not the images of their manifest.
+    """
+    path = layout.path(layout.IMAGES, dataset=dataset)
+    pixels, manifest = load_memmap(path), read_json(layout.path(layout.MANIFEST, dataset=dataset))
+    if sha256(path) != manifest["sha256"]:
+        raise UserError(f"{path}: not the images of its manifest; delete the folder and run again")
+    return pixels, manifest["sha256"]
+
+
 @dataclass(frozen=True)
 class Images:
     """A prepared dataset as training sees it.
@@ -58,7 +72,7 @@ class Images:
     Attributes:
         pixels: uint8 (N, H, W, C), memory-mapped.
         flip: whether each image is mirrored with probability 1/2.
-        sha256: hash of the image file, from its manifest.
+        sha256: hash of the image file.
     """
 
     pixels: np.ndarray
@@ -66,20 +80,25 @@ class Images:
     sha256: str
 
     @classmethod
-    def open(cls, dataset: str, *, flip: bool = False, subset: int | None = None) -> Images:
-        """Open `resources/data/{dataset}`.
+    def of(cls, experiment: Experiment) -> Images:
+        """The training set of an experiment.
 
         Raises:
-            UserError: the images are missing, damaged, fewer than the subset, or not those of
-                the manifest.
+            UserError: missing or damaged, fewer than the subset, or of another size than the network's.
         """
-        path = layout.path(layout.IMAGES, dataset=dataset)
-        pixels, manifest = load_memmap(path), read_json(layout.path(layout.MANIFEST, dataset=dataset))
-        if list(pixels.shape) != [manifest["count"], *manifest["shape"]] or pixels.dtype != np.uint8:
-            raise UserError(f"{path}: not the images of its manifest; delete the folder and run again")
-        if subset is not None and subset > len(pixels):
-            raise UserError(f"dataset.subset is {subset}, but {dataset} has {len(pixels)} images")
-        return cls(pixels[:subset], flip, manifest["sha256"])
+        dataset, network = experiment.dataset, experiment.network
+        pixels, sha256 = open_pixels(dataset.name)
+        size = (network.image_size, network.image_size, network.channels)
+        if pixels.shape[1:] != size:
+            raise UserError(
+                f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name}'s network "
+                f"expects {size}; change network.image_size and channels, or give the dataset another name"
+            )
+        if dataset.subset is not None and dataset.subset > len(pixels):
+            raise UserError(
+                f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
+            )
+        return cls(pixels[: dataset.subset], dataset.flip, sha256)
 
     def batch(self, size: int, seed: int, stream: str, step: int) -> Tensor:
         """The training batch of a step: float32 (size, C, H, W) in [-1, 1]."""

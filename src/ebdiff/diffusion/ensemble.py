@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff import layout
+from ebdiff import inputs, layout
 from ebdiff.config import Experiment
 from ebdiff.data.store import to_uint8
 from ebdiff.diffusion.sampling import SAMPLERS, Router
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.digests import sample_digest
 from ebdiff.draws import image_noise
-from ebdiff.files import remove_state, replacing, sha256, write_json
+from ebdiff.files import holding, replacing, sha256, write_json
+from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.progress import progress
 
@@ -61,8 +62,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     """
     where = dict(experiment=experiment.name, seed=seed, run=run)
     output = layout.path(layout.SAMPLES, **where)
-    experts = experiment.runs[run].experts
-    paths = [layout.path(layout.MILESTONE, expert=e.key, milestone=e.iterations, **where) for e in experts]
+    experts, paths = experiment.runs[run].experts, inputs.experts(experiment, run, seed)
     networks = []
     for path in paths:
         tensors, config, _ = store.load(path, "ema.")
@@ -71,48 +71,44 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
 
     stamp = {"digest": sample_digest(experiment, run), "inputs": [sha256(p) for p in paths]}
     count, size = experiment.sampling.images, experiment.network.image_size
-    pixels, done, seconds = _open(output, (count, size, size, experiment.network.channels), stamp)
     folder = layout.state_of(output)
-    began, elapsed = time.perf_counter(), seconds
-    batches = range(done, count, experiment.sampling.batch)
-    for first in progress(batches, desc=f"sample {run}", unit="batch"):
-        indices = list(range(first, min(first + experiment.sampling.batch, count)))
-        pixels[indices] = generate(experiment, router, indices, seed, device)
-        pixels.flush()
-        elapsed = seconds + time.perf_counter() - began
-        done = indices[-1] + 1
-        write_json(folder / "progress.json", {**stamp, "done": done, "seconds": elapsed})
-    write_grid(np.asarray(pixels[: GRID * GRID]), layout.path(layout.SAMPLES_PNG, **where))
-    write_json(
-        layout.path(layout.SAMPLE_LEDGER, **where),
-        {
-            "run": run,
-            "seed": seed,
-            "images": done,
-            "seconds": round(elapsed, 3),
-            "images_per_second": round(done / elapsed, 2),
-            "evaluations": len(visited(experiment.diffusion, experiment.sampling)),
-        },
-    )
-    os.replace(folder / "samples.npy", output)
-    remove_state(folder)
+    with holding(folder):
+        pixels, done, seconds = _open(folder, (count, size, size, experiment.network.channels), stamp)
+        began = time.perf_counter()
+        batches = range(done, count, experiment.sampling.batch)
+        for first in progress(batches, desc=f"sample {run}", unit="batch"):
+            indices = list(range(first, min(first + experiment.sampling.batch, count)))
+            pixels[indices] = generate(experiment, router, indices, seed, device)
+            pixels.flush()
+            elapsed = seconds + time.perf_counter() - began
+            write_json(folder / "progress.json", {**stamp, "done": indices[-1] + 1, "seconds": elapsed})
+        write_grid(np.asarray(pixels[: GRID * GRID]), layout.path(layout.SAMPLES_PNG, **where))
+        entry = ledger(
+            device,
+            run=run,
+            seed=seed,
+            images=count,
+            seconds=round(elapsed, 3),
+            images_per_second=round(count / elapsed, 2),
+            evaluations=len(visited(experiment.diffusion, experiment.sampling)),
+        )
+        write_json(layout.path(layout.SAMPLE_LEDGER, **where), entry)
+        os.replace(folder / "samples.npy", output)
+        shutil.rmtree(folder)
 
 
-def _open(output: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.memmap, int, float]:
+def _open(folder: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.memmap, int, float]:
     """The unfinished samples to go on with (array, images done, seconds so far), or new ones."""
-    folder = layout.state_of(output)
     file = folder / "samples.npy"
     try:
         kept = json.loads((folder / "progress.json").read_text())
         if {k: kept[k] for k in stamp} == stamp:
-            print(f"{output}: going on from image {kept['done']}", flush=True)
             pixels = np.lib.format.open_memmap(file, "r+")
-            if pixels.shape == shape:
+            if pixels.shape == shape and kept["done"] < shape[0]:
+                print(f"{folder}: going on from image {kept['done']}", flush=True)
                 return pixels, kept["done"], kept["seconds"]
     except (OSError, ValueError, KeyError):
         pass  # nothing usable was kept
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     return np.lib.format.open_memmap(file, "w+", np.uint8, shape), 0, 0.0
 
 

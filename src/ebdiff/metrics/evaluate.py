@@ -11,7 +11,7 @@ import torch
 
 from ebdiff import layout
 from ebdiff.config import Experiment
-from ebdiff.data.store import Images
+from ebdiff.data.store import open_pixels
 from ebdiff.digests import digest
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
@@ -50,7 +50,7 @@ def reference_stats(
         UserError: fewer than four images, or weights that can't be had.
     """
     dataset = experiment.dataset.name
-    pixels = Images.open(dataset).pixels
+    pixels, _ = open_pixels(dataset)
     number = len(pixels) if count == "all" else min(int(count), len(pixels))
     if number < 4:
         raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
@@ -195,7 +195,7 @@ def _reference_paths(dataset: str, protocol: str, count: str) -> tuple[Path, Pat
 
 def _key(dataset: str, count: str, extractor: Extractor) -> str:
     """What reference statistics depend on: the images and the weights by content."""
-    return digest(Images.open(dataset).sha256, extractor.protocol, count, extractor.sha256)
+    return digest(open_pixels(dataset)[1], extractor.protocol, count, extractor.sha256)
 
 
 def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -15,9 +15,9 @@ import torch
 from ebdiff import layout
 from ebdiff.config import Evaluation
 from ebdiff.files import sha256
+from ebdiff.ledger import device_name, versions
 from ebdiff.metrics import classifier, inception
 from ebdiff.progress import progress
-from ebdiff.training.ledger import device_name, versions
 
 NAMES = {"classifier": "classifier Fréchet distance", "legacy_pytorch": "FID", "clean": "clean FID"}
 

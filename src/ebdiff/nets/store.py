@@ -51,9 +51,13 @@ def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict
         raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
-    if "network" not in metadata or not tensors:
-        raise UserError(f"{path}: holds no ebdiff network under {prefix or 'its names'!r}")
-    return tensors, Network.model_validate_json(metadata["network"]), json.loads(metadata["story"])
+    try:
+        config, told = Network.model_validate_json(metadata["network"]), json.loads(metadata["story"])
+    except (KeyError, ValueError):  # pydantic's and json's errors are ValueErrors
+        raise UserError(f"{path}: holds no ebdiff network; delete it and run again") from None
+    if not tensors:
+        raise UserError(f"{path}: holds nothing named {prefix}*; delete it and run again")
+    return tensors, config, told
 
 
 def story(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
+from ebdiff.accounting import LEARNED
 from ebdiff.config import FINAL, Expert
 from ebdiff.report import needs, text
 from ebdiff.report.facts import RunFacts, network
@@ -24,7 +25,6 @@ from ebdiff.report.verdicts import (
 
 # How a rival is called, and whether a run with its only expert is that rival.
 Rival = tuple[str, Callable[[RunFacts, Expert], bool]]
-LEARNED = 0.8  # of the chance distance to the initial mask, from which a ticket counts as learned
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one
 

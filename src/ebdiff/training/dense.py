@@ -15,15 +15,15 @@ from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.digests import dense_digest
-from ebdiff.files import remove_state, write_json
+from ebdiff.files import write_json, write_text
+from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import select
 from ebdiff.tickets import History, save_histories, settled
-from ebdiff.training.ledger import ledger
 from ebdiff.training.loop import Job, train
-from ebdiff.training.resume import keep_readings, resume, stamp, state_path
+from ebdiff.training.resume import resumable, stamp
 from ebdiff.training.state import State
 
 KINDS = ("raw", "ema")
@@ -40,7 +40,7 @@ class Watch:
         self.network, self.search, self.snapshots = experiment.network, search, snapshots
         self.groups = trace(experiment.network)
         self.histories = {kind: History.empty(search.rates, self.groups) for kind in KINDS}
-        self.last_settled: dict[tuple[str, float], int] = {}
+        self.first_settled: dict[tuple[str, float], int] = {}
 
     def masks(self, state: State, kind: str) -> np.ndarray:
         """Packed masks of all rates: (R, bytes)."""
@@ -72,8 +72,8 @@ class Watch:
             for rate in self.search.rates:
                 masks = history.of_rate(rate)[: interval + 1]
                 rule = (history.length, self.search.window, self.search.threshold)
-                if (kind, rate) not in self.last_settled and settled(masks, *rule):
-                    self.last_settled[kind, rate] = interval
+                if (kind, rate) not in self.first_settled and settled(masks, *rule):
+                    self.first_settled[kind, rate] = interval
                     print(f"ticket: rate {rate} ({kind}) settled at interval {interval}", flush=True)
                     new = True
         return new
@@ -85,13 +85,22 @@ class Watch:
         self._carry(state)
         interval = len(self.histories["raw"].masks) - 1
         new = self._settle(interval)
-        all_settled = len(self.last_settled) == len(self.search.weights) * len(self.search.rates)
+        all_settled = len(self.first_settled) == len(self.search.weights) * len(self.search.rates)
         at_horizon = interval + 1 == self.search.horizon
         if self.search.gradient_criteria or new or (at_horizon and not all_settled):
             self._save_snapshot(state, interval)
         if self.search.gradient_criteria or not all_settled:
             return at_horizon
-        return at_horizon or interval >= max(self.last_settled.values()) + self.search.watch
+        return at_horizon or interval >= max(self.first_settled.values()) + self.search.watch
+
+    def publish(self, folder: Path) -> None:
+        """Put the snapshots under their final name; the kept ones stay until everything is written."""
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        finished = shutil.ignore_patterns(".*")  # leaves out what a kill left half-written
+        shutil.copytree(self.snapshots, temporary, ignore=finished, copy_function=os.link)
+        os.replace(temporary, folder)
 
     def _save_snapshot(self, state: State, interval: int) -> None:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
@@ -105,65 +114,48 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     Writes snapshots, masks of every interval (raw and averaged), the full state at the end, and a
     ledger. Killed and called again, it goes on and ends with the same bits.
     """
-    search = experiment.searches[name]
+    search, training = experiment.searches[name], experiment.training
     where = dict(experiment=experiment.name, seed=seed, search=name)
     last = layout.path(layout.DENSE_LAST, **where)
-    images = Images.open(
-        experiment.dataset.name, flip=experiment.dataset.flip, subset=experiment.dataset.subset
-    )
+    images = Images.of(experiment)
     expected = stamp(dense_digest(experiment, name), images.sha256, [])
-    state = resume(last, expected, experiment.training, device)
-    if state is None:
-        shutil.rmtree(layout.state_of(last) / "snapshots", ignore_errors=True)  # of other settings
-        network = store.fresh(experiment.network, seed, f"dense/{name}")
-        state = State.start(network, experiment.training, device)
+    with resumable(last, {"search": name, "seed": seed}, expected, training, device) as place:
+        state = place.state
+        if state is None:
+            network = store.fresh(experiment.network, seed, f"dense/{name}")
+            state = State.start(network, training, device)
+        watch = Watch(experiment, search, place.folder / "snapshots")
+        watch.begin(state)
+        job = Job(
+            name=f"dense/{name}",
+            seed=seed,
+            images=images,
+            law=Antithetic(*search.span),
+            abar=alphas_bar(experiment.diffusion),
+            training=training,
+            stats=place.stats,
+        )
+        interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
+        save = place.saver(experiment.network)
+        train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
 
-    folder = layout.state_of(last)
-    watch = Watch(experiment, search, folder / "snapshots")
-    watch.begin(state)
-    job = Job(
-        name=f"dense/{name}",
-        seed=seed,
-        images=images,
-        law=Antithetic(*search.span),
-        abar=alphas_bar(experiment.diffusion),
-        training=experiment.training,
-        stats=folder / "stats.jsonl",
-    )
-    job.stats.parent.mkdir(parents=True, exist_ok=True)
-    keep_readings(job.stats, state.step)
-    interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-    story = {"search": name, "seed": seed, **expected}
-    train(
-        state,
-        job,
-        until=interval * search.horizon,
-        interval=interval,
-        at_interval=watch,
-        save=lambda s: s.save(state_path(last), experiment.network, story),
-    )
-
-    state.extra = {}
-    final = layout.path(layout.SNAPSHOTS, **where)
-    shutil.rmtree(final, ignore_errors=True)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    state.save(last, experiment.network, story)
-    save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, expected["digest"])
-    intervals = len(watch.histories["raw"].masks)
-    entry = ledger(
-        device,
-        search=name,
-        seed=seed,
-        steps=state.step,
-        seconds=round(state.seconds, 3),
-        images=state.step * experiment.training.batch,
-        intervals=intervals,
-        horizon=search.horizon,
-        stopped="settled" if intervals < search.horizon else "horizon",
-        settled={f"{kind} {rate}": at for (kind, rate), at in watch.last_settled.items()},
-        processes=state.processes,
-    )
-    os.replace(folder / "snapshots", final)
-    write_json(layout.path(layout.DENSE_LEDGER, **where), entry)
-    os.replace(job.stats, layout.path(layout.DENSE_STATS, **where))
-    remove_state(folder)
+        state.extra = {}
+        state.save(last, experiment.network, place.story)
+        save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, expected["digest"])
+        watch.publish(layout.path(layout.SNAPSHOTS, **where))
+        write_text(layout.path(layout.DENSE_STATS, **where), place.stats.read_text())
+        intervals = len(watch.histories["raw"].masks)
+        entry = ledger(
+            device,
+            search=name,
+            seed=seed,
+            steps=state.step,
+            seconds=round(state.seconds, 3),
+            images=state.step * training.batch,
+            intervals=intervals,
+            horizon=search.horizon,
+            stopped="settled" if intervals < search.horizon else "horizon",
+            settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
+            processes=state.processes,
+        )
+        write_json(layout.path(layout.DENSE_LEDGER, **where), entry)

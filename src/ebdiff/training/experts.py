@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from ebdiff import inputs, layout
-from ebdiff.accounting import TrainedExpert, like_iterations, search_steps
+from ebdiff.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
 from ebdiff.config import Experiment, Expert
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.digests import expert_digest
-from ebdiff.files import read_json, remove_state, write_json
+from ebdiff.files import read_json, write_json, write_text
+from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import meta_tensors
-from ebdiff.training.ledger import ledger
 from ebdiff.training.loop import Job, train
-from ebdiff.training.resume import keep_readings, resume, stamp, state_path
+from ebdiff.training.resume import resumable, stamp
 from ebdiff.training.state import State
 
 
@@ -32,16 +30,19 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
     """
     if not milestone.startswith("like-"):
         return int(milestone)
-    like = milestone.removeprefix("like-")
+    run = experiment.runs[milestone.removeprefix("like-")]
     networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
 
     def step_time(e: Expert) -> float:
-        rate = None if e.init == "snapshot" else e.rate
-        return networks[str(rate or "dense")]["step_ms"] / networks["dense"]["step_ms"]
+        name = "dense" if e.init in ("dense", "snapshot") else str(e.rate)
+        return networks[name]["step_ms"] / networks["dense"]["step_ms"]
 
-    other = [TrainedExpert(e.iterations, step_time(e)) for e in experiment.runs[like].experts]
-    charged = search_steps(read_json(path) for path in inputs.stories(experiment, like, seed))
-    return like_iterations(other, sum(charged.values()), step_time(expert))
+    other = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
+    paths = inputs.stories(experiment, milestone.removeprefix("like-"), seed)
+    before = sum(search_steps(read_json(path) for path in paths).values())
+    if run.method in AFTER_DENSE:
+        before += experiment.dense.iterations
+    return like_iterations(other, before, step_time(expert))
 
 
 def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:
@@ -107,46 +108,36 @@ def finetune_region(
     Writes the full training state, its readings and a ledger of all steps so far. Killed and
     called again, it goes on and ends with the same bits.
     """
-    expert = experiment.experts()[key]
+    expert, training = experiment.experts()[key], experiment.training
     where = dict(experiment=experiment.name, seed=seed, expert=key, milestone=milestone)
     output = layout.path(layout.MILESTONE, **where)
-    images = Images.open(
-        experiment.dataset.name, flip=experiment.dataset.flip, subset=experiment.dataset.subset
-    )
+    images = Images.of(experiment)
     steps = milestone_steps(experiment, expert, milestone, seed)
 
     read = inputs.expert(experiment, key, milestone, seed)
     expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
-    state = resume(output, expected, experiment.training, device)
-    if state is None:
-        state = _beginning(experiment, key, milestone, seed, steps, device)
+    what = {"expert": key, "milestone": milestone, "seed": seed}
+    with resumable(output, what, expected, training, device) as place:
+        state = place.state or _beginning(experiment, key, milestone, seed, steps, device)
+        job = Job(
+            name=_stream(expert),
+            seed=seed,
+            images=images,
+            law=_law(experiment, expert),
+            abar=alphas_bar(experiment.diffusion),
+            training=training,
+            stats=place.stats,
+        )
+        train(state, job, steps, save=place.saver(experiment.network))
 
-    folder = layout.state_of(output)
-    job = Job(
-        name=_stream(expert),
-        seed=seed,
-        images=images,
-        law=_law(experiment, expert),
-        abar=alphas_bar(experiment.diffusion),
-        training=experiment.training,
-        stats=folder / "stats.jsonl",
-    )
-    job.stats.parent.mkdir(parents=True, exist_ok=True)
-    keep_readings(job.stats, state.step)
-    story = {"expert": key, "milestone": milestone, "seed": seed, **expected}
-    train(state, job, steps, save=lambda s: s.save(state_path(output), experiment.network, story))
-
-    state.save(output, experiment.network, story)
-    entry = ledger(
-        device,
-        expert=key,
-        milestone=milestone,
-        seed=seed,
-        steps=state.step,
-        seconds=round(state.seconds, 3),
-        images=state.step * experiment.training.batch,
-        processes=state.processes,
-    )
-    write_json(layout.path(layout.LEDGER, **where), entry)
-    os.replace(job.stats, layout.path(layout.STATS, **where))
-    remove_state(folder)
+        state.save(output, experiment.network, place.story)
+        write_text(layout.path(layout.STATS, **where), place.stats.read_text())
+        entry = ledger(
+            device,
+            **what,
+            steps=state.step,
+            seconds=round(state.seconds, 3),
+            images=state.step * training.batch,
+            processes=state.processes,
+        )
+        write_json(layout.path(layout.LEDGER, **where), entry)

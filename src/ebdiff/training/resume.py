@@ -4,37 +4,97 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ebdiff import layout
-from ebdiff.config import Training
+from ebdiff.config import Network, Training
 from ebdiff.errors import UserError
-from ebdiff.files import sha256
+from ebdiff.files import holding, sha256, write_text
 from ebdiff.nets import store
 from ebdiff.training.state import State
 
+ASIDE = "set-aside.safetensors"
+
 
 def stamp(digest: str, images: str, inputs: list[Path]) -> dict[str, Any]:
-    """What a state and its artefact depend on: config digest and the hash of every input file."""
-    files = [f for p in inputs for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
+    """What a state and its artefact depend on: config digest and the hash of every input file.
+
+    Of an input folder every file counts but hidden ones (unfinished writes, Snakemake's time stamp).
+    """
+    files = [f for p in inputs for f in (sorted(p.glob("[!.]*")) if p.is_dir() else [p])]
     return {"digest": digest, "images": images, "inputs": {str(f): sha256(f) for f in files}}
 
 
-def state_path(output: Path) -> Path:
-    """The resumable state of an output; Snakemake doesn't know of it."""
-    return layout.state_of(output) / "state.safetensors"
+@dataclass
+class Place:
+    """Where an unfinished training keeps itself.
+
+    Attributes:
+        folder: the undeclared folder beside the output.
+        state: the state to go on from, or None to begin.
+        story: what the output is; the stamp is part of it.
+    """
+
+    folder: Path
+    state: State | None
+    story: dict[str, Any]
+
+    @property
+    def stats(self) -> Path:
+        """The readings so far (JSON lines)."""
+        return self.folder / "stats.jsonl"
+
+    def saver(self, network: Network) -> Callable[[State], None]:
+        """A function that keeps a state here."""
+        return lambda state: state.save(self.folder / "state.safetensors", network, self.story)
 
 
-def resume(output: Path, expected: dict[str, Any], training: Training, device: torch.device) -> State | None:
-    """The saved state of an unfinished output, or None.
+@contextmanager
+def resumable(
+    output: Path, story: dict[str, Any], expected: dict[str, Any], training: Training, device: torch.device
+) -> Iterator[Place]:
+    """The place of an unfinished output, locked; it goes when the block succeeds.
+
+    Args:
+        output: the declared output that the state belongs to.
+        story: what the output is.
+        expected: its `stamp`.
+        training, device: how a state is loaded.
+
+    Raises:
+        UserError: another process is at work on the same output.
+    """
+    folder = layout.state_of(output)
+    with holding(folder):
+        place = Place(folder, _resume(folder, output, expected, training, device), {**story, **expected})
+        if place.state is None:
+            for leftover in folder.iterdir():  # of other settings, or from before the first state
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                elif leftover.name != ASIDE:
+                    leftover.unlink()
+        else:
+            _keep_readings(place.stats, place.state.step)
+        yield place
+        shutil.rmtree(folder)
+
+
+def _resume(
+    folder: Path, output: Path, expected: dict[str, Any], training: Training, device: torch.device
+) -> State | None:
+    """The saved state, or None.
 
     A state of another configuration or of other inputs is set aside with a word, never used; so is
     an unreadable one.
     """
-    path = state_path(output)
+    path = folder / "state.safetensors"
     if not path.exists():
         return None
     try:
@@ -46,14 +106,20 @@ def resume(output: Path, expected: dict[str, Any], training: Training, device: t
             return state
     except UserError as error:
         reason = str(error)
-    aside = path.with_name("set-aside.safetensors")
-    os.replace(path, aside)
-    print(f"{path}: not used ({reason}); set aside as {aside.name}, starting again", flush=True)
+    os.replace(path, path.with_name(ASIDE))
+    print(f"{path}: not used ({reason}); set aside as {ASIDE}, starting again", flush=True)
     return None
 
 
-def keep_readings(stats: Path, step: int) -> None:
-    """Drop readings beyond the state's step: they will be taken again."""
-    if stats.exists():
-        lines = [line for line in stats.read_text().splitlines() if json.loads(line)["step"] <= step]
-        stats.write_text("".join(f"{line}\n" for line in lines))
+def _keep_readings(stats: Path, step: int) -> None:
+    """Drop readings beyond the state's step, which will be taken again, and a half-written last line."""
+    if not stats.exists():
+        return
+    kept = []
+    for line in stats.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except json.JSONDecodeError:
+            break
+    write_text(stats, "".join(kept))

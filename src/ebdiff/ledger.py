@@ -11,13 +11,22 @@ import numpy as np
 import torch
 
 import ebdiff
+from ebdiff.errors import UserError
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` takes the first GPU where there is one, else the CPU."""
+    """`auto` takes the first GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(asked)
+    try:
+        return torch.empty(0, device=asked).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"compute.device: {asked!r} can't be used here ({reason}); try auto or cpu") from None
 
 
 def device_name(device: torch.device) -> str:
