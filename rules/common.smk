@@ -12,13 +12,18 @@ from ebdiff.report import needs
 CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
 
 
+def stop(message):
+    """End with one line: snakemake reports an exception in an input function with a trace."""
+    raise SystemExit(f"ebdiff: {message}")
+
+
 @cache
 def load(name):
     """An experiment by name; a mistake in its file is one line, before anything starts."""
     try:
         return loading.load(name)
     except UserError as error:
-        raise WorkflowError(str(error))
+        stop(error)
 
 
 @cache
@@ -47,11 +52,9 @@ def checked(function, *arguments):
     try:
         return function(*arguments)
     except UserError as error:
-        raise WorkflowError(str(error))
+        stop(error)
     except KeyError as error:
-        raise WorkflowError(
-            f"the experiment has no {error}; asked for by a target's name"
-        )
+        stop(f"the experiment has no {error}; asked for by a target's name")
 
 
 def of(function, *wildcards):
@@ -141,7 +144,7 @@ def metrics_of(name, runs):
     """Metrics of some runs, over their seeds."""
     for run in runs:
         if run not in load(name).runs:
-            raise WorkflowError(f"runs: {unknown(run, load(name).runs)}")
+            stop(f"runs: {unknown(run, load(name).runs)}")
     return [
         layout.METRICS.format(experiment=name, seed=seed, run=run)
         for run in runs

@@ -356,15 +356,19 @@ class Experiment(Strict):
         try:
             full = [0, raw.get("diffusion", {}).get("timesteps", 1000)]
             for search in raw.get("searches", {}).values():
-                search["span"] = search.get("span") or full
+                if search.get("span") is None:
+                    search["span"] = full
             for run in raw.get("runs", {}).values():
-                run.setdefault("span", full)
+                if run.get("span") is None:
+                    run["span"] = full
                 for expert in run.get("experts", [run]):
                     if expert.get("init", run.get("init")) == "dense":
                         expert.setdefault("search", raw["dense"].get("search", "full"))
                         expert.setdefault("iterations", run.get("iterations", raw["dense"]["iterations"]))
-                    span = expert.get("span") or run["span"]
-                    expert["serve"] = expert.get("serve") or run.get("serve") or span
+                    if expert.get("span") is None:
+                        expert["span"] = run["span"]
+                    if expert.get("serve") is None:
+                        expert["serve"] = run.get("serve") or expert["span"]
         except (AttributeError, KeyError, TypeError):
             pass  # a malformed file: the typed checks below name the key
         return raw

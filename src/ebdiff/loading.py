@@ -191,12 +191,15 @@ def schema() -> dict:
         "type": "string",
         "description": "Experiment whose keys this one starts from.",
     }
-    # A file may leave to its base what the merged experiment must have.
-    schema.pop("required", None)
+    parts = schema["$defs"]
+    # A file may leave to its base what the merged experiment must have, or remove it with null.
+    for part in (schema, *parts.values()):
+        part.pop("required", None)
+    for part in (parts["Run"], parts["Search"], schema["properties"]["tables"]["additionalProperties"]):
+        part["type"] = [part["type"], "null"]
+    interval = parts["Search"]["properties"]["interval"]
+    interval["anyOf"] = [{"$ref": interval.pop("$ref")}, {"const": "epoch"}]
     # Runs may carry expert keys as defaults for their experts.
-    run, expert = schema["$defs"]["Run"], schema["$defs"]["Expert"]
-    run["properties"] = {**expert["properties"], **run["properties"]}
-    run.pop("required", None)
-    expert.pop("required", None)
+    parts["Run"]["properties"] = {**parts["Expert"]["properties"], **parts["Run"]["properties"]}
     schema["title"] = "ebdiff experiment"
     return schema

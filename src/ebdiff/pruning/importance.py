@@ -85,8 +85,8 @@ def accumulate_gradients(
         noisy = a**0.5 * images + (1 - a) ** 0.5 * noise
         predicted = network(noisy, torch.full((len(images),), t, device=images.device))
         loss = (predicted - noise).square().sum(dim=(1, 2, 3)).mean()
-        largest = max(largest, float(loss))
-        if stop_early and float(loss) < pruning.threshold * largest:
+        largest = max(largest, loss.item())
+        if stop_early and loss.item() < pruning.threshold * largest:
             break
         loss.backward()
         used += 1
