@@ -21,6 +21,7 @@ localrules:
     tables,
     figures,
     report,
+    paper,
 
 
 rule all:
@@ -30,6 +31,11 @@ rule all:
 
 
 rule report:
+    input:
+        of_all(reports_of),
+
+
+rule paper:
     input:
         of_all(reports_of),
 
