@@ -33,7 +33,7 @@ def test_the_tickets_are_learned(digits):
 @pytest.mark.parametrize("run", METHODS)
 def test_samples_look_like_digits_of_every_class(digits, run):
     metrics = read(digits, layout.METRICS, run=run)
-    assert metrics["images"] == 1000
+    assert metrics["images"] == 500
     assert metrics["confident"] >= 0.75
     assert min(metrics["class_shares"]) >= 0.04
     assert metrics["fd"] < 0.15 * metrics["ceiling"]["fd"]

@@ -56,6 +56,7 @@ STAGES = {
     "expert": lambda e: digests.expert_digest(e, "full-magnitude-ema-0.5-t0-1000", "40"),
     "sample": lambda e: digests.sample_digest(e, "eb-50"),
     "metrics": digests.metrics_digest,
+    "reference": lambda e: digests.reference_digest(e, "clean", "all"),
     "cost": digests.cost_digest,
     "report": digests.report_digest,
 }
@@ -85,6 +86,9 @@ def stages_changed_by(changes):
         ("runs.eb-50.title", "Another", {"report"}),
         ("tables.table4", ["eb-50"], {"report"}),
         ("pruning.stride", 50, {"taylor masks", "report"}),
+        ("evaluation", {"batch": 8, "weights": "inception.pt"}, {"report"}),
+        ("evaluation", {"precision_recall": True}, {"metrics", "report"}),
+        ("evaluation", {"reference": 500}, {"metrics", "report"}),
         ("searches.full.threshold", 0.2, {"dense", "hamming", "ticket", "report"}),
         ("searches.full.horizon", 9, {"dense", "report"}),
         ("searches.full.watch", 1, {"dense", "report"}),

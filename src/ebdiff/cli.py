@@ -203,6 +203,13 @@ def prune_per_epoch(
     """
     experiment = _begin(name, threads)
     _check_search(experiment, search, criterion, weights)
+    from ebdiff import inputs
+
+    if inputs.taken_while_training(search, criterion):
+        from ebdiff import tickets
+
+        inputs.masks(experiment, search, criterion, weights, seed)  # refuses a criterion not searched with
+        return tickets.take_masks(experiment, search, weights, seed)
     from ebdiff import selection
 
     selection.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
@@ -223,9 +230,9 @@ def hamming_matrix(
     experiment = _begin(name)
     _known(search, experiment.searches, "--search")
     _check_search(experiment, search, criterion, weights)
-    from ebdiff import selection
+    from ebdiff import tickets
 
-    selection.hamming_matrix(experiment, search, criterion, weights, seed)
+    tickets.hamming_matrix(experiment, search, criterion, weights, seed)
 
 
 @app.command()
@@ -260,7 +267,7 @@ def finetune_region(
 ) -> None:
     """Train an expert on its span of timesteps up to a milestone.
 
-    Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 1125
+    Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 900
     """
     experiment = _begin(name, threads)
     experts = experiment.experts()

@@ -24,7 +24,7 @@ from ebdiff.pruning.select import realised_rate, select_random
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
-WARMUP, ROUNDS = 3, 15  # steps before timing, and interleaved rounds of one step per network
+WARMUP, ROUNDS = 2, 11  # steps before timing, and interleaved rounds of one step per network
 
 
 def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]:

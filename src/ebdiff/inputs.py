@@ -34,6 +34,11 @@ def snapshot(experiment: Experiment, search: str, seed: int | str, interval: int
     return found if search == FINAL else found / f"{interval}.safetensors"
 
 
+def taken_while_training(search: str, criterion: str) -> bool:
+    """Whether `train-dense` recorded the masks itself, so that nothing needs computing."""
+    return search != FINAL and criterion == "magnitude"
+
+
 def masks(experiment: Experiment, search: str, criterion: str, weights: str, seed: int | str) -> list[Path]:
     """What `prune-per-epoch` reads: masks taken while training; for gradients, snapshots and images too.
 

@@ -1,6 +1,6 @@
 """From snapshots to tickets: masks of every interval, their distances, the network cut out.
 
-One function per verb: `prune_per_epoch`, `hamming_matrix`, `select_eb_epoch`.
+One function per verb: `prune_per_epoch`, `select_eb_epoch`; what needs no torch is in `tickets.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.digests import masks_digest, ticket_digest
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
-from ebdiff.files import read_json, write_arrays, write_json
+from ebdiff.files import read_json, write_json
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.pruning.count import count
@@ -33,9 +33,11 @@ from ebdiff.tickets import (
     chance,
     first_settled,
     hamming,
+    interval_steps,
     last_distances,
     load_history,
     save_histories,
+    take_masks,
 )
 
 
@@ -47,18 +49,16 @@ def prune_per_epoch(
     Magnitude masks were taken while training and are only selected here; Taylor and Diff-Pruning
     are computed from the snapshots; `final` is a history of one.
     """
+    if inputs.taken_while_training(search, criterion):
+        return take_masks(experiment, search, weights, seed)
     inputs.masks(experiment, search, criterion, weights, seed)  # refuses a criterion not searched with
     groups = trace(experiment.network)
     where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
     began = time.perf_counter()
-    if criterion == "magnitude" and search != FINAL:
-        history = load_history(layout.path(layout.DENSE_MASKS, **where), weights, groups)
-    else:
-        rates = experiment.rates_of(search)
-        history = History.empty(tuple(rates), groups)
-        for scores in _scores(experiment, search, criterion, weights, seed, device):
-            packed = [np.packbits(select(groups, scores, rate)) for rate in history.rates]
-            history.masks.append(np.stack(packed))
+    history = History.empty(tuple(experiment.rates_of(search)), groups)
+    for scores in _scores(experiment, search, criterion, weights, seed, device):
+        packed = [np.packbits(select(groups, scores, rate)) for rate in history.rates]
+        history.masks.append(np.stack(packed))
     digest = masks_digest(experiment, search, criterion, weights)
     save_histories(layout.path(layout.MASKS, **where), {weights: history}, digest)
     seconds = round(time.perf_counter() - began, 3)
@@ -72,8 +72,7 @@ def _scores(
     """Channel scores of every snapshot of a search, in order."""
     where = dict(experiment=experiment.name, seed=seed, search=search)
     taken = layout.path(layout.DENSE_MASKS, **where)  # one mask an interval, and one snapshot
-    groups = trace(experiment.network)
-    intervals = 1 if search == FINAL else len(load_history(taken, weights, groups).masks)
+    intervals = 1 if search == FINAL else len(load_history(taken, weights).masks)
     if criterion != "magnitude":
         images, noise = _fixed_batch(experiment, seed, device)
     for interval in range(intervals):
@@ -105,35 +104,6 @@ def _fixed_batch(
     images = to_float(pixels[chosen])
     noise = generator(seed, "pruning/noise").standard_normal(images.shape, np.float32)
     return images.to(device), torch.from_numpy(noise).to(device)
-
-
-def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
-    """All distances of a mask history, to the initial mask too, and chance (verb `hamming-matrix`)."""
-    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
-    groups = trace(experiment.network)
-    history = load_history(layout.path(layout.MASKS, **where), weights, groups)
-    rule = experiment.searches[search]
-    write_arrays(
-        layout.path(layout.HAMMING, **where),
-        rates=np.array(history.rates),
-        intervals=np.arange(len(history.masks)),
-        matrix=np.stack([history.distances(r) for r in history.rates]),
-        initial=np.stack([history.to_initial(r) for r in history.rates]),
-        chance=np.array([chance(history.mask(r, 0), groups) for r in history.rates]),
-        window=np.array(rule.window),
-        threshold=np.array(rule.threshold),
-        interval_steps=np.array(interval_steps(experiment, search)),
-        unit=np.array(rule.interval.unit),
-    )
-
-
-def interval_steps(experiment: Experiment, search: str) -> int:
-    """Optimiser steps per interval of a search."""
-    steps = experiment.searches[search].interval.steps
-    if steps is not None:
-        return steps
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
-    return experiment.epoch_steps(manifest["count"])
 
 
 def select_eb_epoch(
@@ -172,7 +142,7 @@ def select_eb_epoch(
         "realised": realised_rate(mask),
         **found,
         "step": source["step"],
-        "chance": chance(mask, groups),
+        "chance": chance(mask, [g.width for g in groups]),
         "params": params,
         "macs": macs,
         "widths": widths(groups, mask),
@@ -212,7 +182,7 @@ def _apply_rule(
     mask = history.mask(rate, interval)
     to_initial = float(history.to_initial(rate)[interval])
     known = history.initial is not None
-    learned = to_initial >= LEARNED * chance(mask, trace(experiment.network))
+    learned = to_initial >= LEARNED * chance(mask, history.widths)
     return mask, {
         "settled": found is not None,
         "interval": interval,

@@ -6,14 +6,22 @@ lies within a threshold of each of the `window - 1` masks before it (A1).
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ebdiff import layout
+from ebdiff.config import Experiment
+from ebdiff.digests import masks_digest
 from ebdiff.errors import UserError
-from ebdiff.files import read_arrays, write_arrays
-from ebdiff.pruning.graph import Group
+from ebdiff.files import read_arrays, read_json, write_arrays, write_json
+
+if TYPE_CHECKING:  # torch takes longer to import than a matrix takes to make
+    from ebdiff.pruning.graph import Group
 
 
 def hamming(a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
@@ -51,16 +59,16 @@ def first_settled(masks: np.ndarray, length: int, window: int, threshold: float)
     return None
 
 
-def chance(mask: np.ndarray, groups: tuple[Group, ...]) -> float:
+def chance(mask: np.ndarray, widths: Sequence[int]) -> float:
     """Expected distance of two independent masks of the same sizes.
 
     Entry-weighted mean over groups of 2 p (1 - p), p the share that the group really lost.
 
     Args:
         mask: bool, unpacked, True = kept.
-        groups: the network's pruning groups.
+        widths: channels of each group, in order.
     """
-    parts = np.split(mask, np.cumsum([g.width for g in groups])[:-1])
+    parts = np.split(mask, np.cumsum(widths)[:-1])
     return float(sum(2 * p.mean() * (1 - p.mean()) * len(p) for p in parts) / len(mask))
 
 
@@ -127,8 +135,8 @@ def save_histories(path: Path, histories: dict[str, History], digest: str) -> No
     write_arrays(path, **arrays, names=np.array(first.names), digest=np.array(digest))
 
 
-def load_history(path: Path, weights: str, groups: tuple[Group, ...]) -> History:
-    """Read one history and check that it belongs to the network of these groups.
+def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = None) -> History:
+    """Read one history and check that it belongs to the network of these groups, where they are given.
 
     Raises:
         UserError: unreadable, without these weights, or of another network.
@@ -144,7 +152,48 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...]) -> History
         )
     except KeyError as missing:
         raise UserError(f"{path}: has no {missing.args[0]}; delete it and run again") from None
-    expected = [(g.name, g.width) for g in groups]
-    if list(zip(history.names, history.widths, strict=True)) != expected:
+    found = list(zip(history.names, history.widths, strict=True))
+    if groups is not None and found != [(g.name, g.width) for g in groups]:
         raise UserError(f"{path}: masks of another network; delete it and run again")
     return history
+
+
+def take_masks(experiment: Experiment, search: str, weights: str, seed: int) -> None:
+    """Select the magnitude masks that a search took while training (verb `prune-per-epoch`)."""
+    where = dict(experiment=experiment.name, seed=seed, search=search)
+    ticket = dict(**where, criterion="magnitude", weights=weights)
+    began = time.perf_counter()
+    history = load_history(layout.path(layout.DENSE_MASKS, **where), weights)
+    digest = masks_digest(experiment, search, "magnitude", weights)
+    save_histories(layout.path(layout.MASKS, **ticket), {weights: history}, digest)
+    seconds = round(time.perf_counter() - began, 3)
+    masks = len(history.masks) * len(history.rates)
+    write_json(layout.path(layout.MASKS_LEDGER, **ticket), {**ticket, "seconds": seconds, "masks": masks})
+
+
+def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
+    """All distances of a mask history, to the initial mask too, and chance (verb `hamming-matrix`)."""
+    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
+    history = load_history(layout.path(layout.MASKS, **where), weights)
+    rule = experiment.searches[search]
+    write_arrays(
+        layout.path(layout.HAMMING, **where),
+        rates=np.array(history.rates),
+        intervals=np.arange(len(history.masks)),
+        matrix=np.stack([history.distances(r) for r in history.rates]),
+        initial=np.stack([history.to_initial(r) for r in history.rates]),
+        chance=np.array([chance(history.mask(r, 0), history.widths) for r in history.rates]),
+        window=np.array(rule.window),
+        threshold=np.array(rule.threshold),
+        interval_steps=np.array(interval_steps(experiment, search)),
+        unit=np.array(rule.interval.unit),
+    )
+
+
+def interval_steps(experiment: Experiment, search: str) -> int:
+    """Optimiser steps per interval of a search."""
+    steps = experiment.searches[search].interval.steps
+    if steps is not None:
+        return steps
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
+    return experiment.epoch_steps(manifest["count"])
