@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError  # only to catch what torch.load raises on one
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ from torch import Tensor
 from ebdiff.config import Network
 from ebdiff.errors import UserError
 from ebdiff.nets.unet import UNet
+
+# What torch.load raises on a file that isn't plain tensors; nothing here unpickles.
+UnpicklingError = torch.serialization.pickle.UnpicklingError
 
 
 def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
