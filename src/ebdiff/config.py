@@ -8,323 +8,60 @@ This module imports no torch, because the Snakefile reads it.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ebdiff.errors import unknown
+from ebdiff.sections import (
+    FINAL,
+    Compute,
+    Criterion,
+    Dataset,
+    Dense,
+    Diffusion,
+    Evaluation,
+    Expert,
+    Interval,
+    Name,
+    Network,
+    Protocol,
+    Pruning,
+    Published,
+    Run,
+    Sampling,
+    Search,
+    Seed,
+    Span,
+    Speed,
+    Strict,
+    Table,
+    Training,
+    Weights,
+)
 
-FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
-Seed = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Span = tuple[int, int]
-Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
-SearchCriterion = Literal["magnitude", "taylor", "diff-pruning"]
-Weights = Literal["raw", "ema"]
-Init = Literal["inherit", "fresh", "dense", "snapshot"]
-Law = Literal["uniform", "speed"]
-Method = Literal["unpruned", "scratch", "finetune", "eb", "ta-eb", "control"]
-Table = Literal[
-    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "controls"
+__all__ = [
+    "FINAL",
+    "Compute",
+    "Criterion",
+    "Dataset",
+    "Dense",
+    "Diffusion",
+    "Evaluation",
+    "Experiment",
+    "Expert",
+    "Interval",
+    "Network",
+    "Protocol",
+    "Pruning",
+    "Published",
+    "Run",
+    "Sampling",
+    "Search",
+    "Speed",
+    "Training",
+    "Weights",
 ]
-Protocol = Literal["classifier", "legacy_pytorch", "clean"]
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Dataset(Strict):
-    """Where the images come from and how training sees them."""
-
-    name: Name = Field(description="Folder name under resources/data/.")
-    source: Literal["bundled-digits", "cifar10", "images"] = Field(
-        description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
-        "cifar10: the official archive, or a local copy of it or of its parquet files at `path`. "
-        "images: any folder, zip or parquet of images at `path`, or a dataset of the hub at `hub`."
-    )
-    path: str | None = Field(
-        None,
-        description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
-        "${VARIABLE:-default} also where they are unset.",
-    )
-    hub: str | None = Field(None, description="Dataset on the Hugging Face hub, owner/name.")
-    crop: Literal["none", "centre", "celeba"] = Field(
-        "none",
-        description="Before resizing to the network's size. none: images must be square; centre: "
-        "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
-    )
-    broken: Literal["refuse", "skip"] = Field(
-        "refuse", description="Images that can't be read: name them and stop, or skip and count them."
-    )
-    flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
-    subset: int | None = Field(None, gt=0, description="Train on the first n images only.")
-
-
-class Network(Strict):
-    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
-
-    image_size: int = Field(32, gt=0, description="Height and width of the images, pixels.")
-    channels: int = Field(3, ge=1, le=4, description="Colour channels.")
-    width: int = Field(128, ge=4, multiple_of=2, description="Channels of the first level.")
-    multipliers: tuple[int, ...] = Field(
-        (1, 2, 2, 2), min_length=1, description="Width of each level / width."
-    )
-    blocks: int = Field(2, gt=0, description="Residual blocks per level (decoder: one more).")
-    attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
-    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    norm_groups: int = Field(32, gt=0, description="Groups of every GroupNorm.")
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Network:
-        if self.image_size % 2 ** (len(self.multipliers) - 1):
-            raise ValueError(
-                f"image_size {self.image_size} can't be halved {len(self.multipliers) - 1} times; "
-                "use fewer multipliers"
-            )
-        for width in self.widths:
-            if width % self.norm_groups:
-                raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
-        return self
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
-        return tuple(self.width * m for m in self.multipliers)
-
-
-class Diffusion(Strict):
-    """The noise schedule: beta linear from `beta_start` to `beta_end` over `timesteps`."""
-
-    timesteps: int = Field(1000, gt=1, description="T: the number of noise levels.")
-    beta_start: float = Field(1e-4, gt=0, lt=1)
-    beta_end: float = Field(0.02, gt=0, lt=1)
-
-
-class Training(Strict):
-    """The optimisation, the same for dense networks and experts."""
-
-    batch: int = Field(128, gt=0, description="Images per step (global batch).")
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's rate, constant after warm-up.")
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up; scaled by `scale`.")
-    clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the weight average.")
-    ema_warmup: bool = Field(False, description="Use min(decay, (1+i)/(10+i)) at step i.")
-    log_every: int = Field(50, gt=0, description="Steps between loss readings (and NaN checks).")
-    save_minutes: float = Field(5.0, gt=0, description="Minutes between resumable states.")
-
-
-class Pruning(Strict):
-    """Settings of the gradient criteria."""
-
-    images: int = Field(128, gt=0, description="Fixed batch on which gradients are taken.")
-    threshold: float = Field(
-        0.05, ge=0, lt=1, description="Diff-Pruning: stop at the first t whose loss < this x max."
-    )
-    stride: int = Field(1, gt=0, description="Take every n-th timestep; 1 in the paper.")
-
-
-class Interval(Strict):
-    """What separates two masks of a search."""
-
-    unit: Literal["epoch", "pseudo-epoch", "iteration"] = "epoch"
-    steps: int | None = Field(None, gt=0, description="Steps per interval; null for an epoch.")
-
-    @model_validator(mode="after")
-    def _steps_given(self) -> Interval:
-        if (self.unit == "epoch") != (self.steps is None):
-            raise ValueError("give `steps` with unit pseudo-epoch or iteration, never with epoch")
-        return self
-
-
-class Search(Strict):
-    """A dense training whose masks are watched until they settle (the early-bird rule)."""
-
-    span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
-    interval: Interval = Field(Interval(), description="epoch, or {unit, steps}.")
-    criteria: tuple[SearchCriterion, ...] = Field(("magnitude",), min_length=1)
-    rates: tuple[Rate, ...] = Field(min_length=1, description="Asked pruning rates.")
-    weights: tuple[Weights, ...] = Field(("ema",), min_length=1, description="Which weights give tickets.")
-    window: int = Field(5, ge=2, description="Masks in the queue (5 in the paper).")
-    threshold: float = Field(0.1, gt=0, lt=1, description="Largest distance in the queue (eta).")
-    horizon: int = Field(30, gt=0, description="Intervals after which the search gives up.")
-    watch: int = Field(0, ge=0, description="Intervals to go on after the last ticket.")
-
-    @field_validator("interval", mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {"unit": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _window_fits(self) -> Search:
-        if len(set(self.rates)) < len(self.rates):
-            raise ValueError(f"rates {list(self.rates)} repeat one")
-        if self.horizon < self.window:
-            raise ValueError(f"horizon {self.horizon} is shorter than window {self.window}")
-        return self
-
-    @property
-    def gradient_criteria(self) -> tuple[str, ...]:
-        """The criteria that need snapshots and a backward pass."""
-        return tuple(c for c in self.criteria if c in ("taylor", "diff-pruning"))
-
-
-class Dense(Strict):
-    """The unpruned network: the search it continues and its length N (the D of the speed-ups)."""
-
-    search: Name = "full"
-    iterations: int = Field(gt=0, description="Optimiser steps; scaled by `scale`.")
-    source: str | None = Field(
-        None,
-        alias="from",
-        description="A public DDPM checkpoint (.safetensors, .ckpt, .pth) to take as the finished unpruned "
-        "network instead of training it; `iterations` then says how long it was trained.",
-    )
-
-
-class Speed(Strict):
-    """SpeeD's asymmetric timestep law and change-aware weights, for experts with `law: speed`."""
-
-    k: float = Field(5.0, gt=0, description="Timesteps below tau are this many times likelier.")
-    lam: float = Field(0.6, ge=0.5, le=1, description="Weights below tau lie in [1 - lam, lam].")
-    tau: int = Field(700, gt=0, description="First timestep of the tail.")
-    dual: bool = Field(True, description="Over the whole range, pair t with M - t (M = 642).")
-
-
-class Expert(Strict):
-    """A network trained on a span of timesteps and serving one."""
-
-    init: Init = Field(
-        "inherit",
-        description="inherit: a ticket's weights; fresh: new weights of the same widths; "
-        "dense: the unpruned network; snapshot: the ticket's weights before surgery.",
-    )
-    search: Name = Field("full", description="The ticket's search, or `final`.")
-    criterion: Criterion = "magnitude"
-    weights: Weights = "ema"
-    rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
-    law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
-    span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
-    serve: Span = Field(None, description="Timesteps served; left out: the span.")
-    iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
-
-    @field_validator("iterations")
-    @classmethod
-    def _milestone(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value <= 0:
-            raise ValueError("iterations must be positive")
-        if isinstance(value, str) and not value.startswith("like-"):
-            raise ValueError(f"iterations must be a number or like-RUN, not {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _rate_given(self) -> Expert:
-        if (self.init == "dense") != (self.rate is None):
-            raise ValueError("give a rate to every expert except `init: dense`, which has none")
-        return self
-
-    @property
-    def key(self) -> str:
-        """The expert's name: runs that list the same expert share it."""
-        span = f"t{self.span[0]}-{self.span[1]}"
-        law = "" if self.law == "uniform" else f"-{self.law}"
-        if self.init == "dense":
-            return f"dense-{self.search}{law}"
-        if self.init == "fresh":
-            return f"fresh-{self.rate}-{span}{law}"
-        prefix = "snapshot-" if self.init == "snapshot" else ""
-        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
-
-    @property
-    def continues_search(self) -> bool:
-        """Whether this is the unpruned network that goes on where its search stopped."""
-        return self.init == "dense" and self.law == "uniform"
-
-    @property
-    def needs_ticket(self) -> bool:
-        """Whether the expert starts from a ticket's file (inherit) or story (snapshot)."""
-        return self.init in ("inherit", "snapshot")
-
-
-class Run(Strict):
-    """A list of experts whose serve-spans tile [0, T): one row of a table.
-
-    Keys of an expert written on the run itself are defaults for all its experts.
-    """
-
-    title: str = Field(min_length=1, description="How tables and figures call it.")
-    method: Method = Field(description="Which accounting rule holds (A6) and which block it is in.")
-    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="Seeds; null: the experiment's.")
-    note: str | None = Field(None, description="Footnote wherever the run appears.")
-    experts: tuple[Expert, ...] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spread_defaults(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        shared = {k: raw[k] for k in raw if k in Expert.model_fields}
-        rest = {k: raw[k] for k in raw if k not in Expert.model_fields}
-        experts = rest.get("experts", [{}])
-        if isinstance(experts, list | tuple) and all(isinstance(e, dict) for e in experts):
-            rest["experts"] = [{**shared, **e} for e in experts]
-        return rest
-
-
-class Sampling(Strict):
-    """How images are drawn."""
-
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    steps: int = Field(100, gt=0, description="DDIM steps per image; quad spacing visits a few less.")
-    spacing: Literal["quad", "uniform"] = Field("quad", description="Which timesteps DDIM visits.")
-    clamp: bool = Field(False, description="Clamp x0 to [-1, 1] at each step and recompute eps.")
-    images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
-    batch: int = Field(250, gt=0, description="Images per forward pass.")
-
-
-class Evaluation(Strict):
-    """Which features the distances live in."""
-
-    protocols: tuple[Protocol, ...] = Field(
-        ("classifier",),
-        min_length=1,
-        description="The first is the one tables show. classifier: a small network trained on the data's "
-        "labels; legacy_pytorch: FID as the paper's script computes it; clean: clean-fid's resizing.",
-    )
-    weights: str | None = Field(None, description="Inception weights file; null: looked for.")
-    batch: int = Field(64, gt=0, description="Images per forward pass of the feature network.")
-    reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
-    precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
-
-    @property
-    def reference_count(self) -> str:
-        """`reference` as paths spell it: a number or `all`."""
-        return str(self.reference or "all")
-
-
-class Compute(Strict):
-    """What one training or sampling job may use; only `measure-cost` depends on it."""
-
-    threads: int = Field(1, gt=0, description="Torch threads per job.")
-    gpus: int = Field(0, ge=0, description="GPUs per job.")
-    mem_mb: int = Field(1500, ge=200)
-    runtime: int = Field(60, gt=0, description="Minutes a training job may take on a cluster.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
-
-
-class Published(Strict):
-    """How this experiment's runs map to the paper's rows."""
-
-    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom"] = "cifar10"
-    expert_iterations: dict[int, int] = Field(
-        {}, description="Our iterations -> the paper's, for Tables 3, 8 and 9."
-    )
-    note: str = Field("", description="Footnote of tables that show published values.")
 
 
 class Experiment(Strict):
