@@ -21,10 +21,10 @@ TRAINED = {"train_dense", "prune_per_epoch", "hamming_matrix", "select_eb_epoch"
 TRAINED |= {"sample", "fid"}
 
 
-def snakemake(folder, *arguments, cores=2):
+def snakemake(folder, *arguments, cores=2, timeout=600):
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments]
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def copied(folder):
