@@ -339,3 +339,11 @@ def test_the_schema_refuses_what_loading_refuses(path, value):
     jsonschema = pytest.importorskip("jsonschema")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(changed(TINY, {path: value}), loading.schema())
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits_full"])
+def test_tables_8_and_9_share_their_trainings(name):
+    e = loading.load(name, ROOT / "config/experiments")
+    experts = [x for table in ("table8", "table9") for run in e.tables[table] for x in e.runs[run].experts]
+    assert len({x.key for x in experts}) == 7
+    assert len({(x.key, x.iterations) for x in experts}) == 13
