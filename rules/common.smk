@@ -20,10 +20,7 @@ def stop(message):
 @cache
 def load(name):
     """An experiment by name; a mistake in its file is one line, before anything starts."""
-    try:
-        return loading.load(name)
-    except UserError as error:
-        stop(error)
+    return checked(loading.load, name)
 
 
 @cache

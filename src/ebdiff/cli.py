@@ -208,7 +208,6 @@ def prune_per_epoch(
     if inputs.taken_while_training(search, criterion):
         from ebdiff import tickets
 
-        inputs.masks(experiment, search, criterion, weights, seed)  # refuses a criterion not searched with
         return tickets.take_masks(experiment, search, weights, seed)
     from ebdiff import selection
 

@@ -30,8 +30,10 @@ def snapshots(experiment: Experiment, search: str, seed: int | str) -> Path:
 
 def snapshot(experiment: Experiment, search: str, seed: int | str, interval: int) -> Path:
     """Weights at the end of an interval (0-based) of a search."""
-    found = snapshots(experiment, search, seed)
-    return found if search == FINAL else found / f"{interval}.safetensors"
+    if search == FINAL:
+        return final_path(experiment, seed)
+    where = dict(experiment=experiment.name, seed=seed, search=search)
+    return layout.path(layout.SNAPSHOT, interval=interval, **where)
 
 
 def taken_while_training(search: str, criterion: str) -> bool:

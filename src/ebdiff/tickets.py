@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ebdiff import layout
+from ebdiff import inputs, layout
 from ebdiff.config import Experiment
 from ebdiff.digests import masks_digest
 from ebdiff.errors import UserError
@@ -160,6 +160,7 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = No
 
 def take_masks(experiment: Experiment, search: str, weights: str, seed: int) -> None:
     """Select the magnitude masks that a search took while training (verb `prune-per-epoch`)."""
+    inputs.masks(experiment, search, "magnitude", weights, seed)  # refuses a criterion not searched with
     where = dict(experiment=experiment.name, seed=seed, search=search)
     ticket = dict(**where, criterion="magnitude", weights=weights)
     began = time.perf_counter()

@@ -105,7 +105,8 @@ class Watch:
     def _save_snapshot(self, state: State, interval: int) -> None:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
         story = {"step": state.step, "interval": interval}
-        store.save(self.snapshots / f"{interval}.safetensors", tensors, self.network, story)
+        path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
+        store.save(path, tensors, self.network, story)
 
 
 def train_dense(experiment: Experiment, name: str, seed: int, device: torch.device) -> None:
