@@ -9,6 +9,7 @@ from ebdiff.diffusion.sampling import Router, ddim, ddpm
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.training.state import State
 
 ABAR = alphas_bar(Diffusion())
@@ -215,7 +216,7 @@ SHORT = {"sampling.sampler": "ddpm", "diffusion": {"timesteps": 40, "beta_end": 
 @pytest.mark.parametrize(("changes", "serves"), [({}, REGIONS), (SHORT, [(0, 20), (20, 30), (30, 40)])])
 def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     e = vary(changes)
-    router = Router(serves, router_of(e).networks)
+    router = Router(serves, router_of(e).experts)
 
     def images(indices, seed=0):
         return ensemble.generate(e, router, list(indices), seed, CPU).astype(int)
@@ -233,7 +234,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
 def experts(workspace, tiny):
     """Untrained files where the experts of TA-EB would be."""
     for i, expert in enumerate(tiny.runs["ta-eb"].experts):
-        state = State.start(store.fresh(tiny.network, i, "test"), tiny.training, CPU)
+        state = State.start(store.fresh(tiny.network, i, "test"), tiny.training, Runtime(CPU))
         where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
         state.save(layout.path(layout.MILESTONE, **where), tiny.network, {})
     return workspace
@@ -272,7 +273,7 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
     monkeypatch.setattr(ensemble, "generate", counting)
     ensemble.sample(tiny, "ta-eb", 0, CPU)
     assert drawn == [[20, 21, 22]]
-    assert "going on from image 20" in capsys.readouterr().out
+    assert "going on, 2 batches are drawn" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
 

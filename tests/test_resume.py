@@ -11,6 +11,7 @@ import torch
 from ebdiff import files, layout
 from ebdiff.data.store import Images
 from ebdiff.errors import UserError
+from ebdiff.nets.execution import Runtime
 from ebdiff.training.dense import train_dense
 from ebdiff.training.resume import resumable, stamp
 
@@ -49,7 +50,7 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
     output = tmp_path / "expert.safetensors"
 
     def place(digest):
-        return resumable(output, {}, {"digest": digest}, tiny.training, CPU)
+        return resumable(output, {}, {"digest": digest}, tiny.training, Runtime(CPU))
 
     def interrupted(digest):
         with pytest.raises(KeyboardInterrupt), place(digest) as kept:
@@ -59,7 +60,7 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
                 from ebdiff.training.state import State
 
                 assert not kept.stats.exists()
-                state = State.start(fresh(tiny.network, 0, "t"), tiny.training, CPU)
+                state = State.start(fresh(tiny.network, 0, "t"), tiny.training, Runtime(CPU))
                 state.step = 10
             lines = [json.dumps({"step": step, "loss": 1.0}) for step in (5, 10, 15)]
             kept.stats.write_text("\n".join(lines) + '\n{"step": 2')

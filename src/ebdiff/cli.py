@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ebdiff
+from ebdiff import interrupts
 from ebdiff.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -55,13 +56,18 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     # Spinning pools of parallel jobs were seen to slow each other down 70 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if experiment.compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     return experiment
 
 
 def _device(experiment: Experiment) -> torch.device:
-    from ebdiff.ledger import pick_device
+    """The job's device; several processes of one job (torchrun) meet here."""
+    from ebdiff import devices, parallel
 
-    return pick_device(experiment.compute.device)
+    device = devices.pick_device(experiment.compute.device, own=experiment.compute.gpus > 0)
+    parallel.join(device)
+    return device
 
 
 def _known(value: object, known: Iterable[object], what: str) -> None:
@@ -317,6 +323,22 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
         print(f"{key:>6}: {network['params']:>12,} parameters, {network['step_ms']:8.2f} ms per step")
 
 
+@app.command()
+def tune(name: Name, threads: Threads = None) -> None:
+    """Measure which precision and memory format is fastest here (keep the machine quiet).
+
+    Writes config/tuning/{name}.yaml, which the workflow reads from then on; without it a CPU computes in
+    fp32 and a GPU in bf16.
+
+    Example: ebdiff tune cifar10
+    """
+    experiment = _begin(name, threads)
+    from ebdiff import layout, tuning
+
+    tuning.tune(experiment, _device(experiment))
+    print(layout.path(layout.TUNING, experiment=name).read_text(), end="")
+
+
 def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
     from ebdiff import layout
 
@@ -394,9 +416,13 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: user errors are one line and status 1, never a traceback."""
+    """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
+    interrupts.unwind()
     try:
         app()
+    except interrupts.Interrupted as signal:
+        print(f"ebdiff: {signal}", file=sys.stderr)
+        raise SystemExit(128 + signal.number) from None
     except UserError as error:
         print(f"ebdiff: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -21,6 +21,7 @@ from ebdiff.sections import (
     Dense,
     Diffusion,
     Evaluation,
+    Execution,
     Expert,
     Interval,
     Name,
@@ -37,6 +38,7 @@ from ebdiff.sections import (
     Strict,
     Table,
     Training,
+    Tuning,
     Weights,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "Dense",
     "Diffusion",
     "Evaluation",
+    "Execution",
     "Experiment",
     "Expert",
     "Interval",
@@ -60,6 +63,7 @@ __all__ = [
     "Search",
     "Speed",
     "Training",
+    "Tuning",
     "Weights",
 ]
 
@@ -81,6 +85,9 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     speed: Speed = Speed()
     compute: Compute = Compute()
+    tuning: Tuning = Field(
+        Tuning(), description="Usually in config/tuning/{experiment}.yaml, written by `ebdiff tune`."
+    )
     published: Published = Published()
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     runs: dict[Name, Run] = Field(min_length=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ebdiff.digests import cost_digest
 from ebdiff.files import write_json
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
+from ebdiff.nets.unet import UNet
 from ebdiff.progress import progress
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.pruning.graph import trace
@@ -24,7 +27,9 @@ from ebdiff.pruning.select import realised_rate, select_random
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
-WARMUP, ROUNDS = 2, 11  # steps before timing, and interleaved rounds of one step per network
+WARMUP, ROUNDS = 2, 11  # calls before timing, and interleaved rounds of one call per subject
+
+Key = TypeVar("Key")
 
 
 def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]:
@@ -32,13 +37,12 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
 
     The networks take turns step by step, so that a slow moment of the machine hits all of them
     alike; medians are reported. Timed is the real training loop on random images of the right
-    size: nothing else may run on the machine.
+    size, each network executed as it will be: nothing else may run on the machine.
     """
     config, groups = experiment.network, trace(experiment.network)
-    networks, timed = {}, {}
-    for name, rate in [("dense", 0.0), *((str(r), r) for r in experiment.rates())]:
-        shapes = meta_tensors(config, rate)
-        params, macs = count(config, shapes)
+    networks, steps = {}, {}
+    for name, rate in rates(experiment).items():
+        params, macs = count(config, meta_tensors(config, rate))
         mask = select_random(groups, np.random.default_rng(0), rate)
         networks[name] = {
             "rate": rate,
@@ -46,13 +50,11 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
             "params": params,
             "macs": macs,
         }
-        network = store.build(config, {n: torch.empty(t.shape) for n, t in shapes.items()})
-        store.initialise(network, 0, "cost")
-        timed[name] = State.start(network, experiment.training, device)
+        runtime = Runtime.of(experiment, "training", name, device)
+        steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
 
     began = time.perf_counter()
-    steps = _time_steps(experiment, timed, device)
-    for name, seconds in steps.items():
+    for name, seconds in interleaved(steps, ROUNDS).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3
         networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     result = {
@@ -68,33 +70,49 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     return result
 
 
-def _time_steps(
-    experiment: Experiment, states: dict[str, State], device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds per training step of each network, one list entry per round."""
-    network = experiment.network
-    shape = (experiment.training.batch, network.image_size, network.image_size, network.channels)
+def rates(experiment: Experiment) -> dict[str, float]:
+    """The networks of an experiment by name, with their asked rates: `dense`, then every rate."""
+    return {"dense": 0.0, **{str(rate): rate for rate in experiment.rates()}}
+
+
+def network_of(experiment: Experiment, rate: float) -> UNet:
+    """A network of a rate's widths with fresh weights: what it computes costs the same as a ticket's."""
+    shapes = meta_tensors(experiment.network, rate)
+    network = store.build(experiment.network, {n: torch.empty(t.shape) for n, t in shapes.items()})
+    store.initialise(network, 0, "cost")
+    return network
+
+
+def interleaved(work: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Key, list[float]]:
+    """Seconds of each piece of work, one entry per round; the pieces take turns.
+
+    Each is called a few times before: allocators, kernels and compilers settle.
+    """
+    for piece in work.values():
+        for _ in range(WARMUP):
+            piece()
+    seconds: dict[Key, list[float]] = {name: [] for name in work}
+    for _ in progress(range(rounds), desc="timing", unit="round"):
+        for name, piece in work.items():
+            began = time.perf_counter()
+            piece()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def training_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
+    """A function that does one step of the real training loop and waits for its loss."""
+    config = experiment.network
+    shape = (experiment.training.batch, config.image_size, config.image_size, config.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    quiet = experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9})
     job = Job(
         name="cost",
         seed=0,
         images=Images(pixels, flip=experiment.dataset.flip, sha256=""),
         law=Antithetic(0, experiment.diffusion.timesteps),
         abar=alphas_bar(experiment.diffusion),
-        training=quiet,
+        training=experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9}),
+        runtime=runtime,
     )
-
-    def step(state: State) -> float:
-        began = time.perf_counter()
-        train(state, job, state.step + 1, save=lambda s: None)  # reads the loss: waits for the device
-        return time.perf_counter() - began
-
-    for state in states.values():
-        for _ in range(WARMUP):
-            step(state)
-    seconds: dict[str, list[float]] = {name: [] for name in states}
-    for _ in progress(range(ROUNDS), desc="timing", unit="round"):
-        for name, state in states.items():
-            seconds[name].append(step(state))
-    return seconds
+    state = State.start(network, experiment.training, runtime)
+    return lambda: train(state, job, state.step + 1, save=lambda s: None)

@@ -24,6 +24,8 @@ def digest(*parts: Any) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, BaseModel):
             return value.model_dump(mode="json", exclude=BOOKKEEPING)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
         return value if not isinstance(value, tuple) else [plain(v) for v in value]
 
     text = json.dumps([plain(p) for p in parts], sort_keys=True)
@@ -42,9 +44,15 @@ def _trained_on(e: Experiment) -> str:
     return digest(data_digest(e), seen, e.network, e.diffusion, e.training)
 
 
+def _tuned(e: Experiment, use: str, *networks: str) -> list[Any]:
+    """How networks are executed where a tuning says so; the device's default is no configuration."""
+    chosen = getattr(e.tuning, use)
+    return [(n, chosen[n]) for n in networks if n in chosen]
+
+
 def dense_digest(e: Experiment, search: str) -> str:
     """`train-dense`."""
-    return digest(_trained_on(e), e.searches[search])
+    return digest(_trained_on(e), e.searches[search], *_tuned(e, "training", "dense"))
 
 
 def masks_digest(e: Experiment, search: str, criterion: str, weights: str) -> str:
@@ -64,23 +72,27 @@ def ticket_digest(e: Experiment, search: str, criterion: str, weights: str, rate
 
 def expert_digest(e: Experiment, key: str, milestone: str) -> str:
     """`finetune-region`."""
-    what = (key, e.experts()[key].span)  # the key tells the origin
+    expert = e.experts()[key]
+    what = (key, expert.span)  # the key tells the origin
     like = e.runs.get(milestone.removeprefix("like-"))
     target = [(x.key, x.iterations) for x in like.experts] if like else milestone
-    law = e.speed if e.experts()[key].law == "speed" else None
-    return digest(_trained_on(e), what, target, law)
+    law = e.speed if expert.law == "speed" else None
+    return digest(_trained_on(e), what, target, law, *_tuned(e, "training", expert.network))
 
 
 def sample_digest(e: Experiment, run: str) -> str:
     """`sample`: batch size changes no image beyond rounding, so it is left out."""
     sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
-    return digest(sampling, e.diffusion, [(x.key, x.serve, x.iterations) for x in e.runs[run].experts])
+    experts = e.runs[run].experts
+    how = _tuned(e, "sampling", *(x.network for x in experts))
+    return digest(sampling, e.diffusion, [(x.key, x.serve, x.iterations) for x in experts], *how)
 
 
 def cost_digest(e: Experiment) -> str:
     """`measure-cost`."""
     timed = (e.training.batch, e.training.clip, e.dataset.flip)
-    return digest(e.network, timed, e.rates(), e.compute.threads, e.compute.device)
+    how = (e.compute.threads, e.compute.device, e.compute.micro_batch, e.tuning.training)
+    return digest(e.network, timed, e.rates(), *how)
 
 
 def report_digest(e: Experiment) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+TUNING = "config/tuning/{experiment}.yaml"
 DOWNLOAD = "resources/downloads/{file}"
 
 # Shared by all experiments that use a dataset.

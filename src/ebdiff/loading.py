@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from ebdiff.config import Experiment, Expert, Interval, Run, Search
+from ebdiff.config import Execution, Experiment, Expert, Interval, Run, Search, Tuning
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError, unknown
 
@@ -30,6 +31,17 @@ def _merge(base: dict, over: dict) -> dict:
     return merged
 
 
+def _mapping(path: Path) -> dict:
+    """A YAML file whose top level is a mapping."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values")
+    return raw
+
+
 def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
     """The YAML of an experiment with its bases merged in."""
     path = folder / f"{name}.yaml"
@@ -38,12 +50,7 @@ def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.yaml")]
         raise UserError(f"experiment {unknown(name, known)} (looked for {path})")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: an experiment is a mapping of keys to values")
+    raw = _mapping(path)
     base = raw.pop("base", None)
     if base is None:
         return raw
@@ -98,14 +105,15 @@ def parse(raw: dict, where: str) -> Experiment:
         raise UserError(f"{where}: {_one_line(error)}") from None
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, above: Sequence[str] = ()) -> str:
+    """The first error of a section, whose place in the experiment is `above`."""
     # A misspelt key first: the missing one is its consequence.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {unknown(location[-1], _fields_at(location[:-1]))}"
+        return f"{key}: unknown key; {unknown(location[-1], _fields_at([*above, *location[:-1]]))}"
     if first["type"] == "missing":
         return f"{key}: this key is missing"
     if first["type"] == "literal_error":
@@ -123,13 +131,15 @@ def _fields_at(location: list[str]) -> list[str]:
         return ["base", *Experiment.model_fields]
     if location[0] == "runs":
         return [*Expert.model_fields, *Run.model_fields]
+    if location[0] == "tuning" and len(location) > 1:
+        return list(Execution.model_fields)
     if location[0] == "searches":
         return list((Interval if location[-1] == "interval" else Search).model_fields)
     return list(Experiment.model_fields[location[0]].annotation.model_fields)
 
 
 def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
-    """Read, merge, check and scale `config/experiments/{name}.yaml`.
+    """Read, merge, check and scale `config/experiments/{name}.yaml`; add `config/tuning/{name}.yaml`.
 
     Raises:
         UserError: one line naming the file, the key and what to do.
@@ -137,7 +147,23 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     raw = _read(name, folder)
     if raw.get("name", name) != name:
         raw.pop("name")  # inherited from the base
-    return parse({**raw, "name": name}, str(folder / f"{name}.yaml"))
+    experiment = parse({**raw, "name": name}, str(folder / f"{name}.yaml"))
+    tuned = folder.parent / "tuning" / f"{name}.yaml"
+    if not tuned.exists():
+        return experiment
+    return experiment.model_copy(update={"tuning": parse_tuning(_mapping(tuned), str(tuned))})
+
+
+def parse_tuning(raw: dict, where: str) -> Tuning:
+    """Check a raw tuning file.
+
+    Raises:
+        UserError: one line that names the file and the first offending key.
+    """
+    try:
+        return Tuning.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_one_line(error, ['tuning'])}") from None
 
 
 def of_dataset(dataset: str, folder: Path = EXPERIMENTS) -> Experiment:

@@ -233,6 +233,11 @@ class Expert(Strict):
         return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
 
     @property
+    def network(self) -> str:
+        """Which network it is, as cost.json and the tuning call it: `dense` or its rate."""
+        return "dense" if self.init in ("dense", "snapshot") else str(self.rate)
+
+    @property
     def continues_search(self) -> bool:
         """Whether this is the unpruned network that goes on where its search stopped."""
         return self.init == "dense" and self.law == "uniform"
@@ -302,11 +307,49 @@ class Evaluation(Strict):
 class Compute(Strict):
     """What one training or sampling job may use; only `measure-cost` depends on it."""
 
-    threads: int = Field(1, gt=0, description="Torch threads per job.")
-    gpus: int = Field(0, ge=0, description="GPUs per job.")
+    threads: int = Field(1, gt=0, description="Torch threads per job, and per GPU of a job.")
+    gpus: int = Field(
+        0, ge=0, description="GPUs per training or sampling job; several share its global batch (torchrun)."
+    )
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="Images whose activations are held at a time, per GPU; null: all. Gradients add up to "
+        "the whole batch's: the same to rounding without dropout; with it, its masks are other ones.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, only kernels that give the same bits twice; slower. The CPU always does.",
+    )
     mem_mb: int = Field(1500, ge=200)
     runtime: int = Field(60, gt=0, description="Minutes a training job may take on a cluster.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+
+
+class Execution(Strict):
+    """How a network's arithmetic runs on a device: speed and rounding, never the method."""
+
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="fp32: strict. tf32: matrix units of NVIDIA GPUs, 10-bit mantissa. bf16: autocast while "
+        "training, bf16 weights while sampling; weights, moments and averages stay fp32.",
+    )
+    channels_last: bool = Field(False, description="Channels innermost in memory (NHWC).")
+    compile: bool = Field(False, description="torch.compile; minutes at the start of every job.")
+
+
+class Tuning(Strict):
+    """What `ebdiff tune` measured to be fastest, per network: `dense` or an asked rate."""
+
+    device: str = Field("", description="Where it was measured.")
+    training: dict[str, Execution] = Field({}, description="Execution of training steps, by network.")
+    sampling: dict[str, Execution] = Field({}, description="Execution of sampling, by network.")
+
+    @field_validator("training", "sampling", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """YAML reads the key 0.5 as a number."""
+        return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
 
 
 class Published(Strict):

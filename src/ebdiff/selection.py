@@ -101,7 +101,7 @@ def _fixed_batch(
     pixels = Images.of(experiment).pixels
     size = min(experiment.pruning.images, len(pixels))
     chosen = np.sort(generator(seed, "pruning/images").choice(len(pixels), size, replace=False))
-    images = to_float(pixels[chosen])
+    images = to_float(torch.from_numpy(pixels[chosen]))
     noise = generator(seed, "pruning/noise").standard_normal(images.shape, np.float32)
     return images.to(device), torch.from_numpy(noise).to(device)
 

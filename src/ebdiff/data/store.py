@@ -41,9 +41,9 @@ def batch_indices(count: int, batch: int, seed: int, stream: str, step: int) -> 
     return indices
 
 
-def to_float(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1]."""
-    return torch.tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1], on the device of the images."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -100,10 +100,19 @@ class Images:
             )
         return cls(pixels[: dataset.subset], dataset.flip, sha256)
 
+    def draw(self, size: int, seed: int, stream: str, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which images the batch of a step holds and which of them are mirrored: (size,) each."""
+        indices = batch_indices(len(self.pixels), size, seed, stream, step)
+        if not self.flip:
+            return indices, np.zeros(size, bool)
+        return indices, generator(seed, f"{stream}/flip", step).random(size) < 0.5
+
     def batch(self, size: int, seed: int, stream: str, step: int) -> Tensor:
         """The training batch of a step: float32 (size, C, H, W) in [-1, 1]."""
-        images = self.pixels[batch_indices(len(self.pixels), size, seed, stream, step)]
-        if self.flip:
-            mirrored = generator(seed, f"{stream}/flip", step).random(size) < 0.5
-            images[mirrored] = images[mirrored, :, ::-1]
-        return to_float(images)
+        indices, mirrored = self.draw(size, seed, stream, step)
+        return mirrored_float(torch.from_numpy(self.pixels[indices]), torch.from_numpy(mirrored))
+
+
+def mirrored_float(images: Tensor, mirrored: Tensor) -> Tensor:
+    """`to_float` of uint8 images (B, H, W, C), those where `mirrored` (B,) holds turned left to right."""
+    return to_float(torch.where(mirrored[:, None, None, None], images.flip(2), images))

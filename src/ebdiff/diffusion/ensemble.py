@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff import inputs, layout
+from ebdiff import inputs, interrupts, layout, parallel
 from ebdiff.config import Experiment
 from ebdiff.data.store import to_uint8
 from ebdiff.diffusion.sampling import SAMPLERS, Router
@@ -22,6 +27,7 @@ from ebdiff.draws import image_noise
 from ebdiff.files import holding, replacing, sha256, write_json
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.progress import progress
 
 GRID = 10  # rows and columns of the preview
@@ -34,7 +40,7 @@ def generate(
 
     Args:
         experiment: schedule and sampling settings.
-        router: the experts, on `device`, in eval mode.
+        router: the experts, on `device`.
         indices: image numbers; noise depends on (seed, number) alone.
     """
     network, sampling = experiment.network, experiment.sampling
@@ -58,58 +64,144 @@ def generate(
 def sample(experiment: Experiment, run: str, seed: int, device: torch.device) -> None:
     """Draw exactly N images of a run, in batches that a killed job needn't draw again.
 
+    Several processes (`torchrun`) take turns at the batches; an image depends on its number alone.
     Writes samples.npy (uint8, N x H x W x C), a grid of the first 100 and a ledger.
+
+    Raises:
+        UserError: another process draws this run, or an expert is missing or damaged.
+        Interrupted: SIGTERM or SIGINT came; the batches drawn so far are kept.
     """
     where = dict(experiment=experiment.name, seed=seed, run=run)
     output = layout.path(layout.SAMPLES, **where)
     experts, paths = experiment.runs[run].experts, inputs.experts(experiment, run, seed)
     networks = []
-    for path in paths:
+    for expert, path in zip(experts, paths, strict=True):
         tensors, config, _ = store.load(path, "ema.")
-        networks.append(store.build(config, tensors).to(device).eval())
+        runtime = Runtime.of(experiment, "sampling", expert.network, device)
+        networks.append(runtime.denoiser(store.build(config, tensors)))
     router = Router([e.serve for e in experts], networks)
 
-    stamp = {"digest": sample_digest(experiment, run), "inputs": [sha256(p) for p in paths]}
-    count, size = experiment.sampling.images, experiment.network.image_size
-    folder = layout.state_of(output)
-    with holding(folder):
-        pixels, done, seconds = _open(folder, (count, size, size, experiment.network.channels), stamp)
-        began = time.perf_counter()
-        batches = range(done, count, experiment.sampling.batch)
-        for first in progress(batches, desc=f"sample {run}", unit="batch"):
-            indices = list(range(first, min(first + experiment.sampling.batch, count)))
-            pixels[indices] = generate(experiment, router, indices, seed, device)
-            pixels.flush()
-            elapsed = seconds + time.perf_counter() - began
-            write_json(folder / "progress.json", {**stamp, "done": indices[-1] + 1, "seconds": elapsed})
-        write_grid(np.asarray(pixels[: GRID * GRID]), layout.path(layout.SAMPLES_PNG, **where))
+    count, batch = experiment.sampling.images, experiment.sampling.batch
+    size, channels = experiment.network.image_size, experiment.network.channels
+    digest = sample_digest(experiment, run)
+    stamp = {"digest": digest, "inputs": [sha256(p) for p in paths], "batch": batch}
+    with _unfinished(layout.state_of(output), (count, size, size, channels), stamp) as place:
+        mine = place.progress(parallel.rank())
+        drawn = {b for kept in place.all_progress() for b in kept["done"]}
+        parallel.barrier()  # before anybody adds to it
+        todo = [b for b in range(math.ceil(count / batch)) if b not in drawn]
+        todo = todo[parallel.rank() :: parallel.world()]
+        if drawn and parallel.first():
+            print(f"{output}: going on, {len(drawn)} batches are drawn", flush=True)
+
+        before, began = mine["seconds"], time.perf_counter()
+        bar = progress(todo, desc=f"sample {run}", unit="batch", disable=not parallel.first())
+        with interrupts.noted() as signalled:
+            for b in bar:
+                indices = list(range(b * batch, min((b + 1) * batch, count)))
+                place.write(indices[0], generate(experiment, router, indices, seed, device))
+                mine["done"].append(b)
+                mine["seconds"] = before + time.perf_counter() - began
+                write_json(place.progress_file(parallel.rank()), mine)
+                if signalled():
+                    raise interrupts.Interrupted(
+                        signalled(), f"sample {run}: images so far are kept; the same command goes on"
+                    )
+        parallel.barrier()
+        if not parallel.first():
+            return
+
+        seconds = max(kept["seconds"] for kept in place.all_progress())  # processes work side by side
+        first = np.load(place.file, mmap_mode="r")[: GRID * GRID]
+        write_grid(np.asarray(first), layout.path(layout.SAMPLES_PNG, **where))
         entry = ledger(
             device,
             run=run,
             seed=seed,
             images=count,
-            seconds=round(elapsed, 3),
-            images_per_second=round(count / elapsed, 2),
+            seconds=round(seconds, 3),
+            images_per_second=round(count / seconds, 2),
             evaluations=len(visited(experiment.diffusion, experiment.sampling)),
         )
         write_json(layout.path(layout.SAMPLE_LEDGER, **where), entry)
-        os.replace(folder / "samples.npy", output)
+        os.replace(place.file, output)
+        print(f"{count} images, {entry['images_per_second']} images per second", flush=True)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Samples in the making: an array file and, per process, which batches are in it.
+
+    Attributes:
+        folder: where.
+        shape: of the whole array.
+        stamp: what the samples depend on; progress of another stamp doesn't count.
+    """
+
+    folder: Path
+    shape: tuple[int, ...]
+    stamp: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """The array."""
+        return self.folder / "samples.npy"
+
+    def progress_file(self, rank: int) -> Path:
+        """What a process has drawn."""
+        return self.folder / f"progress-{rank}.json"
+
+    def progress(self, rank: int) -> dict[str, Any]:
+        """A process's batches and seconds so far; none if it hasn't begun."""
+        try:
+            kept = json.loads(self.progress_file(rank).read_text())
+            if {k: kept[k] for k in self.stamp} == self.stamp:
+                return {**self.stamp, "done": list(kept["done"]), "seconds": float(kept["seconds"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing usable was kept
+        return {**self.stamp, "done": [], "seconds": 0.0}
+
+    def all_progress(self) -> list[dict[str, Any]]:
+        """The progress of every process that ever drew for these samples."""
+        ranks = (int(path.stem.removeprefix("progress-")) for path in self.folder.glob("progress-*.json"))
+        return [self.progress(rank) for rank in sorted(ranks)]
+
+    def prepare(self) -> None:
+        """Make sure that the file is there; without a usable one nothing counts as drawn."""
+        if any(kept["done"] for kept in self.all_progress()):
+            try:
+                if np.load(self.file, mmap_mode="r").shape == self.shape:
+                    return
+            except (OSError, ValueError):
+                pass  # missing or damaged
+        for path in self.folder.iterdir():
+            path.unlink()
+        np.lib.format.open_memmap(self.file, "w+", np.uint8, self.shape)
+
+    def write(self, first: int, images: np.ndarray) -> None:
+        """Put images into the file, from image number `first` on.
+
+        Plain writes: pages of a memory map would count as this process's memory.
+        """
+        with self.file.open("r+b") as file:
+            file.seek(-math.prod(self.shape), os.SEEK_END)  # where the first image begins
+            file.seek(first * math.prod(self.shape[1:]), os.SEEK_CUR)
+            file.write(np.ascontiguousarray(images).data)
+
+
+@contextmanager
+def _unfinished(folder: Path, shape: tuple[int, ...], stamp: dict[str, Any]) -> Iterator[Unfinished]:
+    """The unfinished samples in a folder, which the first process locks and removes when all is done."""
+    place = Unfinished(folder, shape, stamp)
+    if not parallel.first():
+        parallel.barrier()
+        yield place
+        return
+    with holding(folder):
+        place.prepare()
+        parallel.barrier()
+        yield place
         shutil.rmtree(folder)
-
-
-def _open(folder: Path, shape: tuple[int, ...], stamp: dict) -> tuple[np.memmap, int, float]:
-    """The unfinished samples to go on with (array, images done, seconds so far), or new ones."""
-    file = folder / "samples.npy"
-    try:
-        kept = json.loads((folder / "progress.json").read_text())
-        if {k: kept[k] for k in stamp} == stamp:
-            pixels = np.lib.format.open_memmap(file, "r+")
-            if pixels.shape == shape and kept["done"] < shape[0]:
-                print(f"{folder}: going on from image {kept['done']}", flush=True)
-                return pixels, kept["done"], kept["seconds"]
-    except (OSError, ValueError, KeyError):
-        pass  # nothing usable was kept
-    return np.lib.format.open_memmap(file, "w+", np.uint8, shape), 0, 0.0
 
 
 def write_grid(images: np.ndarray, path: Path) -> None:

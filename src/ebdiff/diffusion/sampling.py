@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+from ebdiff.nets.execution import Denoiser
+
 Noise = Callable[[int], Tensor]  # timestep -> fresh noise of the batch's shape
 
 
@@ -19,15 +20,15 @@ class Router:
 
     Attributes:
         serves: half-open spans that tile [0, T).
-        networks: the experts, in the same order.
+        experts: their networks, in the same order, all ready on the device.
     """
 
     serves: Sequence[tuple[int, int]]
-    networks: Sequence[nn.Module]
+    experts: Sequence[Denoiser]
 
-    def expert(self, t: int) -> nn.Module:
+    def expert(self, t: int) -> Denoiser:
         """The network that serves timestep t."""
-        return next(n for (lo, hi), n in zip(self.serves, self.networks, strict=True) if lo <= t < hi)
+        return next(e for (lo, hi), e in zip(self.serves, self.experts, strict=True) if lo <= t < hi)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.expert(int(t[0]))(x, t)

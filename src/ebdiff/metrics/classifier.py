@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def extract(self, pixels: np.ndarray) -> np.ndarray:
         """Features (B, 64) float32 of uint8 images (B, H, W, C)."""
-        return self(to_float(pixels))[0].numpy()
+        return self(to_float(torch.tensor(pixels)))[0].numpy()
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
     order = generator(0, "classifier/split").permutation(len(pixels))
     held = int(len(pixels) * HELD_OUT)
     test, train = order[:held], order[held:]
-    x, y = to_float(pixels[:]), torch.from_numpy(labels)
+    x, y = to_float(torch.tensor(pixels[:])), torch.from_numpy(labels)
     network = Classifier(x.shape[1], int(labels.max()) + 1)
     initialise(network, 0, "classifier")
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=1e-4)

@@ -14,8 +14,9 @@ import torch
 
 from ebdiff import layout
 from ebdiff.config import Evaluation
+from ebdiff.devices import device_name
 from ebdiff.files import sha256
-from ebdiff.ledger import device_name, versions
+from ebdiff.ledger import versions
 from ebdiff.metrics import classifier, inception
 from ebdiff.progress import progress
 

@@ -168,10 +168,11 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(current, config.channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        temb = timestep_embedding(t, self.config.width)
+        dtype = self.conv_in.weight.dtype  # bf16 weights while sampling; the result is as precise as x
+        temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
 
-        h = self.conv_in(x)
+        h = self.conv_in(x.to(dtype))
         skips = [h]
         for level in self.down:
             for i in range(len(level.block)):
@@ -191,4 +192,4 @@ class UNet(nn.Module):
                 h = level.step(i, torch.cat([h, skips.pop()], dim=1), temb)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)

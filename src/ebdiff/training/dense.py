@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebdiff import layout
+from ebdiff import layout, parallel
 from ebdiff.config import Experiment, Search
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
@@ -18,6 +18,7 @@ from ebdiff.digests import dense_digest
 from ebdiff.files import write_json, write_text
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import select
@@ -74,7 +75,8 @@ class Watch:
                 rule = (history.length, self.search.window, self.search.threshold)
                 if (kind, rate) not in self.first_settled and settled(masks, *rule):
                     self.first_settled[kind, rate] = interval
-                    print(f"ticket: rate {rate} ({kind}) settled at interval {interval}", flush=True)
+                    if parallel.first():
+                        print(f"ticket: rate {rate} ({kind}) settled at interval {interval}", flush=True)
                     new = True
         return new
 
@@ -87,7 +89,8 @@ class Watch:
         new = self._settle(interval)
         all_settled = len(self.first_settled) == len(self.search.weights) * len(self.search.rates)
         at_horizon = interval + 1 == self.search.horizon
-        if self.search.gradient_criteria or new or (at_horizon and not all_settled):
+        wanted = self.search.gradient_criteria or new or (at_horizon and not all_settled)
+        if wanted and parallel.first():
             self._save_snapshot(state, interval)
         if self.search.gradient_criteria or not all_settled:
             return at_horizon
@@ -119,12 +122,13 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     where = dict(experiment=experiment.name, seed=seed, search=name)
     last = layout.path(layout.DENSE_LAST, **where)
     images = Images.of(experiment)
+    runtime = Runtime.of(experiment, "training", "dense", device)
     expected = stamp(dense_digest(experiment, name), images.sha256, [])
-    with resumable(last, {"search": name, "seed": seed}, expected, training, device) as place:
+    with resumable(last, {"search": name, "seed": seed}, expected, training, runtime) as place:
         state = place.state
         if state is None:
             network = store.fresh(experiment.network, seed, f"dense/{name}")
-            state = State.start(network, training, device)
+            state = State.start(network, training, runtime)
         watch = Watch(experiment, search, place.folder / "snapshots")
         watch.begin(state)
         job = Job(
@@ -134,12 +138,15 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             law=Antithetic(*search.span),
             abar=alphas_bar(experiment.diffusion),
             training=training,
+            runtime=runtime,
             stats=place.stats,
         )
         interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
         save = place.saver(experiment.network)
         train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
 
+        if not parallel.first():
+            return
         state.extra = {}
         state.save(last, experiment.network, place.story)
         save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, expected["digest"])

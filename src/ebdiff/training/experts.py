@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ebdiff import inputs, layout
+from ebdiff import inputs, layout, parallel
 from ebdiff.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
 from ebdiff.config import Experiment, Expert
 from ebdiff.data.store import Images
@@ -15,6 +15,7 @@ from ebdiff.files import read_json, write_json, write_text
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
+from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.training.loop import Job, train
@@ -34,8 +35,7 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
     networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
 
     def step_time(e: Expert) -> float:
-        name = "dense" if e.init in ("dense", "snapshot") else str(e.rate)
-        return networks[name]["step_ms"] / networks["dense"]["step_ms"]
+        return networks[e.network]["step_ms"] / networks["dense"]["step_ms"]
 
     other = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
     paths = inputs.stories(experiment, milestone.removeprefix("like-"), seed)
@@ -75,21 +75,21 @@ def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
 
 
 def _beginning(
-    experiment: Experiment, key: str, milestone: str, seed: int, steps: int, device: torch.device
+    experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime
 ) -> State:
     """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
     expert, training = experiment.experts()[key], experiment.training
     paths = inputs.beginnings(experiment, key, milestone, seed)
     if inputs.is_given(experiment, key, milestone):
         tensors = load_checkpoint(paths[0], experiment.network)
-        state = State.start(store.build(experiment.network, tensors), training, device)
+        state = State.start(store.build(experiment.network, tensors), training, runtime)
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     done = {path: store.story(path)["step"] for path in paths}
     started = [path for path in paths if done[path] <= steps]
     if started:
-        return State.load(max(started, key=done.__getitem__), training, device)
-    return State.start(_initial(experiment, expert, _stream(expert), seed), training, device)
+        return State.load(max(started, key=done.__getitem__), training, runtime)
+    return State.start(_initial(experiment, expert, _stream(expert), seed), training, runtime)
 
 
 def _stream(expert: Expert) -> str:
@@ -117,8 +117,9 @@ def finetune_region(
     read = inputs.expert(experiment, key, milestone, seed)
     expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
     what = {"expert": key, "milestone": milestone, "seed": seed}
-    with resumable(output, what, expected, training, device) as place:
-        state = place.state or _beginning(experiment, key, milestone, seed, steps, device)
+    runtime = Runtime.of(experiment, "training", expert.network, device)
+    with resumable(output, what, expected, training, runtime) as place:
+        state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
         job = Job(
             name=_stream(expert),
             seed=seed,
@@ -126,10 +127,13 @@ def finetune_region(
             law=_law(experiment, expert),
             abar=alphas_bar(experiment.diffusion),
             training=training,
+            runtime=runtime,
             stats=place.stats,
         )
         train(state, job, steps, save=place.saver(experiment.network))
 
+        if not parallel.first():
+            return
         state.save(output, experiment.network, place.story)
         write_text(layout.path(layout.STATS, **where), place.stats.read_text())
         entry = ledger(

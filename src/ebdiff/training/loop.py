@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ebdiff import interrupts, parallel
 from ebdiff.config import Training
 from ebdiff.data.store import Images
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.draws import generator
+from ebdiff.nets.execution import Runtime
 from ebdiff.progress import progress
+from ebdiff.training.batches import Draws
 from ebdiff.training.state import State, check_finite
 
 
@@ -32,6 +35,7 @@ class Job:
         law: draws (t, weight) for a batch.
         abar: cumulative alphas, (T,).
         training: batch, rates, decay.
+        runtime: device, precision, micro-batch.
         stats: where a line per reading goes (JSON lines); None trains silently (timing).
     """
 
@@ -41,6 +45,7 @@ class Job:
     law: TimestepLaw
     abar: np.ndarray
     training: Training
+    runtime: Runtime
     stats: Path | None = None
 
 
@@ -57,7 +62,8 @@ def train(
 
     The loss is eps-MSE, summed over pixels and channels, weighted, and averaged over the batch
     (DDPM Eq. 14). Every draw is a function of (seed, stream, step): going on from any saved state
-    gives the same bits as never having stopped.
+    gives the same bits as never having stopped. Several processes (`torchrun`) and micro-batches
+    share the global batch; without dropout they change its gradient by rounding only.
 
     Args:
         state: where training stands; updated in place.
@@ -65,39 +71,41 @@ def train(
         until: step to stop at.
         interval: steps between calls of `at_interval`.
         at_interval: called after each full interval; True ends training.
-        save: keeps a resumable state; called every `training.save_minutes`.
+        save: keeps a resumable state; called every `training.save_minutes` and when a signal ends the job.
 
     Raises:
         UserError: the loss is no number.
+        Interrupted: SIGTERM or SIGINT came; the state was kept first.
     """
-    cfg, network = job.training, state.network.train()
-    device = next(network.parameters()).device
-    parameters = list(network.parameters())
+    cfg, runtime, network = job.training, job.runtime, state.network.train()
+    device, parameters = runtime.device, list(network.parameters())
     level = torch.from_numpy(np.sqrt([job.abar, 1 - job.abar])).to(device, torch.float32)
+    draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, device)
+    runtime.set_arithmetic()
+    denoiser = runtime.compiled(network)
+
     process = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "steps": 0, "seconds": 0.0}
     state.processes.append(process)
     began = saved = time.perf_counter()
-    silent = job.stats is None
+    silent = job.stats is None or not parallel.first()
     bar = progress(initial=state.step, total=until, desc=job.name, unit="step", disable=silent)
 
-    with open(os.devnull if silent else job.stats, "a") as stats, bar:
-        while state.step < until:
-            step = state.step
-            x0 = job.images.batch(cfg.batch, job.seed, job.name, step).to(device)
-            t, weight = job.law.draw(generator(job.seed, f"{job.name}/timestep", step), cfg.batch)
-            noise = generator(job.seed, f"{job.name}/noise", step).standard_normal(x0.shape, np.float32)
-            eps = torch.from_numpy(noise).to(device)
-            t = torch.from_numpy(t).to(device)
-
-            signal, sigma = level[:, t, None, None, None]
-            if network.config.dropout:
-                torch.manual_seed(int(generator(job.seed, f"{job.name}/dropout", step).integers(2**63)))
-            predicted = network(signal * x0 + sigma * eps, t)
-            squares = (predicted - eps).square().sum(dim=(1, 2, 3))
-            loss = (squares * torch.from_numpy(weight).to(device)).mean()
-
+    with open(os.devnull if silent else job.stats, "a") as stats, bar, interrupts.noted() as signalled:
+        for batch in draws.batches(range(state.step, until)):
+            step, loss = state.step, torch.zeros((), device=device)
             state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for i, (x0, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
+                signal, sigma = level[:, t, None, None, None]
+                if network.config.dropout:
+                    rng = generator(job.seed, f"{job.name}/dropout", step, parallel.rank(), i)
+                    torch.manual_seed(int(rng.integers(2**63)))
+                with runtime.autocast():
+                    predicted = denoiser(signal * x0 + sigma * eps, t)
+                part = ((predicted - eps).square().sum(dim=(1, 2, 3)) * weight).sum() / cfg.batch
+                part.backward()
+                loss += part.detach()
+            parallel.sum_gradients(parameters)
+
             if cfg.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, cfg.clip, foreach=True)
             for group in state.optimizer.param_groups:
@@ -109,13 +117,22 @@ def train(
 
             process["steps"] += 1
             process["seconds"] = time.perf_counter() - began
-            if state.step % cfg.log_every == 0 or state.step == until:
-                check_finite(loss.item(), step, job.name)  # the only wait for the device
-                line = {"step": state.step, "loss": loss.item(), "seconds": round(state.seconds, 3)}
+            reading = state.step % cfg.log_every == 0 or state.step == until
+            if reading:
+                value = parallel.summed(loss).item()  # the only wait for the device
+                check_finite(value, step, job.name)
+                line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
             if interval and state.step % interval == 0 and at_interval(state):
                 break
+            # Several processes must stop at the same step: they agree when they meet anyway.
+            if (reading or parallel.world() == 1) and parallel.any_of(signalled() is not None, device):
+                save(state)
+                raise interrupts.Interrupted(
+                    signalled() or interrupts.SIGNALS[0],
+                    f"{job.name}: step {state.step} of {until} is saved; the same command goes on from it",
+                )
             if time.perf_counter() - saved > 60 * cfg.save_minutes:
                 save(state)
                 saved = time.perf_counter()

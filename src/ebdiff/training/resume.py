@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ebdiff import layout
+from ebdiff import layout, parallel
 from ebdiff.config import Network, Training
 from ebdiff.errors import UserError
 from ebdiff.files import holding, sha256, write_text
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.training.state import State
 
 ASIDE = "set-aside.safetensors"
@@ -52,28 +51,38 @@ class Place:
         return self.folder / "stats.jsonl"
 
     def saver(self, network: Network) -> Callable[[State], None]:
-        """A function that keeps a state here."""
-        return lambda state: state.save(self.folder / "state.safetensors", network, self.story)
+        """A function that keeps a state here; of several processes the first does."""
+        path = self.folder / "state.safetensors"
+        return lambda state: state.save(path, network, self.story) if parallel.first() else None
 
 
 @contextmanager
 def resumable(
-    output: Path, story: dict[str, Any], expected: dict[str, Any], training: Training, device: torch.device
+    output: Path, story: dict[str, Any], expected: dict[str, Any], training: Training, runtime: Runtime
 ) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
+
+    Of several processes of one job the first holds the lock and writes; the others read what it kept.
 
     Args:
         output: the declared output that the state belongs to.
         story: what the output is.
         expected: its `stamp`.
-        training, device: how a state is loaded.
+        training, runtime: how a state is loaded.
 
     Raises:
         UserError: another process is at work on the same output.
     """
     folder = layout.state_of(output)
+    if not parallel.first():
+        parallel.barrier()  # the first process has decided what is kept
+        kept = folder / "state.safetensors"
+        state = State.load(kept, training, runtime) if kept.exists() else None
+        parallel.barrier()
+        yield Place(folder, state, {**story, **expected})
+        return
     with holding(folder):
-        place = Place(folder, _resume(folder, output, expected, training, device), {**story, **expected})
+        place = Place(folder, _resume(folder, output, expected, training, runtime), {**story, **expected})
         if place.state is None:
             for leftover in folder.iterdir():  # of other settings, or from before the first state
                 if leftover.is_dir():
@@ -82,12 +91,14 @@ def resumable(
                     leftover.unlink()
         else:
             _keep_readings(place.stats, place.state.step)
+        parallel.barrier()
+        parallel.barrier()  # the others have read it
         yield place
         shutil.rmtree(folder)
 
 
 def _resume(
-    folder: Path, output: Path, expected: dict[str, Any], training: Training, device: torch.device
+    folder: Path, output: Path, expected: dict[str, Any], training: Training, runtime: Runtime
 ) -> State | None:
     """The saved state, or None.
 
@@ -101,7 +112,7 @@ def _resume(
         story = store.story(path)
         reason = next((f"its {k} changed" for k in expected if story.get(k) != expected[k]), None)
         if reason is None:
-            state = State.load(path, training, device)
+            state = State.load(path, training, runtime)
             print(f"{output}: going on from step {state.step}", flush=True)
             return state
     except UserError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ebdiff.config import Network, Training
 from ebdiff.errors import UserError
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
 
 
@@ -41,9 +42,9 @@ class State:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, network: UNet, training: Training, device: torch.device) -> State:
+    def start(cls, network: UNet, training: Training, runtime: Runtime) -> State:
         """State at step 0: the average equals the weights, no moments."""
-        network = network.to(device)
+        network = runtime.place(network)
         ema = {n: p.detach().clone() for n, p in network.named_parameters()}
         # Fused Adam: one kernel over all parameters instead of a dozen per tensor.
         adam = torch.optim.Adam(network.parameters(), lr=training.learning_rate, fused=True)
@@ -85,7 +86,7 @@ class State:
         store.save(path, tensors, network, {**story, "step": self.step, "processes": self.processes})
 
     @classmethod
-    def load(cls, path: Path, training: Training, device: torch.device) -> State:
+    def load(cls, path: Path, training: Training, runtime: Runtime) -> State:
         """Read a state written by `save`.
 
         Raises:
@@ -98,17 +99,22 @@ class State:
             parts.setdefault(kind, {})[rest] = tensor
         if not {"raw", "ema"} <= parts.keys() or "step" not in story:
             raise UserError(f"{path}: holds no training state; delete it and run again")
-        state = cls.start(store.build(config, parts["raw"]), training, device)
+        state = cls.start(store.build(config, parts["raw"]), training, runtime)
+
+        def like(parameter: Tensor, value: Tensor) -> Tensor:
+            """On the parameter's device and in its memory format: fused kernels walk raw memory."""
+            return torch.empty_like(parameter).copy_(value)
+
         # In the network's order, which the file doesn't keep: the average is updated by position.
-        state.ema = {n: parts["ema"][n].to(device) for n in state.ema}
+        state.ema = {n: like(average, parts["ema"][n]) for n, average in state.ema.items()}
         state.step, state.processes = story["step"], story["processes"]
         state.extra = parts.get("extra", {})
         for name, parameter in state.network.named_parameters():
             if name in parts.get("m", {}):
                 state.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.step), device=device),
-                    "exp_avg": parts["m"][name].to(device),
-                    "exp_avg_sq": parts["v"][name].to(device),
+                    "step": torch.tensor(float(state.step), device=runtime.device),
+                    "exp_avg": like(parameter.detach(), parts["m"][name]),
+                    "exp_avg_sq": like(parameter.detach(), parts["v"][name]),
                 }
         return state
 

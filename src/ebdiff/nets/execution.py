@@ -1,0 +1,94 @@
+"""Where and how a network's arithmetic runs: device, precision, memory format, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ebdiff.config import Execution, Experiment
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+CPU = Execution()
+# Matrix units want bf16 with channels innermost; a compiler's minutes must be asked for (`ebdiff tune`).
+GPU = Execution(precision="bf16", channels_last=True)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a network trains or samples, and how.
+
+    Attributes:
+        device: where.
+        how: precision, memory format, compilation.
+        micro_batch: images whose activations are held at a time; None: all.
+        deterministic: on a GPU, only kernels that repeat their bits.
+    """
+
+    device: torch.device
+    how: Execution = CPU
+    micro_batch: int | None = None
+    deterministic: bool = False
+
+    @classmethod
+    def of(cls, experiment: Experiment, use: str, network: str, device: torch.device) -> Runtime:
+        """As the experiment's tuning says, else the device's default.
+
+        Args:
+            experiment: with its tuning and `compute` section.
+            use: `training` or `sampling`.
+            network: `dense` or an asked rate.
+            device: where.
+        """
+        default = GPU if device.type == "cuda" else CPU
+        how = getattr(experiment.tuning, use).get(network, default)
+        return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
+
+    def set_arithmetic(self) -> None:
+        """Set torch's switches: TF32 exactly where asked, and kernels that repeat their bits.
+
+        Deterministic cuBLAS also needs CUBLAS_WORKSPACE_CONFIG, which the command line sets.
+        """
+        if self.device.type == "cuda":
+            strict = self.how.precision == "fp32"
+            torch.set_float32_matmul_precision("highest" if strict else "high")
+            torch.backends.cudnn.allow_tf32 = not strict
+            torch.backends.cudnn.benchmark = not self.deterministic
+            torch.use_deterministic_algorithms(self.deterministic)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on its device, in its memory format, in place."""
+        layout = torch.channels_last if self.how.channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=layout)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a training step's forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.precision == "bf16")
+
+    def compiled(self, network: nn.Module) -> Denoiser:
+        """The network, compiled if asked; where that fails it says why and runs eagerly."""
+        if not self.how.compile:
+            return network
+        run: Denoiser = torch.compile(network)
+
+        def call(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal run
+            try:
+                return run(x, t)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+                print(f"torch.compile failed, running without it: {reason}", flush=True)
+                run = network
+                return network(x, t)
+
+        return call
+
+    def denoiser(self, network: nn.Module) -> Denoiser:
+        """A network that only predicts: no gradients, its weights in the precision it computes in."""
+        self.set_arithmetic()
+        network = self.place(network.eval().requires_grad_(False))
+        return self.compiled(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)

@@ -1,0 +1,81 @@
+"""Which execution of each network is fastest on this device (verb `tune`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import yaml
+
+from ebdiff import layout
+from ebdiff.config import Execution, Experiment, Tuning
+from ebdiff.cost import interleaved, network_of, rates, training_step
+from ebdiff.devices import device_name
+from ebdiff.files import write_text
+from ebdiff.nets.execution import Runtime
+from ebdiff.nets.unet import UNet
+
+ROUNDS = 5
+WORTH = 1.03  # a plainer candidate is kept unless another is this many times as fast
+
+
+def candidates(device: torch.device) -> list[Execution]:
+    """What is tried, plain ones first. On a CPU compilation costs minutes and gained nothing."""
+    gpu = device.type == "cuda"
+    return [
+        Execution(precision=precision, channels_last=last, compile=compiled)
+        for compiled in ([False, True] if gpu else [False])
+        for precision in (["fp32", "tf32", "bf16"] if gpu else ["fp32", "bf16"])
+        for last in (False, True)
+    ]
+
+
+def tune(experiment: Experiment, device: torch.device) -> Tuning:
+    """Time every candidate on every network, training and sampling, and write the fastest down.
+
+    The file is configuration from then on: results depend on it, never on a later timing. Nothing
+    else may run on the machine.
+    """
+    chosen: dict[str, dict[str, Execution]] = {}
+    told = []
+    for use, piece in (("training", training_step), ("sampling", sampling_step)):
+        for name, rate in rates(experiment).items():
+            torch.compiler.reset()
+            print(f"{use}, {name}", flush=True)
+            work = {
+                how: piece(experiment, network_of(experiment, rate), Runtime(device, how))
+                for how in candidates(device)
+            }
+            times = {how: median(seconds) for how, seconds in interleaved(work, ROUNDS).items()}
+            best = next(how for how in times if times[how] <= WORTH * min(times.values()))
+            chosen.setdefault(use, {})[name] = best
+            told.append(
+                f"{use} {name}: " + ", ".join(f"{words(h)} {t * 1e3:.1f} ms" for h, t in times.items())
+            )
+    tuning = Tuning(device=device_name(device), **chosen)
+    head = f"Written by `ebdiff tune {experiment.name}`; results depend on it. Delete it for the defaults."
+    text = "".join(f"# {line}\n" for line in [head, *told])
+    text += yaml.safe_dump(tuning.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    write_text(layout.path(layout.TUNING, experiment=experiment.name), text)
+    return tuning
+
+
+def words(how: Execution) -> str:
+    """`bf16 channels_last compile`, as far as it holds."""
+    return " ".join([how.precision, *(k for k in ("channels_last", "compile") if getattr(how, k))])
+
+
+def sampling_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
+    """A function that predicts one sampling batch and waits for it."""
+    config = experiment.network
+    shape = (experiment.sampling.batch, config.channels, config.image_size, config.image_size)
+    x = torch.zeros(shape, device=runtime.device)
+    t = torch.zeros(len(x), dtype=torch.int64, device=runtime.device)
+    denoiser = runtime.denoiser(network)
+
+    @torch.inference_mode()
+    def predict() -> None:
+        denoiser(x, t)[0, 0, 0, 0].item()  # waits for the device
+
+    return predict
