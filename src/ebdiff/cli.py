@@ -70,6 +70,18 @@ def _device(experiment: Experiment) -> torch.device:
     return device
 
 
+def _spread(experiment: Experiment) -> None:
+    """Where a job has several GPUs, start it again with a process for each."""
+    if experiment.compute.gpus < 2 or "WORLD_SIZE" in os.environ:
+        return
+    import torch
+
+    processes = min(experiment.compute.gpus, torch.cuda.device_count())
+    if processes > 1:
+        command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "--"]
+        os.execvp(command[0], [*command, *sys.argv])
+
+
 def _known(value: object, known: Iterable[object], what: str) -> None:
     """Refuse a name that the experiment doesn't have.
 
@@ -189,6 +201,7 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
     """
     experiment = _begin(name, threads)
     _known(search, experiment.searches, "--search")
+    _spread(experiment)
     from ebdiff.training import dense
 
     dense.train_dense(experiment, search, seed, _device(experiment))
@@ -278,6 +291,7 @@ def finetune_region(
     experts = experiment.experts()
     _known(expert, experts, "--expert")
     _known(milestone, experiment.all_milestones(expert), "--milestone")
+    _spread(experiment)
     from ebdiff.training import experts as stage
 
     stage.finetune_region(experiment, expert, milestone, seed, _device(experiment))
@@ -291,6 +305,7 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
     """
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
+    _spread(experiment)
     from ebdiff.diffusion import ensemble
 
     ensemble.sample(experiment, run, seed, _device(experiment))

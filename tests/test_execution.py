@@ -1,0 +1,224 @@
+"""Precision, memory format, compilation, micro-batches: other arithmetic, the same method."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import write_experiment
+from test_training import job, same, start
+
+from ebdiff import digests, loading, tuning
+from ebdiff.config import Execution
+from ebdiff.diffusion import ensemble
+from ebdiff.errors import UserError
+from ebdiff.nets import store
+from ebdiff.nets.execution import GPU, Runtime
+from ebdiff.training.loop import train
+from ebdiff.training.state import State
+
+CPU = torch.device("cpu")
+# Without attention: the gradient of k's bias is rounding alone, which Adam blows up.
+PLAIN = {"network.dropout": 0.0, "network.middle_attention": False}
+
+
+def trained(e, steps=4, runtime=None, state=None):
+    runtime = runtime or Runtime(CPU)
+    if state is None:
+        state = State.start(store.fresh(e.network, 0, "test"), e.training, runtime)
+    train(state, job(e, runtime=runtime), steps, save=lambda s: None)
+    return state
+
+
+def distance(a, b):
+    """Largest difference of two states' weights."""
+    a, b = a.weights("raw"), b.weights("raw")
+    return max((a[n] - b[n]).abs().max().item() for n in a)
+
+
+def gradient(state):
+    """The last step's gradient, flat."""
+    return torch.cat([p.grad.flatten() for p in state.network.parameters()])
+
+
+# --- micro-batches ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 16, 100])
+def test_micro_batches_give_the_whole_batchs_gradient_to_rounding(workspace, vary, size):
+    e = vary(PLAIN)
+    whole, cut = trained(e, 1), trained(e, 1, Runtime(CPU, micro_batch=size))
+    a, b = gradient(whole), gradient(cut)
+    assert (a - b).norm() < 1e-5 * a.norm()
+
+
+def test_with_dropout_micro_batches_draw_other_masks(workspace, tiny):
+    whole, cut = trained(tiny, 1), trained(tiny, 1, Runtime(CPU, micro_batch=4))
+    assert distance(whole, cut) > 1e-4
+    again = trained(tiny, 1, Runtime(CPU, micro_batch=4))
+    assert same(cut.weights("raw"), again.weights("raw"))
+
+
+def test_micro_batch_comes_from_the_experiment_and_changes_no_digest(vary):
+    e = vary({"compute.micro_batch": 4})
+    assert Runtime.of(e, "training", "dense", CPU).micro_batch == 4
+    assert digests.dense_digest(e, "full") == digests.dense_digest(vary({}), "full")
+
+
+# --- precision and memory format ---------------------------------------------------------------------------
+
+
+def test_channels_last_changes_rounding_only_and_goes_on_with_the_same_bits(workspace, vary):
+    e = vary(PLAIN)
+    last = Runtime(CPU, Execution(channels_last=True))
+    state = trained(e, 4, last)
+    assert state.network.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    a, b = gradient(trained(e, 1, last)), gradient(trained(e, 1))
+    assert 0 < (a - b).norm() < 1e-5 * a.norm()
+
+    half = trained(e, 2, last)
+    half.save(workspace / "half.safetensors", e.network, {})
+    half = State.load(workspace / "half.safetensors", e.training, last)
+    on = trained(e, 4, last, half)
+    assert same(state.tensors(), on.tensors())
+
+
+def test_bf16_training_keeps_weights_moments_and_average_in_fp32(workspace, vary):
+    e = vary(PLAIN)
+    state = trained(e, 4, Runtime(CPU, Execution(precision="bf16")))
+    assert {t.dtype for t in state.tensors().values()} == {torch.float32}
+    apart = distance(state, trained(e, 4))
+    assert 0 < apart < distance(state, start(e))  # other rounding, the same training
+
+
+def test_sampling_in_bf16_draws_nearly_the_same_images(vary):
+    e = vary({})
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32))
+    t = torch.full((4,), 500)
+    with torch.inference_mode():
+        exact = Runtime(CPU).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+        for how in (Execution(precision="bf16"), Execution(precision="bf16", channels_last=True)):
+            coarse = Runtime(CPU, how).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+            assert coarse.dtype == torch.float32
+            assert 0 < (coarse - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_defaults_are_fp32_on_a_cpu_and_bf16_on_a_gpu(tiny):
+    assert Runtime.of(tiny, "training", "dense", CPU).how == Execution()
+    assert Runtime.of(tiny, "sampling", "0.5", torch.device("cuda")).how == GPU
+    assert GPU.precision == "bf16"
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(workspace):
+    write_experiment(workspace, PLAIN)
+    program = """
+import sys; sys.path.insert(0, {tests!r})
+import torch
+from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
+e = loading.load("tiny")
+fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
+print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
+"""
+    program = program.format(tests=str(Path(__file__).parent))
+
+    def printed(**environment):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(workspace / "cache"), **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = printed(CXX="no-such-compiler")
+    assert "torch.compile failed, running without it:" in told
+    assert float(told.split("APART")[1]) == 0
+
+
+# --- tuning ------------------------------------------------------------------------------------------------
+
+
+def test_tune_writes_what_the_workflow_then_reads(workspace, monkeypatch):
+    write_experiment(workspace)
+    e = loading.load("tiny")
+    pretended = {"fp32": 3.0, "fp32 channels_last": 2.0, "bf16": 1.99, "bf16 channels_last": 4.0}
+    monkeypatch.setattr(
+        tuning, "interleaved", lambda work, n: {h: [pretended[tuning.words(h)]] for h in work}
+    )
+    tuning.tune(e, CPU)
+    text = (workspace / "config/tuning/tiny.yaml").read_text()
+    assert text.startswith("# Written by `ebdiff tune tiny`")
+    assert "training dense: fp32 3000.0 ms, fp32 channels_last 2000.0 ms" in text
+
+    tuned = loading.load("tiny")
+    assert set(tuned.tuning.training) == set(tuned.tuning.sampling) == {"dense", "0.3", "0.5", "0.8"}
+    # bf16 is half a per cent faster: not worth its rounding.
+    assert Runtime.of(tuned, "training", "0.5", CPU).how == Execution(channels_last=True)
+    assert tuned.model_copy(update={"tuning": e.tuning}) == e
+
+
+def test_tune_really_measures(workspace, capsys):
+    write_experiment(workspace)
+    found = tuning.tune(loading.load("tiny"), CPU)
+    assert found == loading.load("tiny").tuning
+    assert found.device
+
+
+def test_a_tuned_network_reruns_what_it_computes_and_nothing_else(vary):
+    plain = vary({})
+    tuned = vary({"tuning.training": {0.5: {"channels_last": True}}})
+    eb, ta = "full-magnitude-ema-0.5-t0-1000", "full-magnitude-ema-0.8-t240-1000"
+    assert digests.expert_digest(plain, eb, "40") != digests.expert_digest(tuned, eb, "40")
+    assert digests.expert_digest(plain, ta, "20") == digests.expert_digest(tuned, ta, "20")
+    assert digests.dense_digest(plain, "full") == digests.dense_digest(tuned, "full")
+    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(tuned, "eb-50")
+    sampled = vary({"tuning.sampling": {"dense": {"precision": "bf16"}}})
+    assert digests.sample_digest(plain, "unpruned") != digests.sample_digest(sampled, "unpruned")
+    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(sampled, "eb-50")
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("training: {dense: {precison: bf16}}", "training.dense.precison: unknown key; 'precison'"),
+        ("training: {dense: {precision: fp16}}", "training.dense.precision: 'fp16' is not known"),
+        ("trainng: {}", "trainng: unknown key"),
+        ("- 1", "must be a mapping"),
+        ("training: [", "not valid YAML"),
+    ],
+)
+def test_a_damaged_tuning_file_is_one_line(workspace, written, named):
+    write_experiment(workspace)
+    path = workspace / "config/tuning/tiny.yaml"
+    path.parent.mkdir()
+    path.write_text(written)
+    with pytest.raises(UserError, match=r"config/tuning/tiny\.yaml") as error:
+        loading.load("tiny")
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
+    """Dense training and sampling ask for the execution of the right network."""
+    write_experiment(workspace, {"tuning.sampling": {"0.3": {"precision": "bf16"}}})
+    asked = []
+    real = Runtime.of
+
+    def spying(experiment, use, network, device):
+        asked.append((use, network))
+        return real(experiment, use, network, device)
+
+    monkeypatch.setattr(Runtime, "of", spying)
+    e = loading.load("tiny")
+    monkeypatch.setattr(ensemble.store, "load", lambda path, prefix="": (None, e.network, {}))
+    monkeypatch.setattr(ensemble.store, "build", lambda c, t: store.fresh(c, 0, "x"))
+    monkeypatch.setattr(ensemble, "sha256", lambda path: "0")
+    ensemble.sample(e, "ta-eb", 0, CPU)
+    assert asked == [("sampling", "0.3"), ("sampling", "0.8")]
+    assert yaml.safe_load("0.3") == 0.3

@@ -1,0 +1,193 @@
+"""Several processes for one job, and GPUs for jobs side by side."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_experiment
+from test_training import EB, same, tensors_of
+
+from ebdiff import cli, devices, parallel
+from ebdiff.files import read_json
+from ebdiff.training import dense
+
+CPU = torch.device("cpu")
+# Without attention: the gradient of k's bias is rounding alone, which Adam blows up.
+PLAIN = {"network.dropout": 0.0, "network.middle_attention": False}
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node=2"]
+VERB = [*TORCHRUN, "--no-python", "--", sys.executable, "-m", "ebdiff.cli"]
+
+
+def together(*arguments):
+    """Run a verb as two gloo processes."""
+    done = subprocess.run([*VERB, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def alone(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "ebdiff.cli", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_sample_as_one(workspace):
+    write_experiment(workspace, PLAIN)
+    results = workspace / "results/tiny/seed0"
+
+    alone("train-dense", "tiny")
+    one = results.rename(workspace / "one")
+    told = together("train-dense", "tiny")
+    assert told.count("settled at interval") == len(set(told.splitlines()))  # only one process speaks
+    a, b = (
+        tensors_of(one / "dense/full/last.safetensors"),
+        tensors_of(results / "dense/full/last.safetensors"),
+    )
+    assert a.keys() == b.keys()
+    # The same draws and updates; Adam turns rounding into up to a percent of what 60 steps move.
+    for kind in ("raw", "ema"):
+        names = [n for n in a if n.startswith(kind)]
+        apart = torch.cat([(a[n] - b[n]).flatten() for n in names]).norm()
+        assert apart < 0.01 * torch.cat([a[n].flatten() for n in names]).norm()
+    ledger = read_json(results / "dense/full/ledger.json")
+    assert ledger["world"] == 2
+    assert ledger["steps"] == read_json(one / "dense/full/ledger.json")["steps"]
+    assert not (results / "dense/full/state").exists()
+
+    for verb in (["prune-per-epoch", "tiny"], ["select-eb-epoch", "tiny", "--rate", "0.5"]):
+        alone(*verb)
+    together("finetune-region", "tiny", "--expert", EB, "--milestone", 40)
+    assert read_json(results / f"experts/{EB}/40.json")["steps"] == 40
+
+    # An image depends on its number alone, so the very same bits come from two processes and from one.
+    together("sample", "tiny", "--run", "eb-50")
+    path = results / "runs/eb-50/samples.npy"
+    two = np.load(path)
+    path.unlink()
+    alone("sample", "tiny", "--run", "eb-50")
+    assert np.array_equal(two, np.load(path))
+    assert two.shape == (23, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on_to_the_same_bits(workspace):
+    write_experiment(workspace, PLAIN | {"training.log_every": 1, "searches.full.horizon": 40})
+    together("train-dense", "tiny")
+    last = workspace / "results/tiny/seed0/dense/full/last.safetensors"
+    whole = tensors_of(last)
+    steps = read_json(last.with_name("ledger.json"))["steps"]
+    shutil.rmtree(workspace / "results")
+
+    process = subprocess.Popen(
+        [*VERB, "train-dense", "tiny"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    stats = last.parent / "state/last/stats.jsonl"
+    while not stats.exists() or stats.read_text().count("\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    kept = last.parent / "state/last/state.safetensors"
+    assert kept.exists()
+    assert not last.exists()
+
+    told = together("train-dense", "tiny")
+    assert told.count("going on from step") == 1
+    assert same(whole, tensors_of(last))
+    assert read_json(last.with_name("ledger.json"))["steps"] == steps
+
+
+def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
+    for world in (1, 2, 3, 7):
+        monkeypatch.setattr(parallel, "world", lambda world=world: world)
+        cut = []
+        for rank in range(world):
+            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            cut.append(list(range(100)[parallel.share(100)]))
+        assert [i for part in cut for i in part] == list(range(100))
+        assert max(map(len, cut)) - min(map(len, cut)) <= 1
+
+
+# --- GPUs --------------------------------------------------------------------------------------------------
+
+
+def leasing(folder, gpus, own):
+    """A process that leases a GPU, prints it and keeps it until its input closes."""
+    program = (
+        "import sys; from ebdiff.devices import lease; "
+        f"print(lease({gpus}, {own}, 0.05), flush=True); sys.stdin.read()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_lease_different_gpus_and_wait_for_one(tmp_path):
+    gpus = ["GPU-a", "GPU-b"]
+    first = leasing(tmp_path, gpus, True)
+    assert first.stdout.readline() == "0\n"
+    second = leasing(tmp_path, gpus, True)
+    assert second.stdout.readline() == "1\n"
+    third = leasing(tmp_path, gpus, True)
+    assert third.stdout.readline() == "waiting: all 2 GPUs are in use by other jobs\n"
+    sharing = leasing(tmp_path, gpus, False)
+    assert sharing.stdout.readline() in ("0\n", "1\n")
+    second.kill()  # however a process ends, its GPU is free
+    assert third.stdout.readline() == "1\n"
+    for process in (first, second, third, sharing):
+        process.stdin.close()
+        process.wait(timeout=20)
+
+
+def test_a_schedulers_choice_of_gpus_is_kept(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-77")
+    assert devices.visible_gpus(2) == ["3", "GPU-77"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices.visible_gpus(2) == ["0", "1"]
+
+
+def test_a_job_of_two_gpus_starts_itself_under_torchrun(workspace, monkeypatch):
+    write_experiment(workspace, {"compute.gpus": 2})
+    started = []
+
+    def execvp(file, command):
+        started.append(command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.setattr(sys, "argv", ["ebdiff", "train-dense", "tiny"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(SystemExit):
+        cli.train_dense("tiny")
+    assert started == [
+        [
+            "torchrun",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--no-python",
+            "--",
+            "ebdiff",
+            "train-dense",
+            "tiny",
+        ]
+    ]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # a machine without GPUs: one process
+    monkeypatch.setattr(dense, "train_dense", lambda *a: started.append("here"))
+    cli.train_dense("tiny")
+    assert started[-1] == "here"
