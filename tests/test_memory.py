@@ -1,0 +1,131 @@
+"""Estimated memory against what training steps really take, and against made-up control groups."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ebdiff.config import Network
+from ebdiff.nets import memory
+from ebdiff.pruning.count import meta_tensors
+
+SMALL = Network(
+    image_size=16, width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.1, norm_groups=8
+)
+
+MEASURED = """
+import resource, sys
+import numpy as np, torch
+from ebdiff.config import Diffusion, Network, Training
+from ebdiff.data.store import Images
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.nets import store
+from ebdiff.pruning.count import meta_tensors
+from ebdiff.training.loop import Job, train
+from ebdiff.training.state import State
+
+config, rate, batch = Network.model_validate_json(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+training = Training(batch=batch, log_every=10**9)
+shapes = meta_tensors(config, rate)
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # loads what is loaded at first use
+with open("/proc/self/status") as file:
+    before = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+network = store.build(config, {n: torch.zeros(t.shape) for n, t in shapes.items()})
+state = State.start(network, training, torch.device("cpu"))
+pixels = np.zeros((batch, config.image_size, config.image_size, config.channels), np.uint8)
+images, abar = Images(pixels, flip=False, sha256=""), alphas_bar(Diffusion())
+job = Job("m", 0, images, Antithetic(0, 1000), abar, training)
+train(state, job, 3, save=lambda s: None)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_the_estimate_is_within_a_quarter_of_the_measured_peak(rate):
+    config = Network(width=64, multipliers=(1, 2), blocks=1)
+    command = [sys.executable, "-c", MEASURED, config.model_dump_json(), str(rate), "32"]
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert memory.step_bytes(config, meta_tensors(config, rate), 32) == pytest.approx(measured, rel=0.25)
+
+
+def test_activations_grow_with_images_and_the_rest_with_parameters():
+    shapes = meta_tensors(SMALL, 0)
+    one, two, five = (memory.step_bytes(SMALL, shapes, n) for n in (1, 2, 5))
+    assert five - two == pytest.approx(3 * (two - one), rel=1e-3)
+    parameters = sum(t.numel() for t in shapes.values())
+    fixed = 2 * one - two
+    # Beside 20 bytes a parameter only what doesn't depend on images is left: a few scalars.
+    assert fixed == pytest.approx(memory.FRAGMENTED * 20 * parameters, rel=0.02)
+
+
+def test_what_one_layer_keeps_for_its_backward_pass_is_counted_once():
+    """A network of one block at 2x2: every tensor that autograd keeps, counted by hand."""
+    config = Network(
+        image_size=2, channels=1, width=4, multipliers=(1,), blocks=1, attention=(), dropout=0,
+        middle_attention=False, norm_groups=2,
+    )  # fmt: skip
+    # Per image, width 4, 4 pixels: a block keeps norm1's input, its output (silu's input), silu's
+    # output (conv's input), the same three around conv2, and mean and rstd of 2 groups, twice.
+    pixels, width, time = 4, 4, 16
+    narrow = 6 * width * pixels + 8  # a block of `width` inputs
+    # An up block's input is 2 x width wide: norm1's input, output and silu's output are wider, and
+    # its 1x1 shortcut keeps the same input.
+    wide = 6 * width * pixels + 3 * width * pixels + 8
+    temb = [4, time, time, time]  # embedding, dense.0's output, its silu, dense.1's output
+    blocks = 3 * narrow + 2 * wide + 5 * time  # each block keeps silu(temb) for its projection
+    ends = pixels + 3 * width * pixels + 4  # conv_in's input; norm_out's input, output, silu, statistics
+    expected = 4 * (sum(temb) + blocks + ends)
+    kept = memory._kept_for_backward(config, meta_tensors(config, 0), images=1, bf16=False)
+    assert sum(kept) == expected
+
+
+def test_bfloat16_keeps_less_and_pruning_too():
+    dense, pruned = meta_tensors(SMALL, 0), meta_tensors(SMALL, 0.5)
+    full = memory.step_bytes(SMALL, dense, 64)
+    assert memory.step_bytes(SMALL, dense, 64, bf16=True) < 0.8 * full
+    assert memory.step_bytes(SMALL, pruned, 64) < 0.8 * full
+
+
+def test_the_largest_micro_batch_is_the_largest_divisor_that_fits():
+    shapes = meta_tensors(SMALL, 0)
+    four = memory.step_bytes(SMALL, shapes, 4)
+    assert memory.largest_micro_batch(SMALL, shapes, 12, four) == 4
+    assert memory.largest_micro_batch(SMALL, shapes, 12, four - 1) == 3
+    assert memory.largest_micro_batch(SMALL, shapes, 10, four) == 2
+    assert memory.largest_micro_batch(SMALL, shapes, 12, 1000) is None
+
+
+def group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{value}\n")
+
+
+def test_memory_limits_of_every_enclosing_group_count(tmp_path):
+    stat = "anon 5\ninactive_file 20"
+    group(tmp_path / "job", memory__max=1000, memory__current=400, memory__stat=stat)
+    group(tmp_path / "job/step", memory__max="max", memory__current=300, memory__stat=stat)
+    own = tmp_path / "cgroup"
+    own.write_text("0::/job/step\n")
+    assert list(memory._left_in_cgroups(tmp_path, own)) == [620]
+
+
+def test_version_one_groups_are_understood(tmp_path):
+    files = {
+        "memory.limit_in_bytes": 900,
+        "memory.usage_in_bytes": 500,
+        "memory.stat": "total_inactive_file 7",
+    }
+    group(tmp_path / "memory/slurm", **files)
+    own = tmp_path / "cgroup"
+    own.write_text("5:cpu,cpuacct:/\n4:memory:/slurm\n0::/\n")
+    assert list(memory._left_in_cgroups(tmp_path, own)) == [407]
+
+
+def test_available_memory_is_what_the_kernel_says_at_most():
+    with open("/proc/meminfo") as file:
+        total = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemTotal"))
+    assert 0 < memory.available_bytes(torch.device("cpu")) <= total
