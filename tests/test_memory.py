@@ -5,11 +5,16 @@ import sys
 
 import pytest
 import torch
+from conftest import write_experiment
 
 from ebdiff.config import Network
+from ebdiff.errors import UserError
 from ebdiff.nets import memory
+from ebdiff.nets.execution import Runtime
+from ebdiff.nets.store import build
 from ebdiff.pruning.count import meta_tensors
 
+CPU = torch.device("cpu")
 SMALL = Network(
     image_size=16, width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.1, norm_groups=8
 )
@@ -22,10 +27,12 @@ from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
+CPU = torch.device("cpu")
 config, rate, batch = Network.model_validate_json(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 training = Training(batch=batch, log_every=10**9)
 shapes = meta_tensors(config, rate)
@@ -33,10 +40,10 @@ torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # loads what
 with open("/proc/self/status") as file:
     before = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 network = store.build(config, {n: torch.zeros(t.shape) for n, t in shapes.items()})
-state = State.start(network, training, torch.device("cpu"))
+state = State.start(network, training, Runtime(CPU))
 pixels = np.zeros((batch, config.image_size, config.image_size, config.channels), np.uint8)
 images, abar = Images(pixels, flip=False, sha256=""), alphas_bar(Diffusion())
-job = Job("m", 0, images, Antithetic(0, 1000), abar, training)
+job = Job("m", 0, images, Antithetic(0, 1000), abar, training, Runtime(CPU))
 train(state, job, 3, save=lambda s: None)
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
@@ -48,17 +55,18 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(rate):
     config = Network(width=64, multipliers=(1, 2), blocks=1)
     command = [sys.executable, "-c", MEASURED, config.model_dump_json(), str(rate), "32"]
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert memory.step_bytes(config, meta_tensors(config, rate), 32) == pytest.approx(measured, rel=0.25)
+    assert memory.footprint(config, meta_tensors(config, rate)).bytes(32) == pytest.approx(measured, rel=0.25)
 
 
-def test_activations_grow_with_images_and_the_rest_with_parameters():
-    shapes = meta_tensors(SMALL, 0)
-    one, two, five = (memory.step_bytes(SMALL, shapes, n) for n in (1, 2, 5))
-    assert five - two == pytest.approx(3 * (two - one), rel=1e-3)
-    parameters = sum(t.numel() for t in shapes.values())
-    fixed = 2 * one - two
-    # Beside 20 bytes a parameter only what doesn't depend on images is left: a few scalars.
-    assert fixed == pytest.approx(memory.FRAGMENTED * 20 * parameters, rel=0.02)
+def test_what_grows_with_images_is_predicted_and_the_rest_is_parameters():
+    """Five images, measured, keep what the forward passes of one and of two foretell."""
+    network = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()})
+    for bf16 in (False, True):
+        needs = memory.Footprint.of(network, bf16)
+        assert needs.fixed + 5 * needs.growing == pytest.approx(memory._kept_for_backward(network, 5, bf16))
+    assert memory.Footprint.of(network).fixed.sum() == 0
+    parameters = sum(p.numel() for p in network.parameters())
+    assert memory.Footprint.of(network).bytes(0) == int(memory.FRAGMENTED * 20 * parameters)
 
 
 def test_what_one_layer_keeps_for_its_backward_pass_is_counted_once():
@@ -78,24 +86,72 @@ def test_what_one_layer_keeps_for_its_backward_pass_is_counted_once():
     blocks = 3 * narrow + 2 * wide + 5 * time  # each block keeps silu(temb) for its projection
     ends = pixels + 3 * width * pixels + 4  # conv_in's input; norm_out's input, output, silu, statistics
     expected = 4 * (sum(temb) + blocks + ends)
-    kept = memory._kept_for_backward(config, meta_tensors(config, 0), images=1, bf16=False)
-    assert sum(kept) == expected
+    assert memory.footprint(config, meta_tensors(config, 0)).growing.sum() == expected
 
 
 def test_bfloat16_keeps_less_and_pruning_too():
     dense, pruned = meta_tensors(SMALL, 0), meta_tensors(SMALL, 0.5)
-    full = memory.step_bytes(SMALL, dense, 64)
-    assert memory.step_bytes(SMALL, dense, 64, bf16=True) < 0.8 * full
-    assert memory.step_bytes(SMALL, pruned, 64) < 0.8 * full
+    full = memory.footprint(SMALL, dense).bytes(64)
+    assert memory.footprint(SMALL, dense, bf16=True).bytes(64) < 0.8 * full
+    assert memory.footprint(SMALL, pruned).bytes(64) < 0.8 * full
 
 
 def test_the_largest_micro_batch_is_the_largest_divisor_that_fits():
-    shapes = meta_tensors(SMALL, 0)
-    four = memory.step_bytes(SMALL, shapes, 4)
-    assert memory.largest_micro_batch(SMALL, shapes, 12, four) == 4
-    assert memory.largest_micro_batch(SMALL, shapes, 12, four - 1) == 3
-    assert memory.largest_micro_batch(SMALL, shapes, 10, four) == 2
-    assert memory.largest_micro_batch(SMALL, shapes, 12, 1000) is None
+    needs = memory.footprint(SMALL, meta_tensors(SMALL, 0))
+    assert needs.micro_batch(12, needs.bytes(4)) == 4
+    assert needs.micro_batch(12, needs.bytes(4) - 1) == 3
+    assert needs.micro_batch(10, needs.bytes(4)) == 2
+    assert needs.micro_batch(12, 1000) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_names_the_micro_batch_that_would_fit(monkeypatch, capsys, error):
+    network = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()})
+    needs = memory.Footprint.of(network)
+    parameters = sum(p.numel() for p in network.parameters())
+    there = 8 * parameters  # weights and average
+    monkeypatch.setattr(memory, "available_bytes", lambda device: needs.bytes(16) - there)
+    with (
+        pytest.raises(UserError, match=r"out of memory on cpu: .*compute\.micro_batch: 16$"),
+        memory.enough(network, 64, Runtime(CPU)),
+    ):
+        raise error
+    assert "warning: a step of 64 images needs about" in capsys.readouterr().out
+
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**40)  # it looked enough, but wasn't
+    with (
+        pytest.raises(UserError, match=r"compute\.micro_batch: 16$"),
+        memory.enough(network, 64, Runtime(CPU, micro_batch=32)),
+    ):
+        raise error
+    assert capsys.readouterr().out == ""
+    with pytest.raises(RuntimeError, match="something else"), memory.enough(network, 64, Runtime(CPU)):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.slow
+def test_a_training_that_really_runs_out_of_memory_says_so(workspace):
+    """The address space is limited to what is there and 300 MB; the batch wants gigabytes."""
+    write_experiment(workspace, {"network.width": 64, "training.batch": 4096, "network.dropout": 0.0})
+    program = """
+import resource, torch
+from ebdiff import loading
+from ebdiff.training.dense import train_dense
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()
+with open("/proc/self/status") as file:
+    size = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
+train_dense(loading.load("tiny"), "full", 0, torch.device("cpu"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "UserError: out of memory on cpu" in done.stderr
+    assert "set compute.micro_batch: " in done.stderr
 
 
 def group(folder, **files):

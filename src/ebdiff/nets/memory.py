@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebdiff.config import Network
+from ebdiff.errors import UserError
+from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
+from ebdiff.nets.unet import UNet
 
 PER_PARAMETER = 20  # bytes: fp32 weight, gradient, Adam's two moments, moving average
 TEMPORARIES = 4  # tensors of the largest size that the backward pass of one layer works with
@@ -20,53 +25,111 @@ TEMPORARIES = 4  # tensors of the largest size that the backward pass of one lay
 FRAGMENTED = 1.2
 
 
-def step_bytes(config: Network, shapes: Mapping[str, Tensor], images: int, bf16: bool = False) -> int:
-    """Peak memory of a training step, beside what the process holds after its imports.
+@dataclass(frozen=True)
+class Footprint:
+    """What a network's training step needs of memory, as a function of its images.
 
-    The forward pass is run on tensors without storage, and what autograd keeps for the backward
-    pass is summed; to it come weights, optimiser and average, and one layer's temporaries.
-
-    Args:
-        config: the dense network.
-        shapes: tensors of its shapes or of a pruned network's, by name; meta tensors will do.
-        images: images of one (micro-)batch.
-        bf16: under autocast to bfloat16.
-
-    Returns:
-        bytes; within 10 % of measured peaks of the CIFAR-10 network in fp32 on the CPU.
+    Attributes:
+        parameters: how many.
+        fixed: bytes of every storage that autograd keeps for the backward pass, at no images.
+        growing: bytes that each of them takes per image.
     """
-    kept = _kept_for_backward(config, shapes, images, bf16)
-    parameters = sum(t.numel() for t in shapes.values())
-    return int(FRAGMENTED * (PER_PARAMETER * parameters + sum(kept) + TEMPORARIES * max(kept)))
+
+    parameters: int
+    fixed: np.ndarray
+    growing: np.ndarray
+
+    @classmethod
+    def of(cls, network: UNet, bf16: bool = False) -> Footprint:
+        """Measured by forward passes of one and of two images.
+
+        Args:
+            network: dense or pruned, on its device.
+            bf16: under autocast to bfloat16.
+        """
+        one, two = (_kept_for_backward(network, images, bf16) for images in (1, 2))
+        return cls(sum(p.numel() for p in network.parameters()), 2 * one - two, two - one)
+
+    def bytes(self, images: int) -> int:
+        """Peak memory of a step, beside what the process holds after its imports.
+
+        To what autograd keeps come weights, optimiser and average, and one layer's temporaries.
+
+        Args:
+            images: in the (micro-)batch of one process.
+
+        Returns:
+            bytes; within 10 % of measured peaks of the CIFAR-10 network in fp32 on the CPU.
+        """
+        kept = self.fixed + images * self.growing
+        return int(FRAGMENTED * (PER_PARAMETER * self.parameters + kept.sum() + TEMPORARIES * kept.max()))
+
+    def micro_batch(self, batch: int, available: int) -> int | None:
+        """The largest divisor of `batch` whose step fits in `available` bytes; None if not one image does."""
+        divisors = (n for n in range(batch, 0, -1) if batch % n == 0)
+        return next((n for n in divisors if self.bytes(n) <= available), None)
 
 
-def _kept_for_backward(config: Network, shapes: Mapping[str, Tensor], images: int, bf16: bool) -> list[int]:
+def footprint(config: Network, shapes: Mapping[str, Tensor], bf16: bool = False) -> Footprint:
+    """The footprint of a network of these shapes; meta tensors will do."""
+    return Footprint.of(build(config, {name: torch.zeros(t.shape) for name, t in shapes.items()}), bf16)
+
+
+def _kept_for_backward(network: UNet, images: int, bf16: bool) -> np.ndarray:
     """Bytes of every storage that autograd keeps, but for the parameters' own; views count once."""
+    config, device = network.config, next(network.parameters()).device
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no address is used again
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor  # held, so that no address is used again
         return tensor
 
-    with FakeTensorMode():
-        network = build(config, {name: torch.empty(t.shape) for name, t in shapes.items()})
-        own = {p.untyped_storage()._cdata for p in network.parameters()}
-        x = torch.empty(images, config.channels, config.image_size, config.image_size)
-        t = torch.zeros(images, dtype=torch.long)
-        with (
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            graph = network(x, t)  # noqa: F841 (keeps what is kept alive)
-    return [t.untyped_storage().nbytes() for address, t in kept.items() if address not in own]
+    x = torch.zeros(images, config.channels, config.image_size, config.image_size, device=device)
+    t = torch.zeros(images, dtype=torch.long, device=device)
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        graph = network(x, t)  # noqa: F841 (keeps what is kept alive)
+    return np.array([tensor.untyped_storage().nbytes() for tensor in kept.values()])
 
 
-def largest_micro_batch(
-    config: Network, shapes: Mapping[str, Tensor], batch: int, available: int, bf16: bool = False
-) -> int | None:
-    """The largest divisor of `batch` whose step fits in `available` bytes; None if not one image does."""
-    divisors = (n for n in range(batch, 0, -1) if batch % n == 0)
-    return next((n for n in divisors if step_bytes(config, shapes, n, bf16) <= available), None)
+@contextmanager
+def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
+    """Warn before training where memory looks too small, and explain if it runs out.
+
+    Args:
+        network: what is trained, on its device.
+        images: a process's share of the batch.
+        runtime: its precision and micro-batch.
+
+    Raises:
+        UserError: the memory ran out inside the block; names the micro-batch that would fit.
+    """
+    needs = Footprint.of(network, runtime.how.precision == "bf16")
+    size = min(images, runtime.micro_batch or images)
+    available = available_bytes(runtime.device) + 8 * needs.parameters  # weights and average are there
+    wanted = (
+        f"a step of {size} images needs about {needs.bytes(size) / 1e9:.2g} GB, "
+        f"{available / 1e9:.2g} GB are free"
+    )
+
+    def remedy(limit: int) -> str:
+        fits = needs.micro_batch(images, limit)
+        return f"set compute.micro_batch: {fits}" if fits else "not one image fits: take a smaller network"
+
+    if needs.bytes(size) > available:
+        print(f"warning: {wanted}; {remedy(available)}", flush=True)
+    try:
+        yield
+    except RuntimeError as error:  # torch's OutOfMemoryError, and the CPU allocator's plain one
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        limit = min(available, needs.bytes(size) - 1)  # this size did not fit, whatever was estimated
+        raise UserError(f"out of memory on {runtime.device}: {wanted}; {remedy(limit)}") from None
 
 
 def available_bytes(device: torch.device) -> int:

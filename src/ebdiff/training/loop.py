@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from ebdiff.data.store import Images
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.draws import generator
 from ebdiff.nets.execution import Runtime
+from ebdiff.nets.memory import enough
 from ebdiff.progress import progress
 from ebdiff.training.batches import Draws
 from ebdiff.training.state import State, check_finite
@@ -74,7 +76,7 @@ def train(
         save: keeps a resumable state; called every `training.save_minutes` and when a signal ends the job.
 
     Raises:
-        UserError: the loss is no number.
+        UserError: the loss is no number, or memory ran out.
         Interrupted: SIGTERM or SIGINT came; the state was kept first.
     """
     cfg, runtime, network = job.training, job.runtime, state.network.train()
@@ -90,7 +92,10 @@ def train(
     silent = job.stats is None or not parallel.first()
     bar = progress(initial=state.step, total=until, desc=job.name, unit="step", disable=silent)
 
-    with open(os.devnull if silent else job.stats, "a") as stats, bar, interrupts.noted() as signalled:
+    share = parallel.share(cfg.batch)
+    fits = nullcontext() if job.stats is None else enough(network, share.stop - share.start, runtime)
+
+    with open(os.devnull if silent else job.stats, "a") as stats, bar, fits, interrupts.noted() as signalled:
         for batch in draws.batches(range(state.step, until)):
             step, loss = state.step, torch.zeros((), device=device)
             state.optimizer.zero_grad(set_to_none=True)
