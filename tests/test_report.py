@@ -551,3 +551,21 @@ def test_the_page_is_self_contained_and_escaped(partial):
 def test_a_partial_page_of_nothing_is_still_a_page():
     page.write_report(make(), Path("report.html"), partial=True)
     assert "So far" in Path("report.html").read_text()
+
+
+def test_the_look_is_seaborns():
+    """The style is written out, because importing seaborn is slow."""
+    import matplotlib
+    import seaborn
+
+    asked = {**seaborn.axes_style("ticks"), **seaborn.plotting_context("paper", font_scale=1.05)}
+    ours = {"axes.spines.right", "axes.spines.top", "font.family", "font.sans-serif", "image.cmap"}
+    colours = {"axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "text.color", "grid.color",
+               "patch.edgecolor", "axes.facecolor", "figure.facecolor"}  # fmt: skip
+    same = matplotlib.colors.same_color
+    with style.theme():
+        for key in asked.keys() - ours - colours:
+            value = matplotlib.rcParams[key]
+            assert value == (pytest.approx(asked[key]) if isinstance(value, float) else asked[key]), key
+        assert all(same(matplotlib.rcParams[key], asked[key]) for key in colours)
+    assert seaborn.color_palette("colorblind").as_hex()[: len(style._COLOURS)] == style._COLOURS
