@@ -35,9 +35,13 @@ def load_reference(dataset, protocol, count):
     return checked(loading.of_reference, dataset, protocol, count)
 
 
-def names(value):
-    """A comma-separated or YAML list of names."""
-    return value.split(",") if isinstance(value, str) else list(value)
+def names(key):
+    """The names that a config key lists: in YAML, or separated by commas as on the command line."""
+    value = config[key]
+    listed = value.split(",") if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(n, str) for n in listed):
+        stop(f"config {key}: a list, or names separated by commas, not {value!r}")
+    return listed
 
 
 def experiment(w):
@@ -48,7 +52,7 @@ def checked(function, *arguments):
     """Call a function of the package; a user error becomes one line."""
     try:
         return function(*arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
         stop(error)
     except KeyError as error:
         stop(f"the experiment has no {error}; asked for by a target's name")
@@ -115,8 +119,11 @@ def final(template, extension):
     return template.replace("{ext}", extension)
 
 
-EXPERIMENTS = names(config["experiments"])
-RUNS = names(config.get("runs", []))
+config = {"experiments": [], "runs": [], **config}
+for key in config.keys() - {"experiments", "runs"}:
+    stop(f"config: {unknown(key, ['experiments', 'runs'])}")
+EXPERIMENTS = names("experiments")
+RUNS = names("runs")
 
 
 def tables_of(name):
@@ -158,21 +165,28 @@ def reports_of(name):
 
 def of_all(targets):
     """Targets of every chosen experiment, asked when they are needed."""
-    return lambda w: [path for name in EXPERIMENTS for path in targets(name)]
+    return lambda w: [path for name in chosen() for path in targets(name)]
+
+
+def chosen(w=None):
+    """The experiments of `experiments`, each of which there is."""
+    if not EXPERIMENTS:
+        stop("config experiments: name at least one, as in --config experiments=digits")
+    return [load(name).name for name in EXPERIMENTS]
 
 
 wildcard_constraints:
     experiment="[a-z0-9][a-z0-9_-]*",
     dataset="[a-z0-9][a-z0-9_-]*",
     protocol="classifier|legacy_pytorch|clean",
-    number=r"all|\d+",
-    seed=r"\d+",
+    number="all|[1-9][0-9]*",
+    seed="0|[1-9][0-9]*",
     search="[a-z0-9][a-z0-9_-]*",
     criterion="magnitude|taylor|diff-pruning|random",
     weights="raw|ema",
-    rate=r"0\.\d+",
+    rate=r"0\.[0-9]*[1-9]",
     expert="[a-z0-9][a-z0-9_.-]*",
-    milestone=r"\d+|like-[a-z0-9_-]+",
+    milestone="[1-9][0-9]*|like-[a-z0-9_-]+",
     run="[a-z0-9][a-z0-9_-]*",
     table=r"table\d|controls",
     figure=r"figure\d[a-z]?",

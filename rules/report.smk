@@ -91,6 +91,6 @@ rule:
         runtime=10,
         gpu=0,
     params:
-        experiments=EXPERIMENTS,
+        experiments=chosen,
     shell:
         'for name in {params.experiments:q}; do ebdiff report "$name" --so-far; done 2>&1 | tee {log:q}'

@@ -36,8 +36,8 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="Experiment: a file of config/experiments without .yaml.")]
 Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, such as digits.")]
-Seed = Annotated[int, typer.Option(help="Seed; results go under seed{n}/.")]
-Threads = Annotated[int | None, typer.Option(help="Torch threads. Default: compute.threads.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed; results go under seed{n}/.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads. Default: compute.threads.")]
 Search = Annotated[str, typer.Option(help="A search of the experiment, or `final`.")]
 Criterion = Annotated[str, typer.Option(help="magnitude, taylor, diff-pruning or random.")]
 Weights = Annotated[str, typer.Option(help="raw or ema.")]
@@ -127,7 +127,9 @@ def init(
 @app.command()
 def prepare_data(
     dataset: Dataset,
-    threads: Annotated[int | None, typer.Option(help="Images decoded at a time; changes no result.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Images decoded at a time; changes no result.")
+    ] = None,
 ) -> None:
     """Images of the experiment's source -> resources/data/{dataset}/.
 

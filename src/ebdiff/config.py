@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ebdiff.errors import unknown
+from ebdiff.layout import TAKEN
 from ebdiff.sections import (
     FINAL,
     Compute,
@@ -20,6 +21,7 @@ from ebdiff.sections import (
     Dataset,
     Dense,
     Diffusion,
+    Distinct,
     Evaluation,
     Execution,
     Expert,
@@ -73,7 +75,7 @@ class Experiment(Strict):
 
     name: Name
     about: str = Field("", description="One sentence, shown on top of the report.")
-    scale: float = Field(1.0, gt=0, description="Multiplies iterations, pseudo-epochs, warm-up.")
+    scale: float = Field(1.0, gt=0, le=1000, description="Multiplies iterations, pseudo-epochs, warm-up.")
     dataset: Dataset
     network: Network
     diffusion: Diffusion = Diffusion()
@@ -89,9 +91,9 @@ class Experiment(Strict):
         Tuning(), description="Usually in config/tuning/{experiment}.yaml, written by `ebdiff tune`."
     )
     published: Published = Published()
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    seeds: Distinct[Seed] = (0,)
     runs: dict[Name, Run] = Field(min_length=1)
-    tables: dict[Table, tuple[Name, ...]] = Field({}, description="Rows of each table, in order.")
+    tables: dict[Table, Distinct[Name]] = Field({}, description="Rows of each table, in order.")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,9 +121,13 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        if self.name in TAKEN:
+            raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
             raise ValueError(f"searches.{FINAL} is reserved for the finished unpruned network")
         for name, search in self.searches.items():
+            if name.startswith("snapshot-"):  # an expert's key would mean two networks
+                raise ValueError(f"searches.{name}: names that begin with snapshot- are reserved")
             self._check_span(f"searches.{name}.span", search.span)
             for rate in search.rates:
                 self._check_rate(f"searches.{name}.rates", rate)
@@ -129,6 +135,10 @@ class Experiment(Strict):
             raise ValueError(f"dense.search: {unknown(self.dense.search, self.searches)}")
         if self.searches[self.dense.search].span != (0, self.diffusion.timesteps):
             raise ValueError(f"dense.search: {self.dense.search!r} doesn't span all timesteps")
+        if self.sampling.sampler == "ddim" and self.sampling.steps > self.diffusion.timesteps:
+            raise ValueError(
+                f"sampling.steps: {self.sampling.steps} exceed the {self.diffusion.timesteps} timesteps"
+            )
         for name, run in self.runs.items():
             self._check_run(name, run)
         for table, names in self.tables.items():
@@ -162,6 +172,10 @@ class Experiment(Strict):
                 self._check_rate(f"{where}.rate", expert.rate)
             self._check_origin(where, expert)
             self._check_method(where, run.method, expert)
+            if expert.law == "speed" and self.speed.tau >= self.diffusion.timesteps:
+                raise ValueError(
+                    f"speed.tau: {self.speed.tau} is none of {self.diffusion.timesteps} timesteps"
+                )
             if isinstance(expert.iterations, str):
                 self._check_like(where, expert.iterations.removeprefix("like-"))
         edges = 0

@@ -18,5 +18,5 @@ def unknown(word: str, known: Iterable[Any]) -> str:
     """`'x' is not known`, with a did-you-mean or the list of what is."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(str(word), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"{word!r} is not known; {hint}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    return f"{str(word)[:80]!r} is not known; {hint}"

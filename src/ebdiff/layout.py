@@ -23,6 +23,7 @@ REFERENCE = DATA + "/reference/{protocol}-{number}.npz"  # number: how many imag
 REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
+TAKEN = ("reference", "logs", "benchmarks")  # folders of results/ that are no experiment's
 COST = EXPERIMENT + "/cost.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
+from ebdiff import plain
 from ebdiff.config import Execution, Experiment, Expert, Interval, Run, Search, Tuning
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError, unknown
+from ebdiff.sections import is_name
 
 EXPERIMENTS = Path("config/experiments")
 
@@ -34,12 +36,9 @@ def _merge(base: dict, over: dict) -> dict:
 def _mapping(path: Path) -> dict:
     """A YAML file whose top level is a mapping."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must be a mapping of keys to values")
-    return raw
+        return plain.mapping(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); save it as such") from None
 
 
 def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
@@ -47,9 +46,12 @@ def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
     path = folder / f"{name}.yaml"
     if name in chain:
         raise UserError(f"{path}: `base` goes in a circle: {' -> '.join((*chain, name))}")
-    if not path.is_file():
-        known = [p.stem for p in folder.glob("*.yaml")]
-        raise UserError(f"experiment {unknown(name, known)} (looked for {path})")
+    if not is_name(name) or not path.is_file():
+        asked = f"{folder / chain[-1]}.yaml: base" if chain else "experiment"
+        known = [p.stem for p in folder.glob("*.yaml") if is_name(p.stem) and p.is_file()]
+        raise UserError(
+            f"{asked} {unknown(name, known)} (names in {folder}: lower-case letters, digits, - and _)"
+        )
     raw = _mapping(path)
     base = raw.pop("base", None)
     if base is None:
@@ -105,13 +107,21 @@ def parse(raw: dict, where: str) -> Experiment:
         raise UserError(f"{where}: {_one_line(error)}") from None
 
 
+PLAIN = {  # what pydantic says in its own words
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "too_short": "needs at least one",
+}
+
+
 def _one_line(error: ValidationError, above: Sequence[str] = ()) -> str:
     """The first error of a section, whose place in the experiment is `above`."""
     # A misspelt key first: the missing one is its consequence.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
-    message = first["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {unknown(location[-1], _fields_at([*above, *location[:-1]]))}"
     if first["type"] == "missing":
@@ -122,7 +132,9 @@ def _one_line(error: ValidationError, above: Sequence[str] = ()) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if not key:
         return message + more
-    return f"{key}: {message} (got {first['input']!r}){more}"
+    # Of a section, the message tells what in it is wrong.
+    got = "" if isinstance(first["input"], dict) else f" (got {reprlib.repr(first['input'])})"
+    return f"{key}: {message}{got}{more}"
 
 
 def _fields_at(location: list[str]) -> list[str]:
@@ -135,7 +147,8 @@ def _fields_at(location: list[str]) -> list[str]:
         return list(Execution.model_fields)
     if location[0] == "searches":
         return list((Interval if location[-1] == "interval" else Search).model_fields)
-    return list(Experiment.model_fields[location[0]].annotation.model_fields)
+    fields = Experiment.model_fields[location[0]].annotation.model_fields
+    return [field.alias or name for name, field in fields.items()]
 
 
 def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:

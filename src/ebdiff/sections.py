@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+NAME = r"^[a-z0-9][a-z0-9_-]{0,59}$"  # of a file or folder on any system, and a word in any shell
+is_name = re.compile(NAME).fullmatch
+
+T = TypeVar("T")
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{', '.join(map(str, values))}: one is repeated")
+    return values
+
+
+Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0.001, lt=1)]
 Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
 SearchCriterion = Literal["magnitude", "taylor", "diff-pruning"]
@@ -25,9 +48,20 @@ Protocol = Literal["classifier", "legacy_pytorch", "clean"]
 
 
 class Strict(BaseModel):
-    """Frozen; unknown keys are refused."""
+    """Frozen; unknown keys are refused, and infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """To Python true is 1; to whoever writes `iterations: yes` it isn't."""
+        values = value if isinstance(value, list | tuple) else [value]
+        if cls.model_fields[info.field_name].annotation is not bool and any(
+            isinstance(v, bool) for v in values
+        ):
+            raise ValueError("can't be true or false")
+        return value
 
 
 class Dataset(Strict):
@@ -56,6 +90,12 @@ class Dataset(Strict):
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
     subset: int | None = Field(None, gt=0, description="Train on the first n images only.")
 
+    @model_validator(mode="after")
+    def _place_given(self) -> Dataset:
+        if self.source == "images" and not (self.path or self.hub):
+            raise ValueError("give `path` (folder, zip or parquet) or `hub` with source images")
+        return self
+
 
 class Network(Strict):
     """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
@@ -63,7 +103,7 @@ class Network(Strict):
     image_size: int = Field(32, gt=0, description="Height and width of the images, pixels.")
     channels: int = Field(3, ge=1, le=4, description="Colour channels.")
     width: int = Field(128, ge=4, multiple_of=2, description="Channels of the first level.")
-    multipliers: tuple[int, ...] = Field(
+    multipliers: tuple[Positive, ...] = Field(
         (1, 2, 2, 2), min_length=1, description="Width of each level / width."
     )
     blocks: int = Field(2, gt=0, description="Residual blocks per level (decoder: one more).")
@@ -82,6 +122,9 @@ class Network(Strict):
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
+        resolutions = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        if "attention" in self.model_fields_set and (odd := set(self.attention) - set(resolutions)):
+            raise ValueError(f"attention {sorted(odd)} at none of the resolutions {resolutions}")
         return self
 
     @property
@@ -96,6 +139,12 @@ class Diffusion(Strict):
     timesteps: int = Field(1000, gt=1, description="T: the number of noise levels.")
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _noise_grows(self) -> Diffusion:
+        if self.beta_end < self.beta_start:
+            raise ValueError(f"beta_end {self.beta_end} is below beta_start {self.beta_start}")
+        return self
 
 
 class Training(Strict):
@@ -139,9 +188,9 @@ class Search(Strict):
 
     span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
     interval: Interval = Field(Interval(), description="epoch, or {unit, steps}.")
-    criteria: tuple[SearchCriterion, ...] = Field(("magnitude",), min_length=1)
-    rates: tuple[Rate, ...] = Field(min_length=1, description="Asked pruning rates.")
-    weights: tuple[Weights, ...] = Field(("ema",), min_length=1, description="Which weights give tickets.")
+    criteria: Distinct[SearchCriterion] = ("magnitude",)
+    rates: Distinct[Rate] = Field(description="Asked pruning rates.")
+    weights: Distinct[Weights] = Field(("ema",), description="Which weights give tickets.")
     window: int = Field(5, ge=2, description="Masks in the queue (5 in the paper).")
     threshold: float = Field(0.1, gt=0, lt=1, description="Largest distance in the queue (eta).")
     horizon: int = Field(30, gt=0, description="Intervals after which the search gives up.")
@@ -154,8 +203,6 @@ class Search(Strict):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Search:
-        if len(set(self.rates)) < len(self.rates):
-            raise ValueError(f"rates {list(self.rates)} repeat one")
         if self.horizon < self.window:
             raise ValueError(f"horizon {self.horizon} is shorter than window {self.window}")
         return self
@@ -256,7 +303,7 @@ class Run(Strict):
 
     title: str = Field(min_length=1, description="How tables and figures call it.")
     method: Method = Field(description="Which accounting rule holds (A6) and which block it is in.")
-    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="Seeds; null: the experiment's.")
+    seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")
     note: str | None = Field(None, description="Footnote wherever the run appears.")
     experts: tuple[Expert, ...] = Field(min_length=1)
 
@@ -287,9 +334,8 @@ class Sampling(Strict):
 class Evaluation(Strict):
     """Which features the distances live in."""
 
-    protocols: tuple[Protocol, ...] = Field(
+    protocols: Distinct[Protocol] = Field(
         ("classifier",),
-        min_length=1,
         description="The first is the one tables show. classifier: a small network trained on the data's "
         "labels; legacy_pytorch: FID as the paper's script computes it; clean: clean-fid's resizing.",
     )
@@ -323,7 +369,9 @@ class Compute(Strict):
     )
     mem_mb: int = Field(1500, ge=200)
     runtime: int = Field(60, gt=0, description="Minutes a training job may take on a cluster.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$", description="auto, cpu, cuda, cuda:0 ..."
+    )
 
 
 class Execution(Strict):

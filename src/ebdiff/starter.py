@@ -19,10 +19,9 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from ebdiff import loading
+from ebdiff import loading, plain
 from ebdiff.config import Dataset, Experiment
 from ebdiff.data.images import CELEBA_SIZE, Broken, converted, opened
 from ebdiff.data.sources import find
@@ -30,6 +29,7 @@ from ebdiff.digests import data_digest
 from ebdiff.errors import UserError
 from ebdiff.files import write_text
 from ebdiff.progress import progress
+from ebdiff.sections import is_name
 
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
@@ -227,6 +227,8 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = loading.
     Raises:
         UserError: the name is taken or no name, or the images or the size are unusable; nothing is written.
     """
+    if not is_name(name):
+        raise UserError(f"name: {name[:60]!r} isn't one; up to 60 lower-case letters, digits, - and _")
     path = folder / f"{name}.yaml"
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; choose another name, or --force to write over it")
@@ -260,4 +262,4 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
 
 
 def _checked(text: str, name: str, path: Path) -> Experiment:
-    return loading.parse({**yaml.safe_load(text), "name": name}, str(path))
+    return loading.parse({**plain.mapping(text, str(path)), "name": name}, str(path))
