@@ -266,7 +266,8 @@ def test_too_few_images(refused, tmp_path, count):
 def test_a_missing_path_and_an_unset_variable(refused, tmp_path):
     assert "nowhere: no such file or folder; set dataset.path" in refused(path=tmp_path / "nowhere")
     assert "dataset.path: the environment variable EBDIFF_UNSET is not" in refused(path="${EBDIFF_UNSET}/x")
-    assert "set dataset.path" in refused()
+    assert "give `path`" in refused()
+    assert "set dataset.path" in refused(path="${NOT_SET_ANYWHERE:-}")
     (tmp_path / "x.rar").write_bytes(b"Rar!")
     assert "x.rar: not a folder, zip or parquet file" in refused(path=tmp_path / "x.rar")
 

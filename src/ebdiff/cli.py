@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -186,8 +187,8 @@ def reference_stats(
 
     protocol = protocol or experiment.evaluation.protocols[0]
     _known(protocol, get_args(config.Protocol), "--protocol")
-    if images != "all" and not images.isdecimal():
-        raise UserError(f"--images {images!r} is neither a number nor `all`")
+    if images == "1" or not re.fullmatch("all|[1-9][0-9]*", images):
+        raise UserError(f"--images {images!r} is neither `all` nor a number from 2 on")
     from ebdiff.metrics import evaluate
 
     experiment = loading.of_reference(dataset, protocol, images)
@@ -270,6 +271,7 @@ def select_eb_epoch(
     """
     experiment = _begin(name)
     _check_search(experiment, search, criterion, weights)
+    _known(rate, experiment.rates_of(search), "--rate")
     from ebdiff import selection
 
     story = selection.select_eb_epoch(experiment, search, criterion, weights, rate, seed)

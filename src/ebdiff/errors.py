@@ -7,11 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def printable(text: object) -> str:
+    """Text on one line, with what a terminal would obey (newlines, escapes) spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class UserError(Exception):
     """Bad input. The message is one line that names the file, key or value and says what to do.
 
     The command line prints it without a traceback and exits with status 1.
     """
+
+    def __init__(self, message: object):
+        super().__init__(printable(message))
 
 
 def unknown(word: str, known: Iterable[Any]) -> str:

@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,7 +77,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (
+        ValueError, OSError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, struct.error,
+    ) as error:  # fmt: skip
         raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
 
 

@@ -78,7 +78,9 @@ class Dataset(Strict):
         description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
         "${VARIABLE:-default} also where they are unset.",
     )
-    hub: str | None = Field(None, description="Dataset on the Hugging Face hub, owner/name.")
+    hub: str | None = Field(
+        None, pattern=r"^\w[\w.-]*/\w[\w.-]*$", description="Dataset on the Hugging Face hub, owner/name."
+    )
     crop: Literal["none", "centre", "celeba"] = Field(
         "none",
         description="Before resizing to the network's size. none: images must be square; centre: "

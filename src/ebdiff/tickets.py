@@ -100,6 +100,19 @@ class History:
         """Entries of one mask."""
         return sum(self.widths)
 
+    @property
+    def sound(self) -> bool:
+        """Whether types and shapes are those of a history and fit each other."""
+        if not all(isinstance(w, int) and w > 0 for w in self.widths) or len(self.names) != len(self.widths):
+            return False
+        shape = len(self.rates), -(-self.length // 8)
+        stacks = [*self.masks, *([] if self.initial is None else [self.initial])]
+        return (
+            bool(self.masks)
+            and all(isinstance(r, float) for r in self.rates)
+            and all(a.dtype == np.uint8 and a.shape == shape for a in stacks)
+        )
+
     def of_rate(self, rate: float) -> np.ndarray:
         """All masks of a rate, packed: (intervals, bytes) uint8."""
         row = self.rates.index(rate)
@@ -152,6 +165,10 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = No
         )
     except KeyError as missing:
         raise UserError(f"{path}: has no {missing.args[0]}; delete it and run again") from None
+    except TypeError:  # a number where a row of them should be
+        history = None
+    if history is None or not history.sound:
+        raise UserError(f"{path}: its arrays don't fit each other; delete it and run again")
     found = list(zip(history.names, history.widths, strict=True))
     if groups is not None and found != [(g.name, g.width) for g in groups]:
         raise UserError(f"{path}: masks of another network; delete it and run again")

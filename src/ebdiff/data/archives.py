@@ -12,6 +12,7 @@ folder first, with `pip install lmdb` and, for the lmdb folder SOURCE and a new 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ def _is_image(name: str) -> bool:
 
 
 def _read_file(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for, a device never ends
+        raise Broken("not a file")
     if path.stat().st_size > FILE_BYTES:
         raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
     return path.read_bytes()
@@ -74,12 +77,12 @@ def zipped(path: Path) -> Collection:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, struct.error) as error:
         raise UserError(f"{path}: not a whole zip file ({error}); download or copy it again") from None
-    members = [m for m in archive.infolist() if not m.is_dir()]
+    members = [m for m in archive.infolist() if m.filename and not m.is_dir()]
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        if parts.is_absolute() or ".." in parts.parts or ":" in str(parts).partition("/")[0]:
             raise UserError(
                 f"{path}: member {member.filename!r} points outside the archive; don't trust this file"
             )
@@ -123,25 +126,35 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
     return next((name for name in ("image", "img") if name in found), found[0]), labelled
 
 
-def _rows(batches: Iterable[Any], column: str, labelled: bool, where: object) -> Iterator[Item]:
-    """The images of Arrow batches or tables, one after the other."""
+def _rows(
+    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes]
+) -> Iterator[Item]:
+    """The images of Arrow batches or tables, one after the other; `cell` takes each from its cell."""
     row = 0
     for batch in batches:
         labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
         for value, label in zip(batch.column(column), labels, strict=True):
-            yield Item(f"{where}:row {row}", partial(_cell, value), label)
+            yield Item(f"{where}:row {row}", partial(cell, value), label)
             row += 1
 
 
 def _cell(value: Any) -> bytes:
-    """The encoded image of an Arrow cell: binary, or a struct of bytes and path."""
+    """The encoded image of an Arrow cell: binary, or a struct with bytes. Its path is never followed:
+    a file from elsewhere could name any file of this machine.
+    """  # fmt: skip
     value = value.as_py()
     data = value["bytes"] if isinstance(value, dict) else value
-    if data is None and isinstance(value, dict) and value.get("path"):
-        return _read_file(Path(value["path"]))  # where the hub's library put it
     if data is None:
         raise Broken("no image in this row")
     return data
+
+
+def _cell_of_hub(value: Any) -> bytes:
+    """As `_cell`; without bytes, the file where the hub's library put the image."""
+    stored = value.as_py()
+    if isinstance(stored, dict) and stored["bytes"] is None and stored.get("path"):
+        return _read_file(Path(stored["path"]))
+    return _cell(value)
 
 
 def parquet(paths: list[Path]) -> Collection:
@@ -157,7 +170,7 @@ def parquet(paths: list[Path]) -> Collection:
         try:
             # Read as a stream: by default Arrow keeps what it has read until the end of the file.
             return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
 
     count, columns, labelled = 0, {}, True
@@ -172,8 +185,8 @@ def parquet(paths: list[Path]) -> Collection:
             with opened(path) as file:
                 batches = file.iter_batches(64, columns=[column, *(["label"] if labelled else [])])
                 try:
-                    yield from _rows(batches, column, labelled, path)
-                except (pa.ArrowException, OSError) as error:
+                    yield from _rows(batches, column, labelled, path, _cell)
+                except (pa.ArrowException, OSError, ValueError) as error:
                     raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
@@ -234,4 +247,6 @@ def from_hub(name: str) -> Collection:
         "origin": f"https://huggingface.co/datasets/{name}",
         "licence": rows.info.license or "not stated",
     }
-    return Collection(name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name), story)
+    return Collection(
+        name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name, _cell_of_hub), story
+    )

@@ -27,7 +27,7 @@ from ebdiff.data import archives, cifar10
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.digests import data_digest
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, printable
 from ebdiff.files import replacing, sha256, write_json
 from ebdiff.progress import progress
 
@@ -155,7 +155,7 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
                 labels.append(item.label)
     if broken:
         if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
-            print(*(f"broken image {line}" for line in broken), sep="\n", file=sys.stderr)
+            print(*(f"broken image {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
         if dataset.broken == "refuse":
             more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
             raise UserError(

@@ -118,7 +118,7 @@ def _pipes(cells: Any) -> str:
 
 def _markdown(text: str) -> str:
     plain = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
-    return plain.translate({ord(c): "\\" + c for c in "\\|*_"})
+    return plain.translate({ord(c): "\\" + c for c in "\\|*_`[]#"})
 
 
 def to_tex(table: Table) -> str:
