@@ -18,7 +18,7 @@ import pytest
 from conftest import TINY, changed
 from PIL import Image
 
-from ebdiff import files, loading
+from ebdiff import files, inputs, loading
 from ebdiff.data import archives, cifar10, images, sources
 from ebdiff.errors import UserError
 
@@ -165,7 +165,7 @@ def test_paths_fill_in_variables_and_home(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("${EBDIFF_TEST_HERE}/in", "~/in", "${EBDIFF_TEST_NOWHERE:-~/in}"):
         assert prepare(path=path)[2]["count"] == 9
-    assert sources.expanded("${EBDIFF_TEST_NOWHERE:-}") is None
+    assert inputs.given("${EBDIFF_TEST_NOWHERE:-}", "dataset.path") is None
 
 
 # --- the rule of conversion --------------------------------------------------------------------------------

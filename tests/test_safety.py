@@ -1,4 +1,5 @@
 import ast
+import re
 
 import pytest
 from conftest import ROOT, TINY, changed
@@ -6,41 +7,110 @@ from conftest import ROOT, TINY, changed
 from ebdiff import digests, loading
 
 SOURCES = sorted((ROOT / "src/ebdiff").rglob("*.py"))
+SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py"))]
+PICKLES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "pandas.io.pickle",
+}
+RUN_CODE = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
+    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle", "torch.save",
+    "torch.hub.load", "shutil.unpack_archive",
+}  # fmt: skip
+EXTRACT = {"extract", "extractall"}  # of a zip or tar: members are read one by one instead
 
 
 def calls(tree):
-    """Every call as (dotted name, keyword names)."""
+    """Every call as (dotted name, {keyword: its source})."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), {k.arg for k in node.keywords}
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT / "src/ebdiff")) for p in SOURCES])
-def test_no_source_unpickles_or_hides_errors(path):
-    tree = ast.parse(path.read_text())
-    imported = {
-        alias.name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
-    }
-    assert not imported & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    for name, keywords in calls(tree):
-        assert name not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system", "torch.save")
-        assert name != "torch.load" or "weights_only" in keywords
-        assert name not in ("np.load", "numpy.load") or "allow_pickle" in keywords
+def dangers(text):
+    """What in a source could run code that a file holds, or hide an error."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"bare except in line {node.lineno}"
-            assert ast.unparse(node.type) not in ("BaseException",), f"line {node.lineno}"
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            assert ast.unparse(node.value) == "False"
-        if isinstance(node, ast.keyword) and node.arg == "shell":
-            assert ast.unparse(node.value) == "False"
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr] if node.attr in PICKLES else []  # torch.serialization.pickle
+        else:
+            names = []
+        yield from (n for n in names if n in PICKLES or n.split(".")[0] in PICKLES)
+        if isinstance(node, ast.ExceptHandler) and (
+            node.type is None or ast.unparse(node.type) == "BaseException"
+        ):
+            yield f"bare except in line {node.lineno}"
+        if isinstance(node, ast.ClassDef):
+            yield from (
+                b for b in map(ast.unparse, node.bases) if re.fullmatch(r"yaml\.(Unsafe|Full)?Loader", b)
+            )
+    for name, keywords in calls(tree):
+        if name in RUN_CODE or name.rpartition(".")[2] in EXTRACT:
+            yield name
+        if name == "torch.load" and keywords.get("weights_only") != "True":
+            yield name
+        # Left out, allow_pickle is False since NumPy 1.16.
+        if keywords.get("allow_pickle", "False") != "False" or keywords.get("shell", "False") != "False":
+            yield name
+        if keywords.get("trust_remote_code", "False") != "False" or keywords.get("Loader"):
+            yield name
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_unpickles_runs_what_it_reads_or_hides_errors(path):
+    assert list(dangers(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle", "from joblib import load", "import os.path, shelve", "torch.x.pickle.loads(x)",
+        "eval(x)", "torch.load(p)", "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)", "f(x, allow_pickle=y)", "yaml.load(x)", "yaml.load(x, Loader=L)",
+        "class L(yaml.Loader): pass", "run(x, shell=True)", "archive.extractall(x)", "pd.read_pickle(x)",
+        "load_dataset(x, trust_remote_code=True)", "try: f()\nexcept: pass",
+    ],
+)  # fmt: skip
+def test_the_scan_sees_each_danger(text):
+    assert list(dangers(text))
 
 
 def test_the_scan_sees_the_sources():
     assert len(SOURCES) > 30
+
+
+def test_torchscript_is_loaded_in_one_place_only_and_after_its_hash():
+    """TorchScript is code; `test_an_unknown_file_is_never_loaded` holds the place to its hash."""
+    places = [p.name for p in SOURCES if "torch.jit.load" in p.read_text()]
+    assert places == ["inception.py"]
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))], ids=lambda p: p.name
+)
+def test_no_rule_puts_text_of_the_configuration_into_a_shell(path):
+    """Shell lines hold wildcards, all constrained to words, numbers of threads, and quoted paths."""
+    allowed = r"threads|params\.threads|params\.experiments:q|log:q|wildcards\.\w+(:q)?"
+    text = path.read_text()
+    constrained = re.findall(
+        r"^    (\w+)=", (ROOT / "rules/common.smk").read_text().split("wildcard_constraints")[1], re.M
+    )
+    for block in re.findall(r"    shell:\n((?:        .*\n)+)", text):
+        for field in re.findall(r"(?<!{){([^{}]+)}", block):
+            assert re.fullmatch(allowed, field), field
+            if field.startswith("wildcards."):
+                assert field.removeprefix("wildcards.").removesuffix(":q") in constrained
 
 
 # --- digests ----------------------------------------------------------------------------------------------

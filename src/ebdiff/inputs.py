@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ebdiff import layout
 from ebdiff.config import FINAL, Experiment, Expert
 from ebdiff.errors import UserError, unknown
+
+
+def given(path: str, key: str) -> Path | None:
+    """A path of the experiment, `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None if empty.
+
+    Args:
+        path: the text.
+        key: where it stands, for messages.
+
+    Raises:
+        UserError: a variable without default isn't set, or there is no such home.
+    """
+
+    def value(match: re.Match) -> str:
+        found = os.environ.get(match["name"]) or match["default"]
+        if found is None:
+            raise UserError(
+                f"{key}: the environment variable {match['name']} is not set; "
+                f"export {match['name']}=/where/it/is, or write the path itself"
+            )
+        return found
+
+    filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, path)
+    try:
+        return Path(filled).expanduser() if filled else None
+    except RuntimeError as error:
+        raise UserError(f"{key}: {path!r}: {error}") from None
 
 
 def final_path(experiment: Experiment, seed: int | str) -> Path:
@@ -67,7 +95,12 @@ def ticket(
 ) -> list[Path]:
     """What `select-eb-epoch` reads: snapshots, and masks, or for a random ticket the magnitude
     ticket's story (for `final`, nothing more).
+
+    Raises:
+        UserError: the search doesn't look for that rate.
     """  # fmt: skip
+    if float(rate) not in experiment.rates_of(search):
+        raise UserError(f"search {search!r}: rate {unknown(str(rate), experiment.rates_of(search))}")
     where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights)
     manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)  # tells an epoch's steps
     found = [snapshots(experiment, search, seed), manifest]
@@ -105,7 +138,12 @@ def beginnings(experiment: Experiment, key: str, milestone: str, seed: int | str
     """
     where = dict(experiment=experiment.name, seed=seed)
     if is_given(experiment, key, milestone):
-        return [Path(os.path.expandvars(experiment.dense.source)).expanduser()]
+        found = given(experiment.dense.source, "dense.from")
+        if found is None:
+            raise UserError(f"dense.from: nothing is left of {experiment.dense.source!r}")
+        if {"{", "}"} & set(str(found)):
+            raise UserError(f"dense.from: {str(found)!r}: rename it, the workflow takes braces for wildcards")
+        return [found]
     found = []
     before = experiment.previous_milestone(key, milestone)
     if before is not None:
@@ -117,8 +155,15 @@ def beginnings(experiment: Experiment, key: str, milestone: str, seed: int | str
 
 
 def expert(experiment: Experiment, key: str, milestone: str, seed: int | str) -> list[Path]:
-    """What `finetune-region` reads beside the images: states, tickets, and costs for `like-RUN`."""
+    """What `finetune-region` reads beside the images: states, tickets, and costs for `like-RUN`.
+
+    Raises:
+        UserError: no run has the expert at that milestone.
+    """
     spec = experiment.experts()[key]
+    known = [str(m) for m in experiment.all_milestones(key)]
+    if milestone not in known:
+        raise UserError(f"expert {key}: milestone {unknown(milestone, known)}")
     where = dict(experiment=experiment.name, seed=seed, **ticket_parts(spec))
     found = beginnings(experiment, key, milestone, seed)
     if spec.init == "inherit":

@@ -222,6 +222,7 @@ class Dense(Strict):
     iterations: int = Field(gt=0, description="Optimiser steps; scaled by `scale`.")
     source: str | None = Field(
         None,
+        min_length=1,
         alias="from",
         description="A public DDPM checkpoint (.safetensors, .ckpt, .pth) to take as the finished unpruned "
         "network instead of training it; `iterations` then says how long it was trained.",
@@ -341,7 +342,7 @@ class Evaluation(Strict):
         description="The first is the one tables show. classifier: a small network trained on the data's "
         "labels; legacy_pytorch: FID as the paper's script computes it; clean: clean-fid's resizing.",
     )
-    weights: str | None = Field(None, description="Inception weights file; null: looked for.")
+    weights: str | None = Field(None, min_length=1, description="Inception weights file; null: looked for.")
     batch: int = Field(64, gt=0, description="Images per forward pass of the feature network.")
     reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
     precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")

@@ -6,8 +6,6 @@ after the other, so that memory is bounded whatever the number of images and the
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import sys
 import warnings
@@ -29,6 +27,7 @@ from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError, printable
 from ebdiff.files import replacing, sha256, write_json
+from ebdiff.inputs import given
 from ebdiff.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
@@ -57,33 +56,13 @@ def bundled_digits() -> Collection:
     return Collection("bundled digits", len(images), items, story)
 
 
-def expanded(path: str) -> Path | None:
-    """A path with `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None where nothing remains.
-
-    Raises:
-        UserError: a variable without default isn't set.
-    """
-
-    def value(match: re.Match) -> str:
-        found = os.environ.get(match["name"]) or match["default"]
-        if found is None:
-            raise UserError(
-                f"dataset.path: the environment variable {match['name']} is not set; "
-                f"export {match['name']}=/where/the/images/are, or write the path itself"
-            )
-        return found
-
-    filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, path)
-    return Path(filled).expanduser() if filled else None
-
-
 def find(dataset: Dataset) -> Collection:
     """The images that `dataset` names, not yet read.
 
     Raises:
         UserError: they can't be found, or there are too few.
     """
-    path = expanded(dataset.path) if dataset.path else None
+    path = given(dataset.path, "dataset.path") if dataset.path else None
     if dataset.source == "bundled-digits":
         return bundled_digits()
     if dataset.source == "cifar10":

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebdiff.errors import UserError
+from ebdiff.inputs import given
 
 DIMENSION = 2048
 CPU_BATCH = 8  # larger batches are no faster on a CPU and cost 40 MB per image
@@ -42,8 +43,8 @@ def find_weights(configured: str | None = None) -> Path:
     Raises:
         UserError: the configured file is missing, or there is none and none can be downloaded.
     """
-    if configured is not None:
-        path = Path(os.path.expandvars(configured)).expanduser()
+    path = given(configured, "evaluation.weights") if configured else None
+    if path is not None:
         if not path.is_file():
             raise UserError(f"evaluation.weights: {path} is not there; correct the path, or {ADVICE}")
         return path

@@ -1,0 +1,363 @@
+"""Hostile names and files: nothing leaves its folder, runs in a shell, or becomes markup."""
+
+import io
+import json
+import os
+import re
+import stat
+import subprocess
+import tarfile
+import zipfile
+from copy import deepcopy
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import TINY, changed
+from PIL import Image
+from test_report import ALL_TABLES, MORE, RAW, check_latex, fabricate
+from test_workflow import copied, edit, snakemake
+
+from ebdiff import layout, loading
+from ebdiff.data import archives, images, sources
+from ebdiff.errors import UserError
+from ebdiff.files import read_json, write_json
+from ebdiff.report import figures, page, render, tables
+
+# A file name may hold whatever but "/" and the null byte.
+HOSTILE = "a; touch pwned $(touch pwned) `touch pwned` ' \" \\ & | > pwned {x} {wildcards.seed} * \n -rf ü"
+MARKUP = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>", "{{ 7*7 }}",
+    "{% raw %}", "&lt;b&gt;", "<!--", "]]>", "javascript:alert(1)", "</title></style><b>x",
+]  # fmt: skip
+
+
+def png(seed=0, size=8):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Prepare a source into tmp_path/out: (pixels, manifest)."""
+
+    def run(path, **dataset):
+        dataset = {"name": "data", "source": "images", "path": str(path), **dataset}
+        raw = changed(TINY, {"dataset": dataset, "network.channels": 3})
+        paths = [tmp_path / "out" / name for name in ("images.npy", "labels.npy", "manifest.json")]
+        sources.prepare(loading.parse(raw, "x.yaml"), *paths)
+        return np.load(paths[0]), read_json(paths[2])
+
+    return run
+
+
+def files_of(folder):
+    return {p.relative_to(folder) for p in folder.rglob("*")}
+
+
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+GOOD = {f"{i}.png": png(i) for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.png", "/etc/x.png", "a/../../x.png", "..\\x.png", "C:\\x.png", "C:x.png", "\\\\host\\x.png"],
+)
+def test_a_zip_whose_members_point_elsewhere_is_refused(tmp_path, prepare, name):
+    archive = zip_of(tmp_path / "in.zip", {**GOOD, name: png()})
+    with pytest.raises(UserError, match="points outside the archive"):
+        prepare(archive)
+
+
+def test_a_link_in_a_zip_is_bytes_and_never_followed(tmp_path, prepare):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(99))
+    archive = zip_of(tmp_path / "in.zip", GOOD)
+    link = zipfile.ZipInfo("9.png")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(link, str(secret))
+    with pytest.raises(UserError, match=r"9\.png: not one of"):
+        prepare(archive)
+    assert len(prepare(archive, broken="skip")[0]) == len(GOOD)
+
+
+def test_a_zip_bomb_is_known_by_its_declared_size_and_read_no_further(tmp_path, prepare, monkeypatch):
+    monkeypatch.setattr(archives, "FILE_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in GOOD.items():
+            archive.writestr(name, content)
+        archive.writestr("9.png", bytes(2**24))
+    with pytest.raises(UserError, match="unpacks to 16 MiB, which looks like a decompression bomb"):
+        prepare(tmp_path / "in.zip")
+
+
+def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_declares(tmp_path, prepare):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in GOOD.items():
+            archive.writestr(name, content)
+        archive.writestr("9.png", bytes(2**24))
+    data = (tmp_path / "in.zip").read_bytes()
+    (tmp_path / "in.zip").write_bytes(
+        data.replace((2**24).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    )
+    pixels, manifest = prepare(tmp_path / "in.zip", broken="skip")
+    assert (len(pixels), manifest["skipped"]) == (5, 1)
+
+
+def test_encrypted_and_oddly_packed_members_are_broken_images(tmp_path, prepare):
+    archive = zip_of(tmp_path / "in.zip", GOOD)
+    data = bytearray(archive.read_bytes())
+    first, second = (data.index(b"PK\x01\x02"), data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1))
+    data[first + 8] |= 1  # encrypted
+    data[data.index(b"PK\x03\x04") + 6] |= 1
+    data[second + 10] = 99  # a method that there isn't
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="broken images: "):
+        prepare(archive)
+
+
+def test_a_tar_of_images_is_never_unpacked(tmp_path, prepare):
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        member = tarfile.TarInfo("../../evil.png")
+        member.size = len(png())
+        archive.addfile(member, io.BytesIO(png()))
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match="not a folder, zip or parquet file"):
+        prepare(tmp_path / "in.tar")
+    assert files_of(tmp_path) - before <= {Path("out")}
+
+
+def test_a_parquet_file_names_no_file_of_this_machine(tmp_path, prepare):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(99))
+    cells = [{"bytes": png(i), "path": None} for i in range(4)] + [{"bytes": None, "path": str(secret)}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "in.parquet")
+    with pytest.raises(UserError, match="no image in this row"):
+        prepare(tmp_path / "in.parquet")
+
+
+def test_pipes_and_devices_in_a_folder_are_not_read(tmp_path, prepare):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    pixels, manifest = prepare(folder, broken="skip")
+    assert (len(pixels), manifest["skipped"]) == (5, 2)
+
+
+def test_hostile_file_names_stay_on_the_line_of_the_message(tmp_path, prepare, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(content)
+    (folder / "a\n\x1b[2J.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        prepare(folder)
+    assert str(caught.value).isprintable()
+    prepare(folder, broken="skip")
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("broken image ")]
+    assert len(printed) == 1 and printed[0].isprintable()
+
+
+def test_an_image_bomb_is_known_by_its_header():
+    header = b"P6 60000 60000 255\n"  # 10 GB, of which nothing follows
+    with pytest.raises(images.Broken, match="decompression bomb"):
+        images.opened(images.Item("x.ppm", lambda: header))
+
+
+# --- the report -------------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and every attribute that could load or run something."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.risky, self.text = {}, [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen[tag] = self.seen.get(tag, 0) + 1
+        for key, value in attrs:
+            if key.startswith("on") or key in ("src", "href", "style", "srcdoc", "action"):
+                self.risky.append((tag, key, value))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def reported(attack, folder):
+    """The page of a fabricated experiment in which every free text is an attack."""
+    raw = deepcopy({**RAW, "runs": RAW["runs"] | MORE, "tables": ALL_TABLES})
+    raw |= {"about": attack, "published": {"expert_iterations": {400: 200_000}, "note": attack}}
+    for run in raw["runs"].values():
+        run |= {"title": attack + run["title"], "note": attack}
+    raw["dataset"]["path"] = attack
+    e = loading.parse(raw, "x.yaml")
+    fabricate(e)
+    where = dict(experiment=e.name, dataset=e.dataset.name)
+    for template, keys in (
+        (layout.MANIFEST, ("title", "origin", "licence")),
+        (layout.COST, ("device",)),
+    ):
+        path = layout.path(template, **where)
+        write_json(path, {**read_json(path), **dict.fromkeys(keys, attack)})
+    for path in Path("results").rglob("experts/*/*.json"):
+        ledger = read_json(path)
+        write_json(path, {**ledger, "device": attack, "versions": {attack: attack}})
+    page.write_report(e, folder / "report.html", partial=True)
+    return e, (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_no_text_of_an_experiment_becomes_markup(tmp_path, monkeypatch):
+    """The page with every attack in every free text has the tags of a harmless page, and no others."""
+
+    def drawn(_experiment, figure, folder, **_):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{figure}.png").write_bytes(png())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "write_figure", drawn)
+    monkeypatch.setattr(figures, "losses", lambda _: None)
+    parsed = []
+    for attack in ("harmless", " ".join(MARKUP)):
+        tags = Tags()
+        _, html = reported(attack, tmp_path)
+        tags.feed(html)
+        parsed.append(tags)
+    harmless, attacked = parsed
+    assert attacked.seen == harmless.seen
+    assert not any(key.startswith("on") or key == "srcdoc" for _, key, _ in attacked.risky)
+    assert all(
+        v.startswith(("data:image/png;base64,", "#")) for _, key, v in attacked.risky if key != "style"
+    )
+    shown = " ".join(attacked.text)
+    assert "{{ 7*7 }}" in shown and " 49 " not in shown
+    assert "<script>alert(1)</script>" in shown  # as text
+
+
+def test_no_text_of_an_experiment_becomes_markdown_or_latex(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    attack = (
+        r"\input{/etc/passwd} & 50 % _x_ ^^5c $\write18{x}$ # ~ | a | `b` [c](javascript:d) <img src=x> **e**"
+    )
+    raw = deepcopy(RAW)
+    for run in raw["runs"].values():
+        run |= {"title": attack, "note": attack}
+    e = loading.parse(raw, "x.yaml")
+    fabricate(e)
+    _, markdown, tex = tables.write_table(e, "table4", tmp_path)
+    text = tex.read_text()
+    check_latex(text, 2)
+    assert r"\input" not in text and r"\write" not in text and "^^" not in text
+    assert r"\textbackslash{}input\{/etc/passwd\}" in text
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    written = markdown.read_text()
+    assert "<img" not in written and "](" not in written.replace(r"\](", "")
+    assert not re.search(r"(?<!\\)`b", written)
+
+
+def test_every_character_is_escaped_for_latex():
+    escaped = render._tex("".join(map(chr, range(0x20, 0x7F))))
+    bare = re.sub(
+        r"\\(textbackslash|textasciicircum|textasciitilde|textasciigrave)\{\}|\\[{}$&%#_]|\$[<>|]\$",
+        "",
+        escaped,
+    )
+    assert not set(bare) & set("\\$&%#_^~")
+    assert render._tex("\x1b\u202e\n") == "?? "
+
+
+# --- the shell --------------------------------------------------------------------------------------------
+
+
+def bash(folder, command):
+    """Run a rule's shell line with a stand-in for `ebdiff` that writes down its words."""
+    stand_in = folder / "bin/ebdiff"
+    stand_in.parent.mkdir(exist_ok=True)
+    stand_in.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done > words\n')
+    stand_in.chmod(0o755)
+    env = {**os.environ, "PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", f"set -euo pipefail; {command}"], cwd=folder, env=env, check=True)
+    return (folder / "words").read_text().split("\0")[:-1]
+
+
+@pytest.mark.slow
+def test_no_value_of_an_experiment_reaches_a_shell(tmp_path):
+    """Every shell line of a hostile experiment is words that begin harmlessly, and none is a hostile one."""
+    folder = copied(tmp_path)
+    checkpoint = folder / f"{HOSTILE.replace('{', '').replace('}', '')}.pth"
+    checkpoint.touch()
+    for path, value in (
+        ("about", HOSTILE),
+        ("dataset", {"name": "mine", "source": "images", "path": HOSTILE}),
+        ("dense", {"from": str(checkpoint), "iterations": 900}),
+        ("runs.eb-50.title", HOSTILE),
+        ("runs.eb-50.note", HOSTILE),
+        ("evaluation", {"protocols": ["clean"], "weights": HOSTILE}),
+    ):
+        edit(folder, "smoke", path, value)
+    before = files_of(folder)
+    done = snakemake(folder, "--dry-run", "--printshellcmds", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = re.findall(r"^Shell command: (ebdiff .*)$", done.stdout + done.stderr, re.MULTILINE)
+    assert len(commands) > 15
+    for command in commands:
+        assert "pwned" not in command
+        (folder / command.split(" > ")[1].split()[0]).parent.mkdir(parents=True, exist_ok=True)
+        words = bash(folder, command)
+        assert all(re.fullmatch(r"[a-z0-9.-]+", word) for word in words), words
+    assert not (folder / "pwned").exists()
+    assert before <= files_of(folder)
+
+
+@pytest.mark.slow
+def test_a_hostile_folder_of_images_is_prepared_by_the_workflow(tmp_path):
+    folder = copied(tmp_path)
+    (folder / HOSTILE).mkdir()
+    for name, content in GOOD.items():
+        (folder / HOSTILE / name).write_bytes(content)
+    raw = changed(TINY, {"name": "mine", "network.channels": 3})
+    raw["dataset"] = {"name": "mine", "source": "images", "path": HOSTILE}
+    (folder / "config/experiments/mine.yaml").write_text(yaml.safe_dump(raw))
+    done = snakemake(folder, "resources/data/mine/images.npy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert np.load(folder / "resources/data/mine/images.npy").shape == (5, 8, 8, 3)
+    assert read_json(folder / "resources/data/mine/manifest.json")["origin"] == HOSTILE
+    assert not (folder / "pwned").exists()
+
+
+@pytest.mark.slow
+def test_so_far_quotes_its_experiments(tmp_path):
+    """What gets past the check of names, because it is one, is one word in the loop."""
+    folder = copied(tmp_path)
+    done = snakemake(
+        folder, "--dry-run", "--printshellcmds", "so-far", "--config", "experiments=smoke,digits"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = re.search(r"^Shell command: (for name in .*)$", done.stdout + done.stderr, re.MULTILINE)[1]
+    (folder / "results/logs").mkdir(parents=True)
+    assert bash(folder, command) == ["report", "digits", "--so-far"]
+    for hostile in ("$(touch pwned)", "`touch pwned`", "';touch pwned;'"):
+        done = snakemake(folder, "so-far", "--config", f"experiments={json.dumps([hostile])}")
+        assert done.returncode != 0
+        assert "is not known" in done.stdout + done.stderr
+    assert not (folder / "pwned").exists()
