@@ -29,6 +29,10 @@ VALUES = [
     ({"training.warmup": -1}, "training.warmup: "),
     ({"training.ema_warmup": 2}, "training.ema_warmup: "),
     ({"training.batch": 10**30}, "training.batch: is a number beyond 64 bits"),
+    ({"training.batch": 10**9}, "training.batch: "),
+    ({"network.width": 2**30}, "network.width: "),
+    ({"network.image_size": 2**20}, "network.image_size: "),
+    ({"diffusion": {"timesteps": 10**12}}, "diffusion.timesteps: "),
     ({"runs.eb-50.iterations": 10**400}, "runs.eb-50.iterations: is a number beyond 64 bits"),
     ({"runs.eb-50.iterations": True}, "iterations: can't be true or false"),
     ({"runs.eb-50.iterations": 1.5}, "iterations"),
@@ -338,6 +342,36 @@ def test_a_dataset_whose_path_is_missing_is_named_when_it_is_needed(tmp_path, ru
     assert "/nowhere/at/all: no such file or folder" in run("prepare-data", "mine")[1]
     assert "NOT_SET_ANYWHERE is not set" in run("prepare-data", "other")[1]
     assert not (tmp_path / "resources").exists() or not list((tmp_path / "resources").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 56.8 PiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+        RuntimeError("Storage size calculation overflowed with sizes=[4398046511104, 1099511627776]"),
+    ],
+)
+def test_a_network_too_large_for_the_machine_is_one_line(run, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(loading, "load", fails)
+    status, printed = run("report", "tiny")
+    assert status == 1 and len(printed.splitlines()) == 1
+    assert "not enough memory" in printed and "compute.micro_batch" in printed
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(run, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(loading, "load", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run("report", "tiny")
 
 
 # --- as a user types them ---------------------------------------------------------------------------------

@@ -445,6 +445,18 @@ def main() -> None:
     except UserError as error:
         print(f"ebdiff: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        # Torch tells a CPU's full memory, and sizes beyond any, by a RuntimeError's text alone.
+        if not isinstance(error, MemoryError) and not re.search(
+            "out of memory|allocate memory|overflowed with sizes", str(error)
+        ):
+            raise
+        reason = (str(error).splitlines() or ["no more"])[0]
+        print(
+            f"ebdiff: not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network.width",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"ebdiff: {place}{error.strerror or error}", file=sys.stderr)

@@ -102,13 +102,13 @@ class Dataset(Strict):
 class Network(Strict):
     """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
 
-    image_size: int = Field(32, gt=0, description="Height and width of the images, pixels.")
+    image_size: int = Field(32, gt=0, le=4096, description="Height and width of the images, pixels.")
     channels: int = Field(3, ge=1, le=4, description="Colour channels.")
-    width: int = Field(128, ge=4, multiple_of=2, description="Channels of the first level.")
+    width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
         (1, 2, 2, 2), min_length=1, description="Width of each level / width."
     )
-    blocks: int = Field(2, gt=0, description="Residual blocks per level (decoder: one more).")
+    blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
     attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
     middle_attention: bool = Field(True, description="Self-attention in the middle block.")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -138,7 +138,7 @@ class Network(Strict):
 class Diffusion(Strict):
     """The noise schedule: beta linear from `beta_start` to `beta_end` over `timesteps`."""
 
-    timesteps: int = Field(1000, gt=1, description="T: the number of noise levels.")
+    timesteps: int = Field(1000, gt=1, le=10**6, description="T: the number of noise levels.")
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
 
@@ -152,7 +152,7 @@ class Diffusion(Strict):
 class Training(Strict):
     """The optimisation, the same for dense networks and experts."""
 
-    batch: int = Field(128, gt=0, description="Images per step (global batch).")
+    batch: int = Field(128, gt=0, le=10**6, description="Images per step (global batch).")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's rate, constant after warm-up.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up; scaled by `scale`.")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
@@ -331,7 +331,7 @@ class Sampling(Strict):
     spacing: Literal["quad", "uniform"] = Field("quad", description="Which timesteps DDIM visits.")
     clamp: bool = Field(False, description="Clamp x0 to [-1, 1] at each step and recompute eps.")
     images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
-    batch: int = Field(250, gt=0, description="Images per forward pass.")
+    batch: int = Field(250, gt=0, le=10**6, description="Images per forward pass.")
 
 
 class Evaluation(Strict):
@@ -343,7 +343,7 @@ class Evaluation(Strict):
         "labels; legacy_pytorch: FID as the paper's script computes it; clean: clean-fid's resizing.",
     )
     weights: str | None = Field(None, min_length=1, description="Inception weights file; null: looked for.")
-    batch: int = Field(64, gt=0, description="Images per forward pass of the feature network.")
+    batch: int = Field(64, gt=0, le=10**6, description="Images per forward pass of the feature network.")
     reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
     precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
 
