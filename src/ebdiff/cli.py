@@ -453,7 +453,7 @@ def main() -> None:
             raise
         reason = (str(error).splitlines() or ["no more"])[0]
         print(
-            f"ebdiff: not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network.width",
+            f"ebdiff: not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network",
             file=sys.stderr,
         )
         raise SystemExit(1) from None
