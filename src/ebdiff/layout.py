@@ -24,6 +24,7 @@ REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 COST = EXPERIMENT + "/cost.json"
+PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
