@@ -10,11 +10,13 @@ import torch
 from conftest import write_experiment
 
 from ebdiff.errors import UserError
+from ebdiff.nets.memory import footprint
 from ebdiff.plan import pace, page, prediction
 from ebdiff.plan.expected import Expected
 from ebdiff.plan.jobs import Job, jobs, needed_by, wall_seconds
 from ebdiff.plan.pace import Pace
 from ebdiff.plan.times import Times
+from ebdiff.pruning.count import meta_tensors
 
 CPU = torch.device("cpu")
 # Made-up networks and times that are easy to add up.
@@ -173,8 +175,7 @@ def test_nothing_is_said_against_what_works(vary, plenty):
 
 def test_too_little_memory_names_the_micro_batch_that_fits(vary, plenty):
     e = vary({"compute": {"mem_mb": 4000}})
-    plan = prediction.Plan(times(e), CPU)
-    quarter = prediction.step_bytes(e.network, plan._shapes["dense"], 4)
+    quarter = footprint(e.network, meta_tensors(e.network, 0)).bytes(4)
     plenty.memory = PACE.process + quarter
     (warning,) = warned(e)
     assert "dense network" in warning and "compute.micro_batch: 4 fits" in warning

@@ -19,7 +19,7 @@ from ebdiff.devices import device_name
 from ebdiff.digests import cost_digest
 from ebdiff.files import read_json
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.memory import available_bytes, largest_micro_batch
+from ebdiff.nets.memory import available_bytes, footprint
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
@@ -111,8 +111,8 @@ def _resized(experiment: Experiment, images: int) -> Experiment:
 
 def _images(experiment: Experiment, device: torch.device) -> int:
     """Images per timed step: the batch, or as many as fit the memory and, on a CPU, the time."""
-    batch, shapes = experiment.training.batch, meta_tensors(experiment.network, 0)
-    fit = largest_micro_batch(experiment.network, shapes, batch, available_bytes(device)) or 1
+    needs = footprint(experiment.network, meta_tensors(experiment.network, 0))
+    fit = needs.micro_batch(experiment.training.batch, available_bytes(device)) or 1
     if device.type == "cuda":
         return fit  # where a step's time isn't proportional to its images, and short
     probe = training_step(_resized(experiment, 1), network_of(experiment, 0), Runtime(device))

@@ -53,13 +53,14 @@ def _experts(plan: Plan) -> Table:
         steps = expected.steps(row[1].key, str(row[1].iterations))
         return f"{steps}" if isinstance(row[1].iterations, int) else f"at most {steps}"
 
+    unit, show = ("M", text.mega) if plan.networks["dense"]["macs"] < 1e8 else ("G", text.giga)
     shown = [
         Column("run", "Run", lambda r: r[0], left=True),
         Column("expert", "Expert", lambda r: r[1].key, left=True),
         Column("rate", "Asked (%)", lambda r: network(r)["rate"], text.percent),
         Column("realised", "Realised (%)", lambda r: network(r)["realised"], text.percent),
         Column("params", "Params (M)", lambda r: network(r)["params"], text.mega),
-        Column("macs", "MACs (M)", lambda r: network(r)["macs"], text.mega),
+        Column("macs", f"MACs ({unit})", lambda r: network(r)["macs"], show),
         Column("iterations", "Iterations", iterations),
         Column("step", "ms per step", lambda r: network(r)["step_ms"], text.number),
         Column("memory", "Peak memory", lambda r: plan.memory[r[1].network], text.size),
@@ -82,7 +83,8 @@ def _runs(plan: Plan) -> Table:
     searches = ", ".join(f"{name} {steps} steps" for name, steps in horizons.items())
     note = (
         f"Searches are taken to their horizon ({searches}): device time is at most, speed-ups with search "
-        "are at least this. A run's device time counts what it shares with others in full."
+        "are at least this. A run's device time counts what it shares with others in full; speed-ups are over "
+        f"{plan.experiment.dense.iterations} unpruned steps."
     )
     return _table("Runs", shown, list(plan.facts.values()), [note])
 

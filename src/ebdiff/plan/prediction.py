@@ -21,7 +21,7 @@ from ebdiff.digests import report_digest
 from ebdiff.errors import UserError
 from ebdiff.files import read_json, write_json
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.memory import available_bytes, largest_micro_batch, step_bytes
+from ebdiff.nets.memory import Footprint, available_bytes, footprint
 from ebdiff.plan import pace
 from ebdiff.plan.expected import Expected
 from ebdiff.plan.times import Times
@@ -65,10 +65,17 @@ class Plan:
     @cached_property
     def memory(self) -> dict[str, int]:
         """Peak bytes of a job that trains each network, on the GPU or in all."""
-        return {name: self._bytes(name, self._images, self._bf16(name)) for name in self.networks}
+        return {name: self._process + needs.bytes(self._images) for name, needs in self._needs.items()}
 
-    def _bytes(self, network: str, images: int, bf16: bool) -> int:
-        return self._process + step_bytes(self.experiment.network, self._shapes[network], images, bf16)
+    @cached_property
+    def _needs(self) -> dict[str, Footprint]:
+        """What a training step of each network needs, executed as it will be."""
+        found = {}
+        for name, network in self.networks.items():
+            how = Runtime.of(self.experiment, "training", name, self.device).how
+            shapes = meta_tensors(self.experiment.network, network["rate"])
+            found[name] = footprint(self.experiment.network, shapes, how.precision == "bf16")
+        return found
 
     @property
     def _process(self) -> int:
@@ -85,14 +92,6 @@ class Plan:
         compute = self.experiment.compute
         share = -(-self.experiment.training.batch // max(1, compute.gpus))
         return min(share, compute.micro_batch or share)
-
-    @cached_property
-    def _shapes(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {n: meta_tensors(self.experiment.network, f["rate"]) for n, f in self.networks.items()}
-
-    def _bf16(self, network: str) -> bool:
-        how = Runtime.of(self.experiment, "training", network, self.device).how
-        return how.precision == "bf16"
 
     # --- disk ------------------------------------------------------------------------------------
 
@@ -124,22 +123,21 @@ class Plan:
         return [*self._memory_warnings(), *self._other_warnings(), *self._rate_warnings()]
 
     def _memory_warnings(self) -> Iterator[str]:
-        compute, batch = self.experiment.compute, self.experiment.training.batch
+        compute, pruning = self.experiment.compute, self.experiment.pruning
         name, most = max(self.memory.items(), key=lambda item: item[1])
         told = f"{text.size(most)} for training the {name} network"
         if most > self.available:
-            room, bf16 = self.available - self._process, self._bf16(name)
-            fit = largest_micro_batch(self.experiment.network, self._shapes[name], batch, room, bf16)
+            batch, room = self.experiment.training.batch, self.available - self._process
+            fit = self._needs[name].micro_batch(batch, room)
             advice = f"compute.micro_batch: {fit} fits" if fit else "not even one image at a time fits"
-            yield f"memory: {told}, but {text.size(self.available)} are available; {advice}"
+            yield f"memory: {told}, but {text.size(self.available)} are available here; {advice}"
         elif self.device.type == "cpu" and most * self.times.devices > self.available:
             yield (
                 f"memory: {told}, {self.times.devices} times at once, but {text.size(self.available)} are "
                 f"available; run with --cores {compute.threads * (self.available // most)}"
             )
-        pruning = self.experiment.pruning
         if any(search.gradient_criteria for search in self.experiment.searches.values()):
-            masks = self._bytes("dense", pruning.images, bf16=False)
+            masks = self._process + self._needs["dense"].bytes(pruning.images)
             if masks > self.available:
                 yield f"memory: {text.size(masks)} for gradient masks of pruning.images {pruning.images}"
         if self.device.type == "cpu" and most > compute.mem_mb * 2**20:
@@ -228,9 +226,15 @@ def make(
     for name, network in networks.items():
         network["step_ms"] = round(1e3 * speed.step[name], 3)
     if devices is None:
-        cores = len(os.sched_getaffinity(0)) // experiment.compute.threads
-        devices = torch.cuda.device_count() if device.type == "cuda" else max(1, cores)
+        devices = _jobs_at_a_time(experiment, device)
     return Plan(Times(Expected(experiment, networks, count), speed, devices), device)
+
+
+def _jobs_at_a_time(experiment: Experiment, device: torch.device) -> int:
+    """As many as this machine has GPUs, or cores for their threads."""
+    if device.type == "cuda":
+        return max(1, torch.cuda.device_count() // max(1, experiment.compute.gpus))
+    return max(1, len(os.sched_getaffinity(0)) // experiment.compute.threads)
 
 
 def _count(experiment: Experiment) -> int:
