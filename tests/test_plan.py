@@ -268,6 +268,14 @@ def test_unknown_numbers_of_images_are_asked_for(vary, tmp_path, monkeypatch):
     assert prediction.make(e, CPU, 1, step_ms=5, images=40).times.expected.count == 40
 
 
+def test_a_run_needs_the_memory_of_its_search_too(tiny, plenty):
+    plan = prediction.Plan(times(tiny), CPU)
+    rows = page._runs(plan).cells()
+    dense = page.text.size(plan.memory["dense"])
+    assert plan.memory["dense"] > plan.memory["0.5"] > plan.memory["0.8"] > PACE.process
+    assert [row[3] for row in rows] == [dense, dense, dense]
+
+
 def test_the_page_says_at_most_where_it_doesnt_know(vary, plenty):
     narrow = {"title": "Narrow", "method": "control", "init": "fresh", "rate": 0.5}
     e = vary({"runs.narrow": {**narrow, "iterations": "like-eb-50"}, "compute": {"mem_mb": 4000}})

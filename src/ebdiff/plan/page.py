@@ -8,6 +8,7 @@ from ebdiff.config import Expert
 from ebdiff.devices import device_name
 from ebdiff.plan.prediction import Plan
 from ebdiff.report import columns, text
+from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column, Table, to_text
 
 # What jobs leave on disk, in words.
@@ -72,19 +73,25 @@ def _experts(plan: Plan) -> Table:
 def _runs(plan: Plan) -> Table:
     """What every run takes, and the cost columns of Table 4."""
     times = plan.times
+
+    def memory(facts: RunFacts) -> int:
+        """Of the largest network that it trains, its searches' included."""
+        searched = ["dense" for e in facts.experts if e.needs_ticket]
+        return max(plan.memory[name] for name in (*searched, *(e.network for e in facts.experts)))
+
     shown = [
         Column("run", "Run", lambda f: f.run.title, left=True),
         Column("seeds", "Seeds", lambda f: len(f.seeds)),
         Column("hours", "Device time", lambda f: times.of_run(f.name), text.duration),
-        Column("memory", "Peak memory", lambda f: max(plan.memory[e.network] for e in f.experts), text.size),
+        Column("memory", "Peak memory", memory, text.size),
         *columns.SPEEDUPS,
     ]
     horizons = {n: times.expected.horizon(n) for n in plan.experiment.searches}
     searches = ", ".join(f"{name} {steps} steps" for name, steps in horizons.items())
     note = (
         f"Searches are taken to their horizon ({searches}): device time is at most, speed-ups with search "
-        "are at least this. A run's device time counts what it shares with others in full; speed-ups are over "
-        f"{plan.experiment.dense.iterations} unpruned steps."
+        "are at least this. A run's device time counts in full what it shares with others; speed-ups are "
+        f"over {plan.experiment.dense.iterations} unpruned steps."
     )
     return _table("Runs", shown, list(plan.facts.values()), [note])
 
