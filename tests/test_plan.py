@@ -93,6 +93,7 @@ def test_the_unpruned_network_goes_on_from_its_searchs_horizon(vary):
     assert found.horizon("full") == 60
     assert found.begun("dense-full", "80") == 60
     assert expected(vary({"dense.iterations": 50})).begun("dense-full", "50") == 0
+    assert expected(vary({"dense.from": "public.ckpt"})).begun("dense-full", "80") == 80  # not trained at all
     assert expected(vary({"dataset.subset": None}), count=33).horizon("full") == 6 * 3
 
 
