@@ -66,7 +66,7 @@ def _experts(plan: Plan) -> Table:
         Column("step", "ms per step", lambda r: network(r)["step_ms"], text.number),
         Column("memory", "Peak memory", lambda r: plan.memory[r[1].network], text.size),
     ]
-    rows = [(facts.run.title, e) for facts in plan.facts.values() for e in facts.experts]
+    rows = [(name, e) for name, facts in plan.facts.items() for e in facts.experts]
     return _table("Experts", shown, rows, [], grouped=True)
 
 
@@ -80,7 +80,7 @@ def _runs(plan: Plan) -> Table:
         return max(plan.memory[name] for name in (*searched, *(e.network for e in facts.experts)))
 
     shown = [
-        Column("run", "Run", lambda f: f.run.title, left=True),
+        Column("run", "Run", lambda f: f.name, left=True),
         Column("seeds", "Seeds", lambda f: len(f.seeds)),
         Column("hours", "Device time", lambda f: times.of_run(f.name), text.duration),
         Column("memory", "Peak memory", memory, text.size),
