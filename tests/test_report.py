@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from ebdiff import config, layout, loading
+from ebdiff.digests import report_digest
 from ebdiff.errors import UserError
 from ebdiff.files import write_arrays, write_json, write_text
-from ebdiff.report import figures, needs, page, paper, protocol, reading, style, tables
+from ebdiff.report import details, figures, needs, page, paper, protocol, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
 
@@ -312,6 +313,32 @@ def test_one_seed_has_no_spread_and_several_have():
     row = rows_of(path)[0]
     assert (row["cfd"], row["cfd_seeds"]) == ("21.0", "2")
     assert float(row["cfd_std"]) == pytest.approx(2**0.5)
+
+
+def test_a_plan_stands_against_what_the_jobs_took():
+    e = make()
+    fabricate(e)
+    results = Results(e)
+    assert "Plan against actual" not in [table.caption for table in details.tables(results)]
+    benchmarks = [("a", "experts", 30.0, 20.0), ("b", "experts", 10.0, 20.0), ("c", "sampling", 5.0, 10.0)]
+    jobs = [{"benchmark": "results/digits/d.tsv", "kind": "metrics", "seconds": 9.0}]  # hasn't run
+    for name, kind, predicted, actual in benchmarks:
+        path = f"results/digits/{name}.tsv"
+        write_text(Path(path), f"s\th:m:s\tmax_rss\n{actual}\t0:00:20\t300\n")
+        jobs.append({"benchmark": path, "kind": kind, "seconds": predicted})
+    plan = {"device": "here", "devices": 2, "pace": "measured", "wall_seconds": 240, "jobs": jobs}
+    where = layout.path(layout.PLAN, experiment=e.name)
+    write_json(where, {**plan, "digest": report_digest(e)})
+    table = details.tables(Results(e))[-1]
+    assert table.caption == "Plan against actual"
+    assert table.cells() == [
+        ["experts", "2", "40.0 s", "40.0 s", "1.00"],
+        ["sampling", "1", "5.00 s", "10.0 s", "0.50"],
+        ["all", "3", "45.0 s", "50.0 s", "0.90"],
+    ]
+    assert "4.00 min with 2 jobs at a time" in table.notes[0]
+    write_json(where, {**plan, "digest": "of another configuration"})
+    assert details.tables(Results(e))[-1].caption != "Plan against actual"
 
 
 def test_an_unsettled_ticket_carries_a_dagger_and_no_claim():

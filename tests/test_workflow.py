@@ -5,12 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+
+from ebdiff import loading
+from ebdiff.plan.expected import Expected
+from ebdiff.plan.jobs import jobs
 
 SHIPPED = sorted(path.stem for path in (ROOT / "config/experiments").glob("*.yaml"))
 PARTS = ("Snakefile", "rules", "config", "envs", "profiles")
@@ -19,6 +24,7 @@ BIN = Path(sys.executable).parent
 SHOWN = {"write_table", "draw_figure", "write_report"}
 TRAINED = {"train_dense", "prune_per_epoch", "hamming_matrix", "select_eb_epoch", "finetune_region"}
 TRAINED |= {"sample", "fid"}
+RULES = {"table": "write_table", "figure": "draw_figure", "report": "write_report"}  # of these verbs
 
 
 def snakemake(folder, *arguments, cores=2, timeout=600):
@@ -73,8 +79,6 @@ def edit(folder, name, path, value):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_plan_of_every_shipped_experiment_is_complete(project, name):
-    from ebdiff import loading
-
     plan = Plan(project, "--config", f"experiments={name}")
     e = loading.load(name, project / "config/experiments")
     seeds = [(run, seed) for run in e.runs for seed in e.seeds_of(run)]
@@ -92,6 +96,8 @@ def test_the_plan_of_every_shipped_experiment_is_complete(project, name):
     assert expected <= set(found)
     assert plan.jobs["prepare_data"] == plan.jobs["measure_cost"] == plan.jobs["write_report"] == 1
     assert len(plan.commands) == len(set(plan.commands))
+    predicted = Counter(RULES.get(job.verb, job.verb.replace("-", "_")) for job in jobs(e))
+    assert predicted == Counter(plan.jobs)
 
 
 @pytest.mark.slow
@@ -346,6 +352,48 @@ def test_every_job_left_its_log_and_benchmark(finished):
     jobs = sum(plan.jobs.values())
     assert len(list(finished.rglob("benchmarks/**/*.tsv"))) == jobs
     assert len([p for p in finished.rglob("logs/**/*.log") if ".snakemake" not in p.parts]) == jobs
+
+
+@pytest.mark.slow
+def test_the_planned_jobs_made_the_planned_files_of_at_most_the_planned_sizes(finished):
+    experiment = loading.load("smoke", finished / "config/experiments")
+    cost = json.loads((results(finished) / "cost.json").read_text())
+    expected = Expected(experiment, cost["networks"], count=1797)
+    planned = jobs(experiment)
+    assert {finished / job.benchmark for job in planned} == set(finished.rglob("benchmarks/**/*.tsv"))
+    for job in planned:
+        assert all((finished / path).exists() for path in job.makes), job
+        if job.verb in ("select-eb-epoch", "finetune-region", "sample", "prepare-data"):
+            small = (".json", ".jsonl", ".png")
+            large = sum((finished / path).stat().st_size for path in job.makes if path.suffix not in small)
+            # Tensors and pixels to the byte; names, shapes and stamps come on top.
+            assert 0 <= large - expected.bytes_of(job) < 60_000, job
+        if job.verb == "train-dense":  # its search may end before the horizon
+            files = [f for f in (results(finished) / "seed0/dense").rglob("*") if f.is_file()]
+            assert 0.3 < sum(f.stat().st_size for f in files) / expected.bytes_of(job) < 1.3
+
+
+@pytest.mark.slow
+def test_a_plan_takes_the_measured_costs_and_stands_against_what_happened(finished):
+    ours = results(finished)
+    command = [sys.executable, "-m", "ebdiff.cli"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = dict(cwd=finished, env=env, capture_output=True, text=True, check=True)
+    cost = json.loads((ours / "cost.json").read_text())
+    try:
+        told = subprocess.run([*command, "plan", "smoke", "--devices", "2"], **run).stdout
+        assert "step times of results/smoke/cost.json" in told
+        plan = json.loads((ours / "plan.json").read_text())
+        for name, network in cost["networks"].items():
+            for key in ("rate", "realised", "params", "macs", "step_ms"):
+                assert plan["networks"][name][key] == pytest.approx(network[key], abs=1e-3)
+        nothing = Plan(finished, "smoke")
+        assert not nothing.jobs  # asking for a plan makes nothing run again
+        page = Path(subprocess.run([*command, "report", "smoke", "--so-far"], **run).stdout.strip())
+        text = (finished / page).read_text(encoding="utf-8")
+        assert "Plan against actual" in text
+    finally:
+        (ours / "plan.json").unlink(missing_ok=True)
 
 
 @pytest.mark.slow

@@ -358,6 +358,34 @@ def tune(name: Name, threads: Threads = None) -> None:
     print(layout.path(layout.TUNING, experiment=name).read_text(), end="")
 
 
+@app.command()
+def plan(
+    name: Name,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time. Default: GPUs here, or cores / threads.")
+    ] = None,
+    step_ms: Annotated[
+        float | None,
+        typer.Option(min=1e-3, help="Milliseconds of an unpruned training step on another device."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of the dataset, where they aren't prepared yet.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """What an experiment will take: time, memory, disk, speed-ups, and what can't work (about a minute).
+
+    Also writes results/{name}/plan.json, which the report sets against what really happened.
+
+    Example: ebdiff plan cifar10 --devices 4
+    """
+    experiment = _begin(name, threads)
+    from ebdiff.plan import page, prediction
+
+    planned = prediction.make(experiment, _device(experiment), devices, step_ms, images)
+    print(*page.page(planned), planned.write(), sep="\n\n")
+
+
 def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
     from ebdiff import layout
 

@@ -39,17 +39,8 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     alike; medians are reported. Timed is the real training loop on random images of the right
     size, each network executed as it will be: nothing else may run on the machine.
     """
-    config, groups = experiment.network, trace(experiment.network)
-    networks, steps = {}, {}
+    networks, steps = counts(experiment), {}
     for name, rate in rates(experiment).items():
-        params, macs = count(config, meta_tensors(config, rate))
-        mask = select_random(groups, np.random.default_rng(0), rate)
-        networks[name] = {
-            "rate": rate,
-            "realised": realised_rate(mask),
-            "params": params,
-            "macs": macs,
-        }
         runtime = Runtime.of(experiment, "training", name, device)
         steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
 
@@ -73,6 +64,16 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
 def rates(experiment: Experiment) -> dict[str, float]:
     """The networks of an experiment by name, with their asked rates: `dense`, then every rate."""
     return {"dense": 0.0, **{str(rate): rate for rate in experiment.rates()}}
+
+
+def counts(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Asked and realised rate, parameters and MACs of every network, by name."""
+    config, groups, found = experiment.network, trace(experiment.network), {}
+    for name, rate in rates(experiment).items():
+        params, macs = count(config, meta_tensors(config, rate))
+        realised = realised_rate(select_random(groups, np.random.default_rng(0), rate))
+        found[name] = {"rate": rate, "realised": realised, "params": params, "macs": macs}
+    return found
 
 
 def network_of(experiment: Experiment, rate: float) -> UNet:

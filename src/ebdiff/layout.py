@@ -25,6 +25,7 @@ REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
 EXPERIMENT = "results/{experiment}"
 TAKEN = ("reference", "logs", "benchmarks")  # folders of results/ that are no experiment's
 COST = EXPERIMENT + "/cost.json"
+PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"

@@ -1,4 +1,4 @@
-"""The report's plain tables: tickets, searches, networks, and checks on the samples."""
+"""The report's plain tables: tickets, searches, networks, checks on the samples, plan against actual."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ebdiff.report.results import Results
 
 
 def tables(results: Results) -> list[Table]:
-    """Those of the four that have rows."""
-    built = (_networks(results), _tickets(results), _searches(results), _samples(results))
+    """Those of the five that have rows."""
+    built = (_networks(results), _tickets(results), _searches(results), _samples(results), _plan(results))
     return [table for table in built if table is not None]
 
 
@@ -123,6 +123,34 @@ def _samples(results: Results) -> Table | None:
         "Images": lambda r: str(r[1]["images"]),
     }
     return _table("Checks on the samples, first seed", columns, rows)
+
+
+def _plan(results: Results) -> Table | None:
+    """Predicted and actual time of the jobs that ran, where a plan was made."""
+    plan = results.plan()
+    if plan is None:
+        return None
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for job in plan["jobs"]:
+        actual = results.job_seconds(job["benchmark"])
+        if actual is not None:
+            kinds.setdefault(job["kind"], []).append((job["seconds"], actual))
+    rows = [(kind, len(pairs), *map(sum, zip(*pairs, strict=True))) for kind, pairs in kinds.items()]
+    if rows:
+        rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2, 3))))
+    columns = {
+        "Stage": lambda r: r[0],
+        "Jobs": lambda r: str(r[1]),
+        "Predicted": lambda r: text.duration(r[2]),
+        "Actual": lambda r: text.duration(r[3]),
+        "Predicted / actual": lambda r: text.two(r[2] / r[3]),
+    }
+    remark = (
+        f"Job time as planned for {plan['device']} ({plan['pace']}) and by Snakemake's clock, a job's last "
+        f"start alone; wall time was planned as {text.duration(plan['wall_seconds'])} with "
+        f"{text.plural(plan['devices'], 'job')} at a time. Searches were planned to their horizon."
+    )
+    return _table("Plan against actual", columns, rows, [remark])
 
 
 def _value(read: Callable[[dict], float | None], show: Callable[[float], str]) -> Callable[[tuple], str]:

@@ -98,6 +98,17 @@ def _moments(values: tuple[float, ...]) -> list[Any]:
     return [mean, statistics.stdev(values) if len(values) > 1 else "", len(values)]
 
 
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal, with caption and notes."""
+    rows = [[c.heading.replace("\n", " ") for c in table.columns], *table.cells()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [table.caption]
+    for row in rows:
+        cells = zip(row, widths, table.columns, strict=True)
+        lines.append("  ".join(t.ljust(w) if c.left else t.rjust(w) for t, w, c in cells).rstrip())
+    return "\n".join([*lines, *table.notes])
+
+
 def to_markdown(table: Table) -> str:
     """A pipe table with caption and notes."""
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from ebdiff import layout
 from ebdiff.config import Experiment, Expert
+from ebdiff.digests import report_digest
 from ebdiff.errors import UserError
 from ebdiff.files import load_memmap, read_arrays, read_json
 from ebdiff.report.needs import milestone
@@ -133,6 +135,24 @@ class Results:
             path = self.path(layout.COST)
             raise UserError(f"{path}: has no network {name!r}; delete it and run `snakemake {path}`")
         return networks[name]
+
+    def plan(self) -> dict | None:
+        """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
+        if not self.path(layout.PLAN).exists():
+            return None
+        plan = self._json(layout.PLAN)
+        return plan if plan.get("digest") == report_digest(self.experiment) else None
+
+    def job_seconds(self, benchmark: str) -> float | None:
+        """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
+        path = Path(benchmark)
+        if not path.exists():
+            return None
+        try:
+            with path.open(newline="") as file:
+                return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+        except (KeyError, ValueError, StopIteration):
+            return None  # unfinished, or of another Snakemake
 
     def manifest(self) -> dict:
         """Where the images come from."""

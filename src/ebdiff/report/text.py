@@ -53,6 +53,18 @@ def times(value: float) -> str:
     return f"{value:.2f}×"
 
 
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{number(seconds)} s"
+    return f"{number(seconds / 60)} min" if seconds < 6000 else f"{number(seconds / 3600)} h"
+
+
+def size(count: float) -> str:
+    """Bytes in MB or GB, powers of ten as on disks."""
+    return f"{number(count / 1e9)} GB" if count >= 1e9 else f"{number(count / 1e6)} MB"
+
+
 def over_seeds(show: Callable[[float], str]) -> Callable[[Sequence[float]], str]:
     """Mean ± sample standard deviation, with equal decimals; just the number where all are equal."""
 

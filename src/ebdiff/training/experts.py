@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 
 from ebdiff import inputs, layout, parallel
 from ebdiff.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
-from ebdiff.config import Experiment, Expert
+from ebdiff.config import Experiment, Expert, Run
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
@@ -31,18 +34,36 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
     """
     if not milestone.startswith("like-"):
         return int(milestone)
-    run = experiment.runs[milestone.removeprefix("like-")]
+    other = milestone.removeprefix("like-")
     networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
+    stories = [read_json(path) for path in inputs.stories(experiment, other, seed)]
+    return like_steps(experiment, expert, experiment.runs[other], networks, stories)
+
+
+def like_steps(
+    experiment: Experiment,
+    expert: Expert,
+    run: Run,
+    networks: Mapping[str, Mapping[str, Any]],
+    stories: Iterable[Mapping[str, Any]],
+) -> int:
+    """Steps of an expert that cost the same device time as a run, by measured `step_ms`.
+
+    Args:
+        experiment, expert: whose steps.
+        run: the run to be like.
+        networks: `step_ms` of every network, as in cost.json.
+        stories: of that run's tickets.
+    """
 
     def step_time(e: Expert) -> float:
         return networks[e.network]["step_ms"] / networks["dense"]["step_ms"]
 
-    other = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
-    paths = inputs.stories(experiment, milestone.removeprefix("like-"), seed)
-    before = sum(search_steps(read_json(path) for path in paths).values())
+    trained = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
+    before = sum(search_steps(stories).values())
     if run.method in AFTER_DENSE:
         before += experiment.dense.iterations
-    return like_iterations(other, before, step_time(expert))
+    return like_iterations(trained, before, step_time(expert))
 
 
 def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:

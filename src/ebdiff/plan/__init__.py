@@ -1,0 +1,1 @@
+"""What an experiment will take, told before anything runs."""
