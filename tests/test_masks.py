@@ -221,13 +221,16 @@ class Echo(nn.Module):
         return self.weight * x
 
 
+@pytest.mark.parametrize("micro_batch", [None, 3])
 @pytest.mark.parametrize("stop_early", [False, True])
-def test_gradients_are_summed_over_strided_timesteps_until_the_loss_has_fallen(stop_early):
+def test_gradients_are_summed_over_strided_timesteps_until_the_loss_has_fallen(stop_early, micro_batch):
     draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 2, 8, 8), np.float32))
     x0, noise = draws
     pruning, abar = Pruning(stride=100, threshold=0.3), alphas_bar(Diffusion())
     expected, used = literal_gradients(Echo(), x0, noise, abar, 100, 0.3 if stop_early else 0)
-    found, steps = accumulate_gradients(Echo(), x0, noise, abar, pruning, stop_early=stop_early)
+    found, steps = accumulate_gradients(
+        Echo(), x0, noise, abar, pruning, stop_early=stop_early, micro_batch=micro_batch
+    )
     assert steps == used
     assert 1 < steps < 9 if stop_early else steps == 10
     torch.testing.assert_close(found["weight"], expected["weight"], rtol=1e-4, atol=1e-4)

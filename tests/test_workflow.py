@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_experiment
 
 from ebdiff import loading
 from ebdiff.plan.expected import Expected
@@ -427,3 +427,14 @@ def test_the_notebook_reads_the_results(finished, monkeypatch):
     shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert sum("text/html" in out.get("data", {}) for out in shown) >= 5  # data frames
     assert any("image/png" in out.get("data", {}) for out in shown)  # the heat map
+
+
+def test_a_search_of_gradient_tickets_alone_still_shows_its_controls(tmp_path):
+    """Magnitude masks are taken while training whatever is asked: Figure 2b needs them."""
+    folder = copied(tmp_path)
+    changes = {"searches.full.criteria": ["taylor"], "runs.eb-50.criterion": "taylor", "runs.ta-eb": ...,
+               "tables.table4": ["unpruned", "eb-50"]}  # fmt: skip
+    write_experiment(folder, changes, "gradients")
+    jobs = Plan(folder, "results/gradients/report.html").jobs
+    assert jobs["train_dense"] == 1
+    assert jobs["prune_per_epoch"] == 4  # taylor and magnitude, of raw and of averaged weights

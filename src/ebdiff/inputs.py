@@ -75,9 +75,8 @@ def masks(experiment: Experiment, search: str, criterion: str, weights: str, see
     Raises:
         UserError: the search takes no masks of that criterion.
     """
-    known = (
-        ("magnitude", "taylor", "diff-pruning") if search == FINAL else experiment.searches[search].criteria
-    )
+    known = {"magnitude"}  # taken while training, whatever tickets are asked for
+    known.update(("taylor", "diff-pruning") if search == FINAL else experiment.searches[search].criteria)
     if criterion not in known:
         raise UserError(f"search {search!r}: no masks of criterion {unknown(criterion, known)}")
     where = dict(experiment=experiment.name, seed=seed, search=search)

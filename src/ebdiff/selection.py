@@ -89,6 +89,7 @@ def _scores(
             alphas_bar(experiment.diffusion),
             experiment.pruning,
             stop_early=criterion == "diff-pruning",
+            micro_batch=experiment.compute.micro_batch,
         )
         print(f"{criterion}: interval {interval + 1} of {intervals}, {used} timesteps", flush=True)
         yield first_order(network, gradients)

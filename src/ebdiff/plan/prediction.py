@@ -137,9 +137,10 @@ class Plan:
                 f"available; run with --cores {compute.threads * (self.available // most)}"
             )
         if any(search.gradient_criteria for search in self.experiment.searches.values()):
-            masks = self._process + self._needs["dense"].bytes(pruning.images)
+            images = min(pruning.images, compute.micro_batch or pruning.images)
+            masks = self._process + self._needs["dense"].bytes(images)
             if masks > self.available:
-                yield f"memory: {text.size(masks)} for gradient masks of pruning.images {pruning.images}"
+                yield f"memory: {text.size(masks)} for gradient masks, {images} images at a time"
         if self.device.type == "cpu" and most > compute.mem_mb * 2**20:
             yield f"memory: {told}, but compute.mem_mb asks a cluster for {compute.mem_mb} MB only"
 

@@ -63,6 +63,7 @@ def accumulate_gradients(
     pruning: Pruning,
     *,
     stop_early: bool,
+    micro_batch: int | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """Loss gradients summed over timesteps 0, stride, 2 stride, ... on one fixed batch and noise.
 
@@ -74,21 +75,35 @@ def accumulate_gradients(
         images, noise: (B, C, H, W), fixed over timesteps.
         abar: cumulative alphas, (T,).
         pruning: threshold and stride.
+        stop_early: whether the threshold ends the sum.
+        micro_batch: images whose activations are held at a time; None: all. Changes rounding only.
 
     Returns:
         gradients by parameter name, and the number of timesteps used.
     """
     network.eval().zero_grad(set_to_none=True)
+    size = micro_batch or len(images)
+    parts = list(zip(images.split(size), noise.split(size), strict=True))
+
+    def loss(x0: Tensor, eps: Tensor, t: int) -> Tensor:
+        noisy = float(abar[t]) ** 0.5 * x0 + (1 - float(abar[t])) ** 0.5 * eps
+        predicted = network(noisy, torch.full((len(x0),), t, device=x0.device))
+        return (predicted - eps).square().sum() / len(images)
+
     largest, used = 0.0, 0
     for t in range(0, len(abar), pruning.stride):
-        a = float(abar[t])
-        noisy = a**0.5 * images + (1 - a) ** 0.5 * noise
-        predicted = network(noisy, torch.full((len(images),), t, device=images.device))
-        loss = (predicted - noise).square().sum(dim=(1, 2, 3)).mean()
-        largest = max(largest, loss.item())
-        if stop_early and loss.item() < pruning.threshold * largest:
+        # Whether t counts is known from the loss of the whole batch: of a cut one it is taken first.
+        with torch.set_grad_enabled(len(parts) == 1):
+            losses = [loss(*part, t) for part in parts]
+        value = sum(x.item() for x in losses)
+        largest = max(largest, value)
+        if stop_early and value < pruning.threshold * largest:
             break
-        loss.backward()
+        if len(parts) == 1:
+            losses[0].backward()
+        else:
+            for part in parts:
+                loss(*part, t).backward()
         used += 1
     gradients = {n: p.grad for n, p in network.named_parameters()}
     network.zero_grad(set_to_none=True)
