@@ -26,7 +26,7 @@ from ebdiff.nets import store
 from ebdiff.pruning.count import count
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import Scores, accumulate_gradients, first_order, magnitude
-from ebdiff.pruning.select import realised_rate, select, select_random, widths
+from ebdiff.pruning.select import Selector, realised_rate, select_random, widths
 from ebdiff.pruning.surgery import cut
 from ebdiff.tickets import (
     History,
@@ -56,9 +56,9 @@ def prune_per_epoch(
     where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
     began = time.perf_counter()
     history = History.empty(tuple(experiment.rates_of(search)), groups)
+    selector = Selector(groups, history.rates, device)
     for scores in _scores(experiment, search, criterion, weights, seed, device):
-        packed = [np.packbits(select(groups, scores, rate)) for rate in history.rates]
-        history.masks.append(np.stack(packed))
+        history.masks.append(np.packbits(selector(scores), axis=1))
     digest = masks_digest(experiment, search, criterion, weights)
     save_histories(layout.path(layout.MASKS, **where), {weights: history}, digest)
     seconds = round(time.perf_counter() - began, 3)
@@ -79,7 +79,7 @@ def _scores(
         path = inputs.snapshot(experiment, search, seed, interval)
         tensors, config, _ = store.load(path, f"{weights}.")
         if criterion == "magnitude":
-            yield magnitude(tensors)
+            yield magnitude({name: t.to(device) for name, t in tensors.items()})
             continue
         network = store.build(config, tensors).to(device)
         gradients, used = accumulate_gradients(

@@ -28,13 +28,18 @@ def hamming(a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
     """Share of differing entries between packed masks.
 
     Args:
-        a, b: uint8 from `np.packbits`, broadcastable, bytes last.
+        a, b: uint8 from `np.packbits`, or `words` of them; broadcastable, bytes last.
         length: entries of an unpacked mask.
 
     Returns:
         float distances in [0, 1], of the broadcast shape without its last axis.
     """
-    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64) / length
+    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.uint32) / length
+
+
+def words(masks: np.ndarray) -> np.ndarray:
+    """Packed masks (n, bytes) as 64-bit words (n, bytes / 8), padded with zeros: eight times fewer counts."""
+    return np.pad(masks, ((0, 0), (0, -masks.shape[1] % 8))).view(np.uint64)
 
 
 def settled(masks: np.ndarray, length: int, window: int, threshold: float) -> bool:
@@ -51,12 +56,22 @@ def last_distances(masks: np.ndarray, length: int, window: int) -> np.ndarray:
     return hamming(masks[-1], masks[-window:-1], length)
 
 
+def recent_distances(masks: np.ndarray, length: int, window: int) -> np.ndarray:
+    """Distances of every mask (n, bytes) to each of the `window - 1` before it, oldest first.
+
+    Returns:
+        float (n, window - 1), NaN where there is no mask so far back.
+    """
+    found, packed = np.full((len(masks), window - 1), np.nan), words(masks)
+    for back in range(1, min(window, len(masks))):
+        found[back:, -back] = hamming(packed[back:], packed[:-back], length)
+    return found
+
+
 def first_settled(masks: np.ndarray, length: int, window: int, threshold: float) -> int | None:
     """Index of the first interval at which the rule holds, or None."""
-    for i in range(window - 1, len(masks)):
-        if settled(masks[: i + 1], length, window, threshold):
-            return i
-    return None
+    holds = (recent_distances(masks, length, window) <= threshold).all(axis=1)
+    return int(holds.argmax()) if holds.any() else None
 
 
 def chance(mask: np.ndarray, widths: Sequence[int]) -> float:
@@ -113,19 +128,23 @@ class History:
             and all(a.dtype == np.uint8 and a.shape == shape for a in stacks)
         )
 
-    def of_rate(self, rate: float) -> np.ndarray:
-        """All masks of a rate, packed: (intervals, bytes) uint8."""
+    def of_rate(self, rate: float, first: int = 0, until: int | None = None) -> np.ndarray:
+        """Masks of a rate over the intervals [first, until), packed: (intervals, bytes) uint8."""
         row = self.rates.index(rate)
-        return np.stack([masks[row] for masks in self.masks])
+        return np.stack([masks[row] for masks in self.masks[first:until]])
 
     def mask(self, rate: float, interval: int) -> np.ndarray:
         """One mask, unpacked: bool (length,), True = kept."""
-        return np.unpackbits(self.of_rate(rate)[interval], count=self.length).astype(bool)
+        packed = self.masks[interval][self.rates.index(rate)]
+        return np.unpackbits(packed, count=self.length).astype(bool)
 
     def distances(self, rate: float) -> np.ndarray:
         """Hamming matrix of all intervals, float32 (n, n)."""
-        masks = self.of_rate(rate)
-        return hamming(masks[:, None], masks[None], self.length).astype(np.float32)
+        packed = words(self.of_rate(rate))
+        matrix = np.zeros((len(packed), len(packed)), np.float32)
+        for i, row in enumerate(packed):
+            matrix[i, i:] = matrix[i:, i] = hamming(row, packed[i:], self.length)
+        return matrix
 
     def to_initial(self, rate: float) -> np.ndarray:
         """Distance of each interval's mask to the initial one (n,); NaN where that isn't known."""

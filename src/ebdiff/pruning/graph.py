@@ -30,6 +30,7 @@ class Member:
         channels: indices along that dimension; a slice where they are consecutive.
         roots: for each of them, the root's channel it follows.
         width: size of the whole dimension in the dense network.
+        across: size of the layer's other dimension; 0 for a norm.
     """
 
     layer: str
@@ -37,6 +38,7 @@ class Member:
     channels: slice | np.ndarray
     roots: np.ndarray
     width: int
+    across: int
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,12 @@ def trace(config: Network) -> tuple[Group, ...]:
                 continue
             side: Side
             if isinstance(module, nn.GroupNorm):
-                side, width, norm_groups = "norm", module.num_channels, module.num_groups
-            elif graph.is_out_channel_pruning_fn(item.dep.handler):
-                side, width = "out", module.weight.shape[0]
+                side, width, across, norm_groups = "norm", module.num_channels, 0, module.num_groups
             else:
-                side, width = "in", module.weight.shape[1]
-            members.append(
-                Member(names[module], side, _span(np.array(item.idxs)), np.array(item.root_idxs), width)
-            )
+                side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+                width, across = module.weight.shape[:2] if side == "out" else module.weight.shape[1::-1]
+            channels, roots = _span(np.array(item.idxs)), np.array(item.root_idxs)
+            members.append(Member(names[module], side, channels, roots, width, across))
         root = members[0]
         groups.append(Group(root.layer, len(root.roots), norm_groups, tuple(members)))
     return tuple(groups)
@@ -111,3 +111,20 @@ def mask_length(groups: tuple[Group, ...]) -> int:
 def split(groups: tuple[Group, ...], mask: np.ndarray) -> list[np.ndarray]:
     """The mask's part of each group, as views."""
     return np.split(mask, np.cumsum([group.width for group in groups])[:-1])
+
+
+def positions(groups: tuple[Group, ...]) -> dict[tuple[str, Side], np.ndarray]:
+    """Where in a mask the fate of every channel stands, for both sides of every layer.
+
+    Returns:
+        int64 positions along each (layer, side) that some group prunes; `mask_length(groups)` where a
+        channel of it stays whatever the mask.
+    """
+    length, first = mask_length(groups), 0
+    found: dict[tuple[str, Side], np.ndarray] = {}
+    for group in groups:
+        for m in group.members:
+            where = found.setdefault((m.layer, m.side), np.full(m.width, length))
+            where[m.channels] = first + m.roots
+        first += group.width
+    return found

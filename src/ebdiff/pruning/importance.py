@@ -2,6 +2,7 @@
 
 A score is kept per layer with the kernel already summed: a matrix (out, in) for convolutions and
 linear layers, a vector for norms. Magnitude, Taylor and Diff-Pruning differ in the scores alone.
+Scores stay on the weights' device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ebdiff.config import Pruning
 
-Scores = dict[str, np.ndarray]
+Scores = dict[str, Tensor]
 
 
 def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
@@ -24,7 +25,7 @@ def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
         tensors: a network's parameters by name.
 
     Returns:
-        float32 matrices (out, in) by layer name.
+        matrices (out, in) by layer name, on the parameters' device.
     """
     return {
         name.removesuffix(".weight"): _over_kernel(w.detach().square())
@@ -44,15 +45,22 @@ def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
     for name, parameter in network.named_parameters():
         if name.endswith(".weight"):
             product = parameter.detach() * gradients[name]
-            score = _over_kernel(product.square()) if product.dim() > 1 else product.abs().cpu().numpy()
+            score = _over_kernel(product.square()) if product.dim() > 1 else product.abs()
             scores[name.removesuffix(".weight")] = score
     return scores
 
 
-def _over_kernel(squares: Tensor) -> np.ndarray:
-    """(out, in, ...) summed over the kernel; as a matrix product, 7 times faster than `sum` on a CPU."""
-    flat = squares.reshape(*squares.shape[:2], -1)
-    return (flat @ flat.new_ones(flat.shape[2])).cpu().numpy()
+def _over_kernel(squares: Tensor) -> Tensor:
+    """(out, in, ...) summed over the kernel; on a CPU a matrix product takes half the time of `sum`.
+
+    Not on a GPU, where a product may be rounded to TF32.
+    """
+    if squares.dim() == 2:
+        return squares
+    if squares.device.type == "cpu" and squares.is_contiguous():
+        flat = squares.flatten(2)
+        return flat @ flat.new_ones(flat.shape[2])
+    return squares.sum(dim=(2, 3))
 
 
 def accumulate_gradients(

@@ -1,59 +1,102 @@
 """The channel rule: rate -> mask, exactly as the paper's networks were cut (A2).
 
 Groups are walked in order, earlier ones already thinned: the importance of a later group sums only
-the weights that are still there. `W @ kept` does that on the cached scores without cutting.
+the weights that are still there. `left @ W` does that on the cached scores without cutting.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ebdiff.pruning.graph import Group, Member, split
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff.pruning.graph import Group, Member, mask_length, positions, split
 from ebdiff.pruning.importance import Scores
 
 
-class Kept:
-    """Which channels of every layer are left, as 0/1 vectors; everything at first."""
+@dataclass(frozen=True)
+class _Step:
+    """One group of the walk.
 
-    def __init__(self) -> None:
-        self._vectors: dict[tuple[str, str], np.ndarray] = {}
-
-    def of(self, layer: str, side: str, width: int) -> np.ndarray:
-        """float32 vector of ones (kept) and zeros along one side of a layer."""
-        return self._vectors.setdefault((layer, side), np.ones(width, np.float32))
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self._vectors
-
-    def indices(self, layer: str, side: str) -> np.ndarray:
-        """The channels left along one side of a layer that some group has touched."""
-        return np.flatnonzero(self._vectors[layer, side])
-
-    def thin(self, group: Group, mask: np.ndarray) -> None:
-        """Take out what the group's mask prunes, in every member."""
-        for m in group.members:
-            self.of(m.layer, m.side, m.width)[m.channels] *= mask[m.roots]
-
-
-def _importance(group: Group, scores: Scores, kept: Kept) -> np.ndarray:
-    """Sum over the group's layers of each channel's scores, on what is still kept.
-
-    Members of another length (a residual stream that feeds one concatenation twice) are dropped,
-    as in the reference.
+    Attributes:
+        members: those that count. Members of another length (a residual stream that feeds one
+            concatenation twice) are dropped, as in the reference.
+        across: mask positions of the channels that their importances are summed over, one member after
+            the other.
+        sizes: how many of them belong to each member.
+        kept: which ranks are kept, (R, norm groups, channels of each).
     """
-    total = np.zeros(group.width)
-    for m in group.members:
-        if m.layer in scores and len(m.roots) == group.width:
-            total += _member_importance(m, scores[m.layer], kept)
-    return total
+
+    members: list[Member]
+    across: Tensor
+    sizes: list[int]
+    kept: Tensor
 
 
-def _member_importance(m: Member, score: np.ndarray, kept: Kept) -> np.ndarray:
+class Selector:
+    """The masks of several rates at once, from scores on any device.
+
+    What doesn't change from mask to mask is worked out once, here. A call runs on the device of the
+    scores and hands over nothing but the masks. On a GPU sums are taken in float64, which neither TF32
+    nor autocast touches.
+
+    Args:
+        groups: from `graph.trace`.
+        rates: asked pruning rates in [0, 1), R of them.
+        device: where the scores will be.
+    """
+
+    def __init__(self, groups: tuple[Group, ...], rates: Sequence[float], device: torch.device | str = "cpu"):
+        self.device, self.rates, self.length = torch.device(device), len(rates), mask_length(groups)
+        self.dtype = torch.float32 if self.device.type == "cpu" else torch.float64
+        where = positions(groups)
+        self._steps = []
+        for group in groups:
+            members = [m for m in group.members if len(m.roots) == group.width]
+            across = [self._across(m, where) for m in members]
+            kept = np.stack([_kept_ranks(group, rate) for rate in rates])
+            self._steps.append(
+                _Step(
+                    members,
+                    torch.from_numpy(np.concatenate(across)).to(self.device),
+                    [len(a) for a in across],
+                    torch.from_numpy(kept).to(self.device),
+                )
+            )
+
+    def _across(self, m: Member, where: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """Mask positions along the other side of a member's layer; none for a norm."""
+        other = (m.layer, "in" if m.side == "out" else "out")
+        return where.get(other, np.full(m.across, self.length))
+
+    def __call__(self, scores: Scores) -> np.ndarray:
+        """The masks of given scores: bool (R, channels of all groups in order), True = kept."""
+        scores = {layer: score.to(self.dtype) for layer, score in scores.items()}
+        # One more column, for the channels that no group prunes.
+        masks = torch.ones(self.rates, self.length + 1, dtype=self.dtype, device=self.device)
+        first = 0
+        for step in self._steps:
+            blocks, size = step.kept.shape[1:]
+            importance = masks.new_zeros(self.rates, blocks * size, dtype=torch.float64)
+            left = masks[:, step.across].split(step.sizes, dim=1)
+            for member, channels_left in zip(step.members, left, strict=True):
+                if member.layer in scores:
+                    importance += _importance(member, scores[member.layer], channels_left)
+            order = importance.view(step.kept.shape).argsort(dim=2, stable=True)
+            mask = torch.empty_like(step.kept).scatter_(2, order, step.kept)
+            masks[:, first : first + blocks * size] = mask.flatten(1)
+            first += blocks * size
+        return masks[:, :-1].bool().cpu().numpy()
+
+
+def _importance(m: Member, score: Tensor, left: Tensor) -> Tensor:
+    """What a member adds to its channels' importance, summed over what is `left` (R, across): (R, C)."""
     if m.side == "norm":
         return score[m.channels]
-    if m.side == "out":
-        return score[m.channels] @ kept.of(m.layer, "in", score.shape[1])
-    return kept.of(m.layer, "out", score.shape[0]) @ score[:, m.channels]
+    return left @ (score[m.channels].T if m.side == "out" else score[:, m.channels])
 
 
 def pruned_count(width: int, rate: float, norm_groups: int | None) -> int:
@@ -65,18 +108,15 @@ def pruned_count(width: int, rate: float, norm_groups: int | None) -> int:
     return n if norm_groups is None else n // norm_groups * norm_groups
 
 
-def _select_group(group: Group, importance: np.ndarray, rate: float) -> np.ndarray:
-    """The group's mask: in each of G consecutive blocks the least important channels go."""
+def _kept_ranks(group: Group, rate: float) -> np.ndarray:
+    """Which ranks are kept in each of G consecutive blocks, least important first: bool (G, C / G)."""
     blocks = group.norm_groups or 1
     n = pruned_count(group.width, rate, group.norm_groups) // blocks
-    order = np.argsort(importance.reshape(blocks, -1), axis=1, kind="stable")
-    mask = np.ones((blocks, group.width // blocks), bool)
-    np.put_along_axis(mask, order[:, :n], False, axis=1)
-    return mask.ravel()
+    return np.tile(np.arange(group.width // blocks) >= n, (blocks, 1))
 
 
 def select(groups: tuple[Group, ...], scores: Scores, rate: float) -> np.ndarray:
-    """The mask of a rate under given scores.
+    """The mask of one rate under given scores on the CPU; `Selector` takes many.
 
     Args:
         groups: from `graph.trace`.
@@ -86,16 +126,19 @@ def select(groups: tuple[Group, ...], scores: Scores, rate: float) -> np.ndarray
     Returns:
         bool array over all groups' channels in order, True = kept.
     """
-    kept, masks = Kept(), []
-    for group in groups:
-        masks.append(_select_group(group, _importance(group, scores, kept), rate))
-        kept.thin(group, masks[-1])
-    return np.concatenate(masks)
+    return Selector(groups, [rate])(scores)[0]
 
 
 def select_random(groups: tuple[Group, ...], rng: np.random.Generator, rate: float) -> np.ndarray:
     """A mask of the same sizes whose channels are drawn uniformly."""
-    return np.concatenate([_select_group(g, rng.random(g.width), rate) for g in groups])
+    masks = []
+    for group in groups:
+        kept = _kept_ranks(group, rate)
+        order = np.argsort(rng.random(kept.size).reshape(kept.shape), axis=1, kind="stable")
+        mask = np.empty_like(kept)
+        np.put_along_axis(mask, order, kept, axis=1)
+        masks.append(mask.ravel())
+    return np.concatenate(masks)
 
 
 def realised_rate(mask: np.ndarray) -> float:

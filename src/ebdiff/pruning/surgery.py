@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ebdiff.config import Network
-from ebdiff.pruning.graph import mask_length, split, trace
-from ebdiff.pruning.select import Kept
+from ebdiff.pruning.graph import mask_length, positions, trace
 
 
 def cut(config: Network, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dict[str, Tensor]:
@@ -26,18 +25,17 @@ def cut(config: Network, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dic
     groups = trace(config)
     if mask.shape != (mask_length(groups),):
         raise ValueError(f"mask has shape {mask.shape}, this network needs ({mask_length(groups)},)")
-    kept = Kept()
-    for group, part in zip(groups, split(groups, mask), strict=True):
-        kept.thin(group, part)
+    stays = np.append(mask, True)  # the channels that no group prunes
+    left = {key: np.flatnonzero(stays[where]) for key, where in positions(groups).items()}
     smaller = {}
     for name, tensor in tensors.items():
         layer, kind = name.rsplit(".", 1)
-        if tensor.dim() == 1 and (layer, "norm") in kept:
-            smaller[name] = tensor[kept.indices(layer, "norm")]
+        if tensor.dim() == 1 and (layer, "norm") in left:
+            smaller[name] = tensor[left[layer, "norm"]]
             continue
-        if (layer, "out") in kept:
-            tensor = tensor[kept.indices(layer, "out")]
-        if kind == "weight" and (layer, "in") in kept:
-            tensor = tensor[:, kept.indices(layer, "in")]
+        if (layer, "out") in left:
+            tensor = tensor[left[layer, "out"]]
+        if kind == "weight" and (layer, "in") in left:
+            tensor = tensor[:, left[layer, "in"]]
         smaller[name] = tensor
     return smaller

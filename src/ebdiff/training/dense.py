@@ -21,7 +21,7 @@ from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
-from ebdiff.pruning.select import select
+from ebdiff.pruning.select import Selector
 from ebdiff.tickets import History, save_histories, settled
 from ebdiff.training.loop import Job, train
 from ebdiff.training.resume import resumable, stamp
@@ -37,16 +37,16 @@ class Watch:
     learned ticket from one that a slow average merely hasn't left yet.
     """
 
-    def __init__(self, experiment: Experiment, search: Search, snapshots: Path):
+    def __init__(self, experiment: Experiment, search: Search, snapshots: Path, device: torch.device):
         self.network, self.search, self.snapshots = experiment.network, search, snapshots
-        self.groups = trace(experiment.network)
-        self.histories = {kind: History.empty(search.rates, self.groups) for kind in KINDS}
+        groups = trace(experiment.network)
+        self.selector = Selector(groups, search.rates, device)
+        self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
         self.first_settled: dict[tuple[str, float], int] = {}
 
     def masks(self, state: State, kind: str) -> np.ndarray:
         """Packed masks of all rates: (R, bytes)."""
-        scores = magnitude(state.weights(kind))
-        return np.stack([np.packbits(select(self.groups, scores, r)) for r in self.search.rates])
+        return np.packbits(self.selector(magnitude(state.weights(kind))), axis=1)
 
     def begin(self, state: State) -> None:
         """Record the initial masks, or take up the ones that travelled with a resumed state."""
@@ -58,21 +58,21 @@ class Watch:
                 history.masks = list(state.extra[f"{kind}.masks"].numpy())
         for interval in range(len(self.histories["raw"].masks)):
             self._settle(interval)
-        self._carry(state)
 
-    def _carry(self, state: State) -> None:
+    def carry(self, state: State) -> None:
+        """Have the masks travel with a state that is about to be saved."""
         for kind, history in self.histories.items():
             state.extra[f"{kind}.initial"] = torch.from_numpy(history.initial)
             state.extra[f"{kind}.masks"] = torch.from_numpy(history.arrays()["masks"])
 
     def _settle(self, interval: int) -> bool:
         """Note which tickets settle at an interval; whether any did."""
-        new = False
+        new, window = False, self.search.window
         for kind in self.search.weights:
             history = self.histories[kind]
             for rate in self.search.rates:
-                masks = history.of_rate(rate)[: interval + 1]
-                rule = (history.length, self.search.window, self.search.threshold)
+                masks = history.of_rate(rate, max(0, interval + 1 - window), interval + 1)
+                rule = (history.length, window, self.search.threshold)
                 if (kind, rate) not in self.first_settled and settled(masks, *rule):
                     self.first_settled[kind, rate] = interval
                     if parallel.first():
@@ -84,7 +84,6 @@ class Watch:
         """After an interval: masks, a snapshot where a ticket may need one, and whether to stop."""
         for kind, history in self.histories.items():
             history.masks.append(self.masks(state, kind))
-        self._carry(state)
         interval = len(self.histories["raw"].masks) - 1
         new = self._settle(interval)
         all_settled = len(self.first_settled) == len(self.search.weights) * len(self.search.rates)
@@ -129,7 +128,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
         if state is None:
             network = store.fresh(experiment.network, seed, f"dense/{name}")
             state = State.start(network, training, runtime)
-        watch = Watch(experiment, search, place.folder / "snapshots")
+        watch = Watch(experiment, search, place.folder / "snapshots", device)
         watch.begin(state)
         job = Job(
             name=f"dense/{name}",
@@ -142,7 +141,12 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             stats=place.stats,
         )
         interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-        save = place.saver(experiment.network)
+        keep = place.saver(experiment.network)
+
+        def save(state: State) -> None:
+            watch.carry(state)
+            keep(state)
+
         train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
 
         if not parallel.first():
