@@ -52,11 +52,19 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982; Heusel et al. 2017).
 
-    The trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which
-    is symmetric: no general matrix root, no complex numbers.
+    The trace of the root is the sum of the roots of the eigenvalues of F' C2 F, where C1 = F F': a
+    symmetric matrix, so no general matrix root and no complex numbers.
     """
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)
+    factor = _factor(a.covariance)
+    cross = np.linalg.eigvalsh(factor.T @ b.covariance @ factor).clip(0)
     apart = np.square(a.mean - b.mean).sum()
     return float(apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross).sum())
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """A matrix F with C = F F': Cholesky's, or the scaled eigenvectors (ten times slower) of a singular C."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(values.clip(0))

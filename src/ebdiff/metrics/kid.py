@@ -30,10 +30,16 @@ def across(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> float:
 
 
 def within(x: np.ndarray, device: torch.device = CPU) -> float:
-    """Mean kernel over all pairs of different rows of x (n, d), n >= 2."""
-    diagonal = sum(float(((a.square().mean(dim=1) + 1) ** 3).sum()) for a in blocks(x, device))
-    n = len(x)
-    return (across(x, x, device) * n * n - diagonal) / (n * (n - 1))
+    """Mean kernel over all pairs of different rows of x (n, d), n >= 2.
+
+    The kernel is symmetric: a block meets itself and the ones after it.
+    """
+    total, n = 0.0, len(x)
+    for first, a in zip(range(0, n, BLOCK), blocks(x, device), strict=True):
+        square = _kernel(a, a)
+        total += float(square.sum() - square.trace())
+        total += 2 * sum(float(_kernel(a, b).sum()) for b in blocks(x[first + BLOCK :], device))
+    return total / (n * (n - 1))
 
 
 def kernel_distance(
