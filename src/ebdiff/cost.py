@@ -84,13 +84,15 @@ def network_of(experiment: Experiment, rate: float) -> UNet:
     return network
 
 
-def interleaved(work: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Key, list[float]]:
+def interleaved(
+    work: Mapping[Key, Callable[[], object]], rounds: int, warmup: int = WARMUP
+) -> dict[Key, list[float]]:
     """Seconds of each piece of work, one entry per round; the pieces take turns.
 
-    Each is called a few times before: allocators, kernels and compilers settle.
+    Each is called `warmup` times before: allocators, kernels and compilers settle.
     """
     for piece in work.values():
-        for _ in range(WARMUP):
+        for _ in range(warmup):
             piece()
     seconds: dict[Key, list[float]] = {name: [] for name in work}
     for _ in progress(range(rounds), desc="timing", unit="round"):
@@ -101,12 +103,12 @@ def interleaved(work: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Key
     return seconds
 
 
-def training_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
-    """A function that does one step of the real training loop and waits for its loss."""
+def timing_job(experiment: Experiment, runtime: Runtime) -> Job:
+    """The real training on one batch of random images of the right size, silent."""
     config = experiment.network
     shape = (experiment.training.batch, config.image_size, config.image_size, config.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    job = Job(
+    return Job(
         name="cost",
         seed=0,
         images=Images(pixels, flip=experiment.dataset.flip, sha256=""),
@@ -115,5 +117,11 @@ def training_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Ca
         training=experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9}),
         runtime=runtime,
     )
-    state = State.start(network, experiment.training, runtime)
-    return lambda: train(state, job, state.step + 1, save=lambda s: None)
+
+
+def training_step(
+    experiment: Experiment, network: UNet, runtime: Runtime, steps: int = 1
+) -> Callable[[], None]:
+    """A function that does one step (or several) of the real training loop and waits for its loss."""
+    job, state = timing_job(experiment, runtime), State.start(network, experiment.training, runtime)
+    return lambda: train(state, job, state.step + steps, save=lambda s: None)
