@@ -1,48 +1,56 @@
-"""How long does a mask of the CIFAR-10 network (35.7 M parameters, 50 groups) take on one core?
+"""How long does a mask of the CIFAR-10 network (35.7 M parameters, 50 groups) take?
 
     python benchmarks/masks.py
 
-The structure is traced once. Compared, in one process: one mask from the weights, further rates
-from the same scores, and tracing the structure anew for every mask.
+Against the plain way: trace the dependencies, then rank and really prune group after group. Both give
+the same mask, on one CPU core or on a GPU.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 
-os.environ["OMP_NUM_THREADS"] = "1"
+import numpy as np
+import paired
+import plain_pruning
+import torch
 
-import time
-from collections.abc import Callable
-from statistics import median
-
-from ebdiff.config import Network
+from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import fresh
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
-from ebdiff.pruning.select import select
+from ebdiff.pruning.select import Selector
+
+RATES = (0.3, 0.5, 0.6, 0.8)
 
 
-def milliseconds(work: Callable[[], object], times: int = 15) -> float:
-    """Median time of a call."""
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return median(taken) * 1e3
+def main(argv: Sequence[str] | None = None) -> None:
+    args = paired.arguments(__doc__, argv, rounds=15)
+    torch.set_num_threads(1)
+    config = paired.experiment(1, args.tiny).network
+    network = Runtime(args.device).place(fresh(config, 0, "benchmark"))
+    tensors, groups = dict(network.named_parameters()), trace(config)
+    one, all_rates = (Selector(groups, rates, args.device) for rates in ((0.5,), RATES))
 
-
-def main() -> None:
-    """Print the three times and their ratio."""
-    config = Network()
-    tensors = {name: p.detach() for name, p in fresh(config, 0, "benchmark").named_parameters()}
-    groups, scores = trace(config), magnitude(tensors)
-    one = milliseconds(lambda: select(groups, magnitude(tensors), 0.5))
-    further = milliseconds(lambda: select(groups, scores, 0.3))
-    rebuilt = milliseconds(lambda: select(trace.__wrapped__(config), magnitude(tensors), 0.5), times=5)
-    print(f"one mask {one:.1f} ms, a further rate {further:.1f} ms")
-    print(f"tracing the structure every time {rebuilt:.0f} ms: {rebuilt / one:.1f} times as long")
+    np.testing.assert_array_equal(one(magnitude(tensors))[0], plain_pruning.prune(network, 0.5)[0])
+    work = {
+        "rebuilt": lambda: plain_pruning.prune(network, 0.5),
+        "one": lambda: one(magnitude(tensors)),
+        "all": lambda: all_rates(magnitude(tensors)),
+    }
+    s = paired.interleaved(work, args.rounds)
+    further = [
+        (several - single) / (len(RATES) - 1) * 1e3
+        for several, single in zip(s["all"], s["one"], strict=True)
+    ]
+    rows = [
+        paired.compare(
+            f"one mask, {len(groups)} groups, structure cached", "trace, rank and prune", "≥ 10",
+            s["rebuilt"], s["one"],
+        ),
+        paired.row("a further rate of the same weights", further, "ms", goal="≤ 15"),
+    ]  # fmt: skip
+    paired.write("masks", rows, args.device, args.out)
 
 
 if __name__ == "__main__":

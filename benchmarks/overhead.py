@@ -1,9 +1,10 @@
 """How much of an experiment's job time is start-up, imports and file handling?
 
 Overhead = sum(job wall - seconds inside training, sampling, metrics, timing) / sum(job wall), from
-Snakemake's benchmark files and the ledgers. Run after an experiment, where its results are:
+Snakemake's benchmark files and the ledgers. Run after an experiment, where its results are; the minutes
+are those of the whole run, as its command took them:
 
-    python benchmarks/overhead.py digits
+    python benchmarks/overhead.py digits [MINUTES]
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import json
 import sys
 from pathlib import Path
 
+import paired
+
 from ebdiff import layout, loading
+from ebdiff.devices import pick_device
 
 
 def wall_seconds(folder: Path) -> dict[str, float]:
@@ -37,8 +41,8 @@ def inside_seconds(results: Path, data: Path) -> float:
     return own + sum(json.loads(p.read_text())["seconds"] for p in whole)
 
 
-def main(name: str) -> None:
-    """Print the jobs that took longest, and the overhead."""
+def main(name: str, minutes: str | None = None) -> None:
+    """Print the jobs that took longest, and the overhead; write it with the other figures."""
     results = layout.path(layout.EXPERIMENT, experiment=name)
     data = layout.path(layout.DATA, dataset=loading.load(name).dataset.name)
     jobs = wall_seconds(results / "benchmarks") | wall_seconds(data / "benchmarks")
@@ -46,7 +50,14 @@ def main(name: str) -> None:
     for job, seconds in sorted(jobs.items(), key=lambda item: -item[1])[:12]:
         print(f"{seconds:8.1f} s  {job}")
     print(f"{len(jobs)} jobs, {wall:.0f} s of wall time in all, {inside:.0f} s inside the work")
-    print(f"overhead {(wall - inside) / wall:.1%}, {(wall - inside) / len(jobs):.2f} s per job")
+    share, each = 100 * (wall - inside) / wall, (wall - inside) / len(jobs)
+    note = f"{len(jobs)} jobs, {wall:.0f} s in all, {each:.2f} s of overhead per job"
+    goals = {"goal": "≤ 15", "against": "all job time"} if name == "digits" else {}
+    rows = [paired.row(f"overhead of the run `{name}`", [share], "%", note=note, **goals)]
+    if minutes is not None:
+        goal = "≤ 5.5" if name == "digits" else ""
+        rows.append(paired.row(f"whole run `{name}`", [float(minutes)], "min", goal=goal))
+    paired.write("overhead", rows, pick_device("auto"), paired.OUT)
 
 
 if __name__ == "__main__":

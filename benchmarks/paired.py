@@ -64,17 +64,19 @@ def arguments(description: str | None, argv: Sequence[str] | None, rounds: int) 
     parser.add_argument("--tiny", action="store_true", help="small sizes: checks the script, times nothing")
     found = parser.parse_args(argv)
     found.device = pick_device(found.device)
-    found.rounds = 2 if found.tiny else found.rounds
+    found.rounds = 1 if found.tiny else found.rounds
     return found
 
 
 def experiment(batch: int, tiny: bool) -> Experiment:
-    """The paper's CIFAR-10 experiment at a batch size; tiny: the same with a very small network."""
+    """The paper's CIFAR-10 experiment at a batch size; tiny: two images, few steps, a very small network."""
     found = loading.load("cifar10", ROOT / "config/experiments")
     training = found.training.model_copy(update={"batch": 2 if tiny else batch})
-    return found.model_copy(
-        update={"training": training, "network": TINY if tiny else found.network}
-    )
+    found = found.model_copy(update={"training": training})
+    if not tiny:
+        return found
+    sampling = found.sampling.model_copy(update={"steps": 8})
+    return found.model_copy(update={"network": TINY, "sampling": sampling})
 
 
 def milliseconds(seconds: Sequence[float]) -> str:

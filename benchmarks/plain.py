@@ -42,7 +42,7 @@ class PlainAttnBlock(AttnBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        b, c, height, width = h.shape
+        b, _, height, width = h.shape
         q = self.q(h).reshape(b, -1, height * width).permute(0, 2, 1)
         k = self.k(h).reshape(b, -1, height * width)
         v = self.v(h).reshape(b, -1, height * width)
@@ -108,13 +108,16 @@ class Trainer:
         x = x0 * a.sqrt() + eps * (1 - a).sqrt()
         return (eps - self.model(x, t.float())).square().sum(dim=(1, 2, 3)).mean(dim=0)
 
+    def draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Antithetic timesteps and noise for a batch."""
+        n, steps = len(x0), len(self.abar)
+        half = torch.randint(0, steps, (n // 2 + 1,), device=x0.device)
+        return torch.cat([half, steps - half - 1], dim=0)[:n], torch.randn_like(x0)
+
     def step(self, x0: Tensor) -> float:
         """One step on a batch that lies ready in the host's memory; its loss."""
-        device, n, steps = self.abar.device, len(x0), len(self.abar)
-        x0 = x0.to(device)
-        eps = torch.randn_like(x0)
-        half = torch.randint(0, steps, (n // 2 + 1,), device=device)
-        t = torch.cat([half, steps - half - 1], dim=0)[:n]
+        x0 = x0.to(self.abar.device)
+        t, eps = self.draw(x0)
         loss = self.loss(x0, t, eps)
         self.optimizer.zero_grad()
         loss.backward()

@@ -14,7 +14,7 @@ from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.nets import store
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.importance import accumulate_gradients, first_order, magnitude
-from ebdiff.pruning.select import pruned_count, realised_rate, select, select_random, widths
+from ebdiff.pruning.select import Selector, pruned_count, realised_rate, select, select_random, widths
 from ebdiff.pruning.surgery import cut
 
 RATES = (0.3, 0.5, 0.6, 0.8)
@@ -145,6 +145,22 @@ def test_a_mask_of_the_cifar_network_takes_at_most_60_ms():
         select(groups, magnitude(tensors), 0.5)
         times.append(time.perf_counter() - began)
     assert min(times) <= 0.060  # the least disturbed
+
+
+def test_masks_of_several_rates_at_once_are_those_of_one_after_the_other(small):
+    groups, scores = trace(SMALL), magnitude(dict(small.named_parameters()))
+    together = Selector(groups, RATES)(scores)
+    assert together.shape == (len(RATES), mask_length(groups))
+    for mask, rate in zip(together, RATES, strict=True):
+        np.testing.assert_array_equal(mask, select(groups, scores, rate))
+
+
+def test_masks_do_not_depend_on_how_weights_lie_in_memory(small):
+    tensors = dict(small.named_parameters())
+    inner = {n: p.to(memory_format=torch.channels_last) if p.dim() == 4 else p for n, p in tensors.items()}
+    assert any(not p.is_contiguous() for p in inner.values())
+    selector = Selector(trace(SMALL), RATES)
+    np.testing.assert_array_equal(selector(magnitude(inner)), selector(magnitude(tensors)))
 
 
 def test_earlier_groups_thin_the_importances_of_later_ones(small):

@@ -16,7 +16,9 @@ from ebdiff.tickets import (
     hamming,
     last_distances,
     load_history,
+    recent_distances,
     save_histories,
+    settled,
 )
 from ebdiff.training import dense
 
@@ -82,6 +84,24 @@ def test_last_distances_are_to_the_four_before_oldest_first():
     packed = history_of((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4))
     np.testing.assert_allclose(last_distances(packed, LENGTH, 5), [0.2, 0.15, 0.1, 0.05])
     np.testing.assert_allclose(last_distances(packed[:2], LENGTH, 5), [0.05])
+
+
+@pytest.mark.parametrize("window", [2, 5, 9])
+def test_a_whole_history_is_judged_as_its_intervals_one_by_one(window):
+    rng, fired = np.random.default_rng(window), []
+    for length in (20, 64, 100):
+        # Masks that move less and less.
+        masks = np.cumsum(rng.random((40, length)) < np.logspace(-1, -2, 40)[:, None], axis=0) % 2 == 0
+        packed = np.packbits(masks, axis=1)
+        recent = recent_distances(packed, length, window)
+        for i in range(len(masks)):
+            expected = [np.mean(masks[i] != masks[j]) for j in range(max(0, i - window + 1), i)]
+            missing = window - 1 - len(expected)
+            np.testing.assert_array_equal(recent[i], [np.nan] * missing + expected)
+        one_by_one = [settled(packed[: i + 1], length, window, 0.1) for i in range(len(masks))]
+        fired.append(first_settled(packed, length, window, 0.1))
+        assert fired[-1] == (one_by_one.index(True) if any(one_by_one) else None)
+    assert any(fired)
 
 
 @pytest.mark.parametrize("pruned", [0, 1, 5, 10, 20])

@@ -1,0 +1,48 @@
+"""What a GPU does while we train: share of its bf16 peak, and share of the time it is busy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import paired
+import torch
+
+# Dense bf16 matrix throughput by the data sheets, FLOP/s.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+def busy_share(piece: Callable[[], object]) -> float:
+    """Share of a piece of work's wall time in which some kernel runs (one stream)."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        piece()
+        torch.cuda.synchronize()
+    kernels = sorted((e.time_range.start, e.time_range.end) for e in profile.events())
+    busy, until = 0.0, kernels[0][0]
+    for start, end in kernels:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / (until - kernels[0][0])
+
+
+def rows(
+    measure: str, operations: float, seconds: Sequence[float], piece: Callable, device: torch.device
+) -> list[paired.Row]:
+    """Achieved share of the peak and busy share of a piece of work.
+
+    Args:
+        measure: what it is, in words.
+        operations: FLOP of one call.
+        seconds: of the calls timed.
+        piece: the call, once more, to be profiled.
+        device: the GPU.
+    """
+    name = torch.cuda.get_device_name(device)
+    busy = 100 * busy_share(piece)
+    found = [paired.row(f"{measure}: GPU busy", [busy], "%", goal="≥ 90", note="kernels, by the profiler")]
+    peak = next((p for gpu, p in PEAKS.items() if gpu in name), None)
+    if peak is not None:
+        shares = [100 * operations / s / peak for s in seconds]
+        note = f"of {peak / 1e12:.0f} TFLOP/s; 2 FLOP per MAC, backward twice the forward pass"
+        found.append(paired.row(f"{measure}: share of the bf16 peak", shares, "%", note=note))
+    return found

@@ -1,0 +1,80 @@
+"""How fast does the 50 % network draw images, against a plain sampler?
+
+    python benchmarks/sampling.py         # batch 16 on a CPU, 256 on a GPU
+
+100 quadratic DDIM steps. The plain sampler keeps every x_t in a list, evaluates repeated timesteps and
+computes in fp32; ours is `ebdiff sample`'s, in the default execution and in those `ebdiff tune` tries.
+In fp32 both draw the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import paired
+import plain
+import torch
+
+from ebdiff.config import Execution
+from ebdiff.cost import network_of
+from ebdiff.data.store import to_uint8
+from ebdiff.diffusion.ensemble import generate
+from ebdiff.diffusion.sampling import Router, ddim
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.draws import image_noise
+from ebdiff.nets.execution import CPU, GPU, Runtime
+from ebdiff.tuning import candidates, words
+
+CLOSE = 1e-3  # relative difference that 100 steps of fp32 rounding may make
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = paired.arguments(__doc__, argv, rounds=3)
+    gpu = args.device.type == "cuda"
+    batch = 2 if args.tiny else 256 if gpu else 16
+    experiment = paired.experiment(batch, args.tiny)
+    config, abar = experiment.network, alphas_bar(experiment.diffusion)
+    steps = plain.quad_steps(experiment.diffusion.timesteps, experiment.sampling.steps)
+    span, indices = (0, experiment.diffusion.timesteps), list(range(batch))
+    network = network_of(experiment, 0.5).eval()
+    model = plain.network(network).to(args.device)
+
+    # Settings are tried on copies: a bf16 denoiser rounds its weights.
+    hows = list(dict.fromkeys([GPU if gpu else CPU, Execution(), *candidates(args.device)]))
+    routers = {
+        how: Router([span], [Runtime(args.device, how).denoiser(network_of(experiment, 0.5))]) for how in hows
+    }
+
+    def x_last() -> torch.Tensor:
+        shape = (config.channels, config.image_size, config.image_size)
+        return torch.from_numpy(image_noise(0, indices, experiment.diffusion.timesteps, shape)).to(
+            args.device
+        )
+
+    def draw_plainly() -> np.ndarray:
+        return to_uint8(plain.sample(model, x_last(), steps, abar))
+
+    theirs, distinct = plain.sample(model, x_last(), steps, abar), sorted(set(steps))
+    apart = {}
+    for how, router in routers.items():
+        with torch.inference_mode():
+            ours = ddim(router, x_last(), distinct, abar, lambda t: None, clamp=False).cpu()
+        apart[how] = float((ours - theirs).norm() / theirs.norm())
+    assert apart[Execution()] < CLOSE, f"fp32 samples differ by {apart[Execution()]}"
+
+    work = {how: lambda r=r: generate(experiment, r, indices, 0, args.device) for how, r in routers.items()}
+    s = paired.interleaved({"plain": draw_plainly, **work}, args.rounds, warmup=1)
+    best = min(hows, key=lambda how: paired.median(s[how]))
+    rows = []
+    for how in dict.fromkeys([hows[0], best]):
+        per_second = batch / paired.median(s[how])
+        note = f"{per_second:.3g} images per second; relative difference {apart[how]:.0e} (random weights)"
+        goal = "≥ 5" if gpu else "≥ 1.7"
+        measure = f"sampling, 50 %, {experiment.sampling.steps} steps, batch {batch}, {words(how)}"
+        rows.append(paired.compare(measure, "plain sampler", goal, s["plain"], s[how], note))
+    paired.write("sampling", rows, args.device, args.out)
+
+
+if __name__ == "__main__":
+    main()

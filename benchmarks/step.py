@@ -1,0 +1,166 @@
+"""How fast is a training step of the CIFAR-10 network, dense and pruned, against a plain loop?
+
+    python benchmarks/step.py             # batch 16 on a CPU, 128 on a GPU
+
+The plain side is the eager fp32 loop with default Adam and an average parameter by parameter; ours is the
+package's own loop, in the default execution and in the fastest of those `ebdiff tune` tries. The share
+realised is the ratio of step times over the ratio of MACs, our loop on both sides, executed alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import accelerator
+import numpy as np
+import paired
+import plain
+import torch
+
+from ebdiff.config import Execution, Experiment
+from ebdiff.cost import network_of, timing_job, training_step
+from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.nets.execution import CPU, GPU, Runtime
+from ebdiff.nets.unet import UNet
+from ebdiff.pruning.count import COUNTER, count, meta_tensors
+from ebdiff.training.dense import KINDS, Watch
+from ebdiff.training.loop import train
+from ebdiff.training.state import State
+from ebdiff.tuning import candidates, words
+
+RATES = (0.0, 0.3, 0.5, 0.8)  # 0: dense
+Key = tuple[float, Execution]
+
+
+def executions(device: torch.device) -> list[Execution]:
+    """What is tried, the default first: all of `tune`'s on a CPU, a compilation's minutes once on a GPU."""
+    if device.type == "cuda":
+        return [GPU, GPU.model_copy(update={"compile": True}), Execution(precision="tf32")]
+    return [CPU, *(how for how in candidates(device) if how != CPU)]
+
+
+def plain_step(experiment: Experiment, network: UNet, device: torch.device, steps: int) -> Callable:
+    """Some steps of the plain loop, on a batch that lies ready."""
+    cfg = experiment.training
+    model = plain.network(network).to(device)
+    trainer = plain.Trainer(
+        model, alphas_bar(experiment.diffusion), cfg.learning_rate, cfg.clip, cfg.ema_decay
+    )
+    shape = (cfg.batch, experiment.network.channels, *2 * [experiment.network.image_size])
+    x0 = 2 * torch.rand(shape) - 1
+    return lambda: [trainer.step(x0) for _ in range(steps)]
+
+
+def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
+    """Some steps of our dense loop with the masks of a search, raw and averaged, after each of them."""
+    job, network = timing_job(experiment, runtime), network_of(experiment, 0.0)
+    state = State.start(network, experiment.training, runtime)
+    watch = Watch(experiment, experiment.searches["iterwise"], paired.OUT, runtime.device)
+
+    def take(state: State) -> bool:
+        for kind in KINDS:
+            watch.masks(state, kind)
+        return False
+
+    return lambda: train(state, job, state.step + steps, interval=1, at_interval=take, save=lambda s: None)
+
+
+def check(experiment: Experiment, network: UNet, device: torch.device) -> None:
+    """Both networks predict the same, and both loops count the same loss."""
+    torch.manual_seed(0)
+    size, channels = experiment.network.image_size, experiment.network.channels
+    x, eps = torch.randn(2, 2, channels, size, size, device=device)
+    t = torch.tensor([3, 700], device=device)
+    network = network.to(device).eval()
+    theirs = plain.network(network)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t), network(x, t), rtol=1e-4, atol=1e-4)
+        abar = alphas_bar(experiment.diffusion)
+        loss = plain.Trainer(theirs, abar, 1e-4, 1.0, 0.999)
+        theirs.eval()
+        level = torch.tensor(np.sqrt([abar, 1 - abar]), dtype=torch.float32, device=device)
+        signal, sigma = level[:, t, None, None, None]
+        ours = (network(signal * x + sigma * eps, t) - eps).square().sum() / len(x)
+        torch.testing.assert_close(loss.loss(x, t, eps), ours, rtol=1e-4, atol=1e-4)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = paired.arguments(__doc__, argv, rounds=7)
+    gpu = args.device.type == "cuda"
+    steps = 20 if gpu else 1
+    experiment = paired.experiment(128 if gpu else 16, args.tiny)
+    check(experiment, network_of(experiment, 0.5), args.device)
+    hows = executions(args.device)
+    work: dict[Key | str, Callable] = {
+        "plain": plain_step(experiment, network_of(experiment, 0.0), args.device, steps),
+        "masked": masked_steps(experiment, Runtime(args.device, hows[0]), steps),
+    }
+    for how in hows:
+        for rate in RATES:
+            network = network_of(experiment, rate)
+            work[rate, how] = training_step(experiment, network, Runtime(args.device, how), steps)
+    s = paired.interleaved(work, args.rounds)
+    rows = speeds(s, hows) + shares(experiment, s, hows)
+    rows += masks(s, (0.0, hows[0]), steps)
+    if gpu:
+        macs = count(experiment.network, meta_tensors(experiment.network, 0.0))[1]
+        operations = 6 * macs * experiment.training.batch * steps  # forward and twice that backward
+        for how in hows[:2]:
+            name = f"dense step, {words(how)}"
+            rows += accelerator.rows(name, operations, s[0.0, how], work[0.0, how], args.device)
+    paired.write("step", rows, args.device, args.out)
+
+
+def fastest(s: dict, hows: Sequence[Execution], rate: float) -> Execution:
+    """The execution of a network with the smallest median."""
+    return min(hows, key=lambda how: paired.median(s[rate, how]))
+
+
+def speeds(s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
+    """Dense and 50 % steps against the plain dense one, default and fastest execution."""
+    gpu = hows[0] is GPU
+    rows = []
+    for rate, name, goal in (
+        (0.0, "dense", "≥ 3" if gpu else "≥ 1.8"),
+        (0.5, "50 %", "" if gpu else "≥ 4.5"),
+    ):
+        for how in dict.fromkeys([hows[0], fastest(s, hows, rate)]):
+            measure = f"{name} step, {words(how)}"
+            rows.append(paired.compare(measure, "plain dense loop", goal, s["plain"], s[rate, how]))
+    return rows
+
+
+def shares(experiment: Experiment, s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
+    """How much of the MACs ratio the step times realise, per rate and execution."""
+    macs = {rate: count(experiment.network, meta_tensors(experiment.network, rate))[1] for rate in RATES}
+    rows = []
+    for rate in RATES[1:]:
+        for how in hows:
+            ratio = macs[0.0] / macs[rate]
+            values = [dense / pruned / ratio for dense, pruned in zip(s[0.0, how], s[rate, how], strict=True)]
+            goal = ("≥ 0.8" if hows[0] is GPU else "≥ 0.9") if rate == 0.5 else ""
+            times = f"{paired.milliseconds(s[0.0, how])} against {paired.milliseconds(s[rate, how])}"
+            rows.append(
+                paired.row(
+                    f"share of the MACs ratio at {rate}, {words(how)}", values, "",
+                    against=f"MACs ratio {ratio:.2f} ({COUNTER})", goal=goal, note=times,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def masks(s: dict, dense: Key, steps: int) -> list[paired.Row]:
+    """What masks after every step cost, as a share of the step."""
+    shares = [100 * (m / d - 1) for m, d in zip(s["masked"], s[dense], strict=True)]
+    note = f"raw and averaged weights, two rates; {milliseconds_each(s['masked'], steps)} with masks"
+    goal = "< 10" if dense[1] is GPU else ""
+    return [paired.row("masks after every step", shares, "%", against="the dense step", goal=goal, note=note)]
+
+
+def milliseconds_each(seconds: Sequence[float], steps: int) -> str:
+    """The median time of one step, in words."""
+    return paired.milliseconds([x / steps for x in seconds])
+
+
+if __name__ == "__main__":
+    main()

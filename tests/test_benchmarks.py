@@ -1,0 +1,98 @@
+"""Benchmarks run at small sizes, agree with what they are compared with, and end in the tables."""
+
+import csv
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {
+    "frechet": 1, "hamming": 2, "loading": 1, "masks": 2,
+    "sampling": 1, "step": 15,
+}  # fmt: skip
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of benchmarks/ as its scripts see each other."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_runs_and_writes_its_rows(name, benchmark, tmp_path):
+    benchmark(name).main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["benchmark"] == name and found["device"] and found["versions"]["torch"]
+    assert len(found["rows"]) >= SCRIPTS[name]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_two_processes_are_measured_and_count_the_same_losses(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/parallel.py"), "--tiny", "--device", "cpu"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, timeout=300)
+    assert json.loads((tmp_path / "parallel.json").read_text())["rows"][0]["value"] > 0
+
+
+def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
+    """The same batch, noise and timesteps through both loops: the same weights and the same average."""
+    from ebdiff.cost import network_of, timing_job
+    from ebdiff.diffusion.schedule import alphas_bar
+    from ebdiff.nets.execution import Runtime
+    from ebdiff.training.batches import Draws
+    from ebdiff.training.loop import train
+    from ebdiff.training.state import State
+
+    paired, plain = benchmark("paired"), benchmark("plain")
+    experiment, runtime = paired.experiment(2, tiny=True), Runtime(torch.device("cpu"))
+    cfg = experiment.training.model_copy(update={"ema_decay": 0.5})
+    experiment = experiment.model_copy(update={"training": cfg})
+    network, abar = network_of(experiment, 0.0), alphas_bar(experiment.diffusion)
+    trainer = plain.Trainer(plain.network(network), abar, cfg.learning_rate, cfg.clip, cfg.ema_decay)
+    job, state = timing_job(experiment, runtime), State.start(network, cfg, runtime)
+    train(state, job, 1, save=lambda state: None)
+
+    draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, runtime.device)
+    x0, t, _, eps = next(draws.batches([0]))
+    trainer.draw = lambda x: (t, eps)
+    trainer.step(x0)
+    ours, theirs = dict(state.network.named_parameters()), dict(trainer.model.named_parameters())
+    for name, p in ours.items():  # Adam's first step is the learning rate, 2e-4, whatever the gradient
+        torch.testing.assert_close(theirs[name], p, rtol=0, atol=1e-5)
+        torch.testing.assert_close(trainer.shadow[name], state.ema[name], rtol=0, atol=1e-5)
+
+
+def test_rows_end_in_the_tables_with_their_verdicts(benchmark, tmp_path, monkeypatch):
+    paired, collect = benchmark("paired"), benchmark("collect")
+    ratios = [2.0, 3.0, 4.0]
+    rows = [
+        paired.compare("fast", "slow", "≥ 2.5", ratios, [1.0] * 3),
+        paired.row("late", [16.0], "ms", goal="≤ 15"),
+        paired.row("only told", [1.0], "%"),
+    ]
+    paired.write("some", rows, torch.device("cpu"), tmp_path / "out")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
+    for _ in range(2):  # written twice, it stands there once
+        collect.main(["--out", str(tmp_path / "out")])
+    (table,) = tmp_path.glob("results/reference/benchmarks/*/benchmarks.csv")
+    with table.open(newline="") as file:
+        found = {row["measure"]: row for row in csv.DictReader(file)}
+    assert [found[m]["reached"] for m in ("fast", "late", "only told")] == ["yes", "no", ""]
+    assert float(found["fast"]["value"]) == 3
+    assert np.isclose(float(found["fast"]["low"]), 2.5)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.count("| fast | slow | ≥ 2.5x | 3x (2.5 to 3.5) | yes |") == 1
+    assert "only told" not in readme
+    assert "only told" in table.with_suffix(".md").read_text()
