@@ -40,8 +40,8 @@ class Selector:
     """The masks of several rates at once, from scores on any device.
 
     What doesn't change from mask to mask is worked out once, here. A call runs on the device of the
-    scores and hands over nothing but the masks. On a GPU sums are taken in float64, which neither TF32
-    nor autocast touches.
+    scores and hands over nothing but the masks. Sums are taken in float64: a rate's mask depends neither
+    on the other rates nor on the device, and neither TF32 nor autocast touches it.
 
     Args:
         groups: from `graph.trace`.
@@ -51,7 +51,6 @@ class Selector:
 
     def __init__(self, groups: tuple[Group, ...], rates: Sequence[float], device: torch.device | str = "cpu"):
         self.device, self.rates, self.length = torch.device(device), len(rates), mask_length(groups)
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.float64
         where = positions(groups)
         self._steps = []
         for group in groups:
@@ -74,13 +73,13 @@ class Selector:
 
     def __call__(self, scores: Scores) -> np.ndarray:
         """The masks of given scores: bool (R, channels of all groups in order), True = kept."""
-        scores = {layer: score.to(self.dtype) for layer, score in scores.items()}
+        scores = {layer: score.double() for layer, score in scores.items()}
         # One more column, for the channels that no group prunes.
-        masks = torch.ones(self.rates, self.length + 1, dtype=self.dtype, device=self.device)
+        masks = torch.ones(self.rates, self.length + 1, dtype=torch.float64, device=self.device)
         first = 0
         for step in self._steps:
             blocks, size = step.kept.shape[1:]
-            importance = masks.new_zeros(self.rates, blocks * size, dtype=torch.float64)
+            importance = masks.new_zeros(self.rates, blocks * size)
             left = masks[:, step.across].split(step.sizes, dim=1)
             for member, channels_left in zip(step.members, left, strict=True):
                 if member.layer in scores:
