@@ -17,7 +17,8 @@ def busy_share(piece: Callable[[], object]) -> float:
     with torch.profiler.profile(activities=activities) as profile:
         piece()
         torch.cuda.synchronize()
-    kernels = sorted((e.time_range.start, e.time_range.end) for e in profile.events())
+    on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = sorted((e.time_range.start, e.time_range.end) for e in on_gpu)
     busy, until = 0.0, kernels[0][0]
     for start, end in kernels:
         busy += max(0.0, end - max(start, until))

@@ -15,6 +15,7 @@ import paired
 import plain
 import torch
 
+from ebdiff.cost import interleaved
 from ebdiff.tickets import History, recent_distances
 
 WINDOW = 5
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "newest by loops": lambda: plain.newest_distances(masks, WINDOW),
         "newest": lambda: recent_distances(packed, length, WINDOW),
     }
-    s = paired.interleaved(work, args.rounds, warmup=1)
+    s = interleaved(work, args.rounds, warmup=1)
     rows = [
         paired.compare(
             f"Hamming distances, all pairs of {pairs} masks", "double loop over boolean masks", "≥ 50",

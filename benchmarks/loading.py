@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 import paired
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(args.rounds):
         s["theirs"].append(cpu_seconds(lambda: list(loader)))
         s["ours"].append(cpu_seconds(lambda: [images.batch(BATCH, 0, "loading", i) for i in range(batches)]))
-    per_second = {side: len(data) / paired.median(times) for side, times in s.items()}
+    per_second = {side: len(data) / median(times) for side, times in s.items()}
     note = f"{per_second['theirs']:,.0f} and {per_second['ours']:,.0f} images per CPU second, {what}"
     goal = ("images per CPU second, with flips", "transforms image by image", "≥ 8")
     rows = [paired.compare(*goal, s["theirs"], s["ours"], note)]

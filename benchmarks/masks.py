@@ -15,6 +15,7 @@ import paired
 import plain_pruning
 import torch
 
+from ebdiff.cost import interleaved
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import fresh
 from ebdiff.pruning.graph import trace
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "one": lambda: one(magnitude(tensors)),
         "all": lambda: all_rates(magnitude(tensors)),
     }
-    s = paired.interleaved(work, args.rounds)
+    s = interleaved(work, args.rounds)
     further = [
         (several - single) / (len(RATES) - 1) * 1e3
         for several, single in zip(s["all"], s["one"], strict=True)

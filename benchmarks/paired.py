@@ -17,18 +17,17 @@ import numpy as np
 import torch
 
 from ebdiff import loading
-from ebdiff.config import Experiment, Network
-from ebdiff.cost import interleaved
+from ebdiff.config import Execution, Experiment, Network
 from ebdiff.devices import device_name, pick_device
 from ebdiff.ledger import versions
+from ebdiff.nets.execution import CPU, GPU
+from ebdiff.tuning import candidates
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks/out"
 TINY = Network(
     image_size=8, channels=3, width=16, multipliers=(1, 1), blocks=1, attention=(4,), norm_groups=4, dropout=0
 )
-
-__all__ = ["Row", "arguments", "compare", "experiment", "interleaved", "median", "milliseconds", "write"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,13 @@ def experiment(batch: int, tiny: bool) -> Experiment:
         return found
     sampling = found.sampling.model_copy(update={"steps": 8})
     return found.model_copy(update={"network": TINY, "sampling": sampling})
+
+
+def executions(device: torch.device) -> list[Execution]:
+    """What is tried, the default first: all of `tune`'s on a CPU, a compilation's minutes once on a GPU."""
+    if device.type == "cuda":
+        return [GPU, GPU.model_copy(update={"compile": True}), Execution(precision="tf32")]
+    return [CPU, *(how for how in candidates(device) if how != CPU)]
 
 
 def milliseconds(seconds: Sequence[float]) -> str:

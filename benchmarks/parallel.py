@@ -47,7 +47,8 @@ def work(stats: Path, tiny: bool) -> None:
 
 def measured(processes: int, tiny: bool) -> tuple[float, list[float]]:
     """Median seconds of a step after the first, and the losses."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = several if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         stats = Path(folder) / "stats.jsonl"
         command = [sys.executable, *launcher, __file__, "--work", str(stats), *(["--tiny"] if tiny else [])]

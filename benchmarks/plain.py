@@ -87,6 +87,12 @@ def network(ours: UNet) -> UNet:
 # --- training -----------------------------------------------------------------------------------------------
 
 
+def torch_defaults() -> None:
+    """torch's own switches, which the other side may have set: fp32 products, TF32 convolutions on a GPU."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+
+
 class Trainer:
     """The eager fp32 loop: default Adam, the loss read every step, the average parameter by parameter.
 
@@ -116,6 +122,7 @@ class Trainer:
 
     def step(self, x0: Tensor) -> float:
         """One step on a batch that lies ready in the host's memory; its loss."""
+        torch_defaults()
         x0 = x0.to(self.abar.device)
         t, eps = self.draw(x0)
         loss = self.loss(x0, t, eps)

@@ -10,6 +10,7 @@ realised is the ratio of step times over the ratio of MACs, our loop on both sid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import accelerator
 import numpy as np
@@ -18,25 +19,18 @@ import plain
 import torch
 
 from ebdiff.config import Execution, Experiment
-from ebdiff.cost import network_of, timing_job, training_step
+from ebdiff.cost import interleaved, network_of, timing_job, training_step
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.nets.execution import CPU, GPU, Runtime
+from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.training.dense import KINDS, Watch
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
-from ebdiff.tuning import candidates, words
+from ebdiff.tuning import words
 
 RATES = (0.0, 0.3, 0.5, 0.8)  # 0: dense
 Key = tuple[float, Execution]
-
-
-def executions(device: torch.device) -> list[Execution]:
-    """What is tried, the default first: all of `tune`'s on a CPU, a compilation's minutes once on a GPU."""
-    if device.type == "cuda":
-        return [GPU, GPU.model_copy(update={"compile": True}), Execution(precision="tf32")]
-    return [CPU, *(how for how in candidates(device) if how != CPU)]
 
 
 def plain_step(experiment: Experiment, network: UNet, device: torch.device, steps: int) -> Callable:
@@ -89,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     gpu = args.device.type == "cuda"
     steps = 20 if gpu else 1
     experiment = paired.experiment(128 if gpu else 16, args.tiny)
+    Runtime(args.device, Execution()).set_arithmetic()
     check(experiment, network_of(experiment, 0.5), args.device)
-    hows = executions(args.device)
+    hows = paired.executions(args.device)
     work: dict[Key | str, Callable] = {
         "plain": plain_step(experiment, network_of(experiment, 0.0), args.device, steps),
         "masked": masked_steps(experiment, Runtime(args.device, hows[0]), steps),
@@ -99,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for rate in RATES:
             network = network_of(experiment, rate)
             work[rate, how] = training_step(experiment, network, Runtime(args.device, how), steps)
-    s = paired.interleaved(work, args.rounds)
+    s = interleaved(work, args.rounds)
     rows = speeds(s, hows) + shares(experiment, s, hows)
     rows += masks(s, (0.0, hows[0]), steps)
     if gpu:
@@ -113,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def fastest(s: dict, hows: Sequence[Execution], rate: float) -> Execution:
     """The execution of a network with the smallest median."""
-    return min(hows, key=lambda how: paired.median(s[rate, how]))
+    return min(hows, key=lambda how: median(s[rate, how]))
 
 
 def speeds(s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
@@ -124,21 +119,26 @@ def speeds(s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
         (0.0, "dense", "≥ 3" if gpu else "≥ 1.8"),
         (0.5, "50 %", "" if gpu else "≥ 4.5"),
     ):
-        for how in dict.fromkeys([hows[0], fastest(s, hows, rate)]):
-            measure = f"{name} step, {words(how)}"
-            rows.append(paired.compare(measure, "plain dense loop", goal, s["plain"], s[rate, how]))
+        best = fastest(s, hows, rate)
+        for how in dict.fromkeys([hows[0], best]):
+            measure, hoped = f"{name} step, {words(how)}", goal if how == best else ""
+            rows.append(paired.compare(measure, "plain dense loop", hoped, s["plain"], s[rate, how]))
     return rows
 
 
 def shares(experiment: Experiment, s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
-    """How much of the MACs ratio the step times realise, per rate and execution."""
+    """How much of the MACs ratio the step times realise, per rate and execution.
+
+    The goal is for 50 % in the execution in which the dense network is fastest.
+    """
     macs = {rate: count(experiment.network, meta_tensors(experiment.network, rate))[1] for rate in RATES}
     rows = []
     for rate in RATES[1:]:
         for how in hows:
             ratio = macs[0.0] / macs[rate]
             values = [dense / pruned / ratio for dense, pruned in zip(s[0.0, how], s[rate, how], strict=True)]
-            goal = ("≥ 0.8" if hows[0] is GPU else "≥ 0.9") if rate == 0.5 else ""
+            hoped = rate == 0.5 and how == fastest(s, hows, 0.0)
+            goal = ("≥ 0.8" if hows[0] is GPU else "≥ 0.9") if hoped else ""
             times = f"{paired.milliseconds(s[0.0, how])} against {paired.milliseconds(s[rate, how])}"
             rows.append(
                 paired.row(
