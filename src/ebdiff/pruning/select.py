@@ -83,7 +83,7 @@ class Selector:
             left = masks[:, step.across].split(step.sizes, dim=1)
             for member, channels_left in zip(step.members, left, strict=True):
                 if member.layer in scores:
-                    importance += _importance(member, scores[member.layer], channels_left)
+                    _add_importance(importance, member, scores[member.layer], channels_left)
             order = importance.view(step.kept.shape).argsort(dim=2, stable=True)
             mask = torch.empty_like(step.kept).scatter_(2, order, step.kept)
             masks[:, first : first + blocks * size] = mask.flatten(1)
@@ -91,11 +91,12 @@ class Selector:
         return masks[:, :-1].bool().cpu().numpy()
 
 
-def _importance(m: Member, score: Tensor, left: Tensor) -> Tensor:
-    """What a member adds to its channels' importance, summed over what is `left` (R, across): (R, C)."""
+def _add_importance(importance: Tensor, m: Member, score: Tensor, left: Tensor) -> None:
+    """Add what a member makes its channels worth (R, C), summed over what is `left` (R, across) of it."""
     if m.side == "norm":
-        return score[m.channels]
-    return left @ (score[m.channels].T if m.side == "out" else score[:, m.channels])
+        importance += score[m.channels]
+    else:
+        importance.addmm_(left, score[m.channels].T if m.side == "out" else score[:, m.channels])
 
 
 def pruned_count(width: int, rate: float, norm_groups: int | None) -> int:
