@@ -3,13 +3,15 @@
 from functools import cache
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from ebdiff import digests, inputs, layout, loading
 from ebdiff.errors import UserError, unknown
 from ebdiff.report import needs
 
 CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
+
+# A verb replaces its shell, so that Snakemake waits for the verb itself: at a SIGTERM of a cluster a
+# shell would be gone at once, its job over, and the verb killed while it saves its state.
+shell.prefix("set -euo pipefail; exec ")
 
 
 def stop(message):
@@ -75,11 +77,8 @@ def images(w):
 
 
 def all_cores(w):
-    """Every core of this machine; where an executor counts for itself, it is told to be exclusive."""
-    try:
-        return workflow.cores
-    except WorkflowError:
-        return 1
+    """Every core of this machine; a cluster's job is made exclusive instead (`slurm_extra`)."""
+    return workflow.cores if workflow.local_exec else experiment(w).compute.threads
 
 
 def compute_reference(key):
@@ -97,9 +96,10 @@ def compute(key):
     return lambda w: getattr(experiment(w).compute, key)
 
 
-def grow(key):
-    """A resource that doubles with every retry."""
-    return lambda w, attempt: getattr(experiment(w).compute, key) * 2 ** (attempt - 1)
+def grow(amount, of=compute):
+    """A resource that doubles with every retry: a key of `compute`, or a number."""
+    first = of(amount) if isinstance(amount, str) else lambda w: amount
+    return lambda w, attempt: first(w) * 2 ** (attempt - 1)
 
 
 def table_inputs(w):

@@ -10,6 +10,7 @@ rule prepare_data:
         layout.log("prepare-data", layout.DATA),
     benchmark:
         layout.benchmark("prepare-data", layout.DATA)
+    localrule: True  # it may need the network, which compute nodes often lack
     conda:
         CONDA
     threads: 2
@@ -39,8 +40,8 @@ rule train_classifier:
         CONDA
     threads: 1
     resources:
-        mem_mb=1500,
-        runtime=60,
+        mem_mb=grow(1500),
+        runtime=grow(60),
         gpu=0,
     params:
         digest=of_dataset,
@@ -62,8 +63,8 @@ rule reference_stats:
         CONDA
     threads: compute_reference("threads")
     resources:
-        mem_mb=compute_reference("mem_mb"),
-        runtime=compute_reference("runtime"),
+        mem_mb=grow("mem_mb", of=compute_reference),
+        runtime=grow("runtime", of=compute_reference),
         gpu=compute_reference("gpus"),
     params:
         digest=of_reference,

@@ -15,7 +15,7 @@ rule measure_cost:
     threads: all_cores
     resources:
         mem_mb=grow("mem_mb"),
-        runtime=30,
+        runtime=grow(30),
         gpu=compute("gpus"),
         slurm_extra="--exclusive",
     params:

@@ -1,4 +1,4 @@
-# Tables, figures and the page. None of these verbs imports torch.
+# Tables, figures and the page. None of these verbs imports torch: no job of a cluster is worth their seconds.
 
 
 rule write_table:
@@ -14,6 +14,7 @@ rule write_table:
         layout.log("{table}"),
     benchmark:
         layout.benchmark("{table}")
+    localrule: True
     conda:
         CONDA
     threads: 1
@@ -39,6 +40,7 @@ rule draw_figure:
         layout.log("{figure}"),
     benchmark:
         layout.benchmark("{figure}")
+    localrule: True
     conda:
         CONDA
     threads: 1
@@ -63,6 +65,7 @@ rule write_report:
         layout.log("report"),
     benchmark:
         layout.benchmark("report")
+    localrule: True
     conda:
         CONDA
     threads: 1
@@ -83,6 +86,7 @@ rule:
         layout.log("so-far", "results"),
     benchmark:
         layout.benchmark("so-far", "results")
+    localrule: True
     conda:
         CONDA
     threads: 1
@@ -93,4 +97,5 @@ rule:
     params:
         experiments=chosen,
     shell:
-        'for name in {params.experiments:q}; do ebdiff report "$name" --so-far; done 2>&1 | tee {log:q}'
+        "bash -ec 'for name; do ebdiff report \"$name\" --so-far; done' so-far {params.experiments:q}"
+        " 2>&1 | tee {log:q}"

@@ -41,8 +41,8 @@ rule hamming_matrix:
         CONDA
     threads: 1
     resources:
-        mem_mb=800,
-        runtime=10,
+        mem_mb=grow(800),
+        runtime=grow(10),
         gpu=0,
     params:
         digest=of(digests.hamming_digest, "search", "criterion", "weights"),
@@ -70,7 +70,7 @@ rule select_eb_epoch:
     threads: 1
     resources:
         mem_mb=grow("mem_mb"),
-        runtime=10,
+        runtime=grow(10),
         gpu=0,
     params:
         digest=of(digests.ticket_digest, "search", "criterion", "weights", "rate"),

@@ -121,7 +121,7 @@ def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
 # --- GPUs --------------------------------------------------------------------------------------------------
 
 
-def leasing(folder, gpus, own):
+def leasing(folder, gpus, own, **environment):
     """A process that leases a GPU, prints it and keeps it until its input closes."""
     program = (
         "import sys; from ebdiff.devices import lease; "
@@ -129,7 +129,7 @@ def leasing(folder, gpus, own):
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**os.environ, "TMPDIR": str(folder), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -152,6 +152,18 @@ def test_jobs_side_by_side_lease_different_gpus_and_wait_for_one(tmp_path):
     for process in (first, second, third, sharing):
         process.stdin.close()
         process.wait(timeout=20)
+
+
+@pytest.mark.slow
+def test_allocations_of_a_cluster_that_each_call_their_gpu_0_do_not_wait_for_each_other(tmp_path):
+    jobs = [leasing(tmp_path, ["0"], True, SLURM_JOB_ID=job) for job in ("7", "8")]
+    assert [job.stdout.readline() for job in jobs] == ["0\n", "0\n"]
+    within = leasing(tmp_path, ["0"], True, SLURM_JOB_ID="8")
+    assert within.stdout.readline().startswith("waiting:")
+    for job in (*jobs, within):
+        job.stdin.close()
+        job.kill()
+        job.wait()
 
 
 def test_a_schedulers_choice_of_gpus_is_kept(monkeypatch):

@@ -1,16 +1,20 @@
 """What a kill, an orphan or an edit may leave behind."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_experiment
 
 from ebdiff import files, layout
 from ebdiff.data.store import Images
 from ebdiff.errors import UserError
+from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.training.dense import train_dense
 from ebdiff.training.resume import resumable, stamp
@@ -44,6 +48,29 @@ def test_what_a_kill_left_half_written_is_no_snapshot(workspace, vary):
     train_dense(e, "full", 0, CPU)
     assert sorted(p.name for p in snapshots.iterdir()) == [f"{i}.safetensors" for i in range(5)]
     assert not layout.state_of(snapshots.with_name("last")).exists()
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_sent_twice_still_leaves_a_saved_state(workspace, tiny):
+    """SLURM signals a job's processes and their launcher, which passes it on."""
+    write_experiment(workspace, {"searches.full.horizon": 5000, "searches.full.threshold": 1e-9})
+    command = [sys.executable, "-m", "ebdiff.cli", "train-dense", "tiny"]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = workspace / layout.state_of(
+        layout.path(layout.DENSE_LAST, experiment="tiny", seed=0, search="full")
+    )
+    while not (folder / "stats.jsonl").exists() or not (folder / "stats.jsonl").read_text():
+        assert training.poll() is None
+        time.sleep(0.02)
+    for _ in range(3):
+        training.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    errors = training.communicate(timeout=60)[1]
+    assert training.returncode == 128 + signal.SIGTERM
+    saved = store.story(folder / "state.safetensors")["step"]
+    assert saved >= 10
+    assert f"SIGTERM: dense/full: step {saved} of" in errors
+    assert "Traceback" not in errors
 
 
 def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):

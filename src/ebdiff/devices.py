@@ -61,7 +61,9 @@ def lease(gpus: list[str], own: bool, wait: float = 2.0) -> int:
     Returns:
         the position in `gpus` of the leased one.
     """
-    folder = Path(tempfile.gettempdir()) / f"ebdiff-gpus-{os.getuid()}"
+    # Of each allocation its own: a cluster that confines its jobs calls the first GPU of every job 0.
+    allocation = os.environ.get("SLURM_JOB_ID", "none")
+    folder = Path(tempfile.gettempdir()) / f"ebdiff-gpus-{os.getuid()}-{allocation}"
     folder.mkdir(exist_ok=True)
     told = False
     while True:

@@ -22,6 +22,7 @@ class Interrupted(BaseException):
 
 
 def _end(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a repeated one must not disturb the unwinding
     raise Interrupted(number)
 
 
@@ -33,7 +34,10 @@ def unwind() -> None:
 
 @contextmanager
 def noted() -> Iterator[Callable[[], int | None]]:
-    """Within the block the first signal is only noted; a second one unwinds at once.
+    """Within the block a signal is only noted; an impatient second Ctrl-C unwinds at once.
+
+    A second SIGTERM says nothing new: SLURM and torchrun were seen to send two within a tenth of a
+    second. Whoever means it sends SIGKILL.
 
     Yields:
         a function that returns the signal that came, or None; it is asked between two steps.
@@ -41,7 +45,7 @@ def noted() -> Iterator[Callable[[], int | None]]:
     came: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if came:
+        if came and number == signal.SIGINT:
             _end(number, frame)
         came.append(number)
 
