@@ -400,8 +400,6 @@ def test_a_full_disk_is_seen_before_anything_is_decoded(refused, tmp_path, monke
 
 def test_an_interrupted_preparation_starts_again_cleanly(prepare, tmp_path, monkeypatch):
     folder = fill(tmp_path / "in")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/.images.4242.npy").write_bytes(b"of a killed process")
     first = prepare(path=folder)[2]
 
     def interrupted(*_):

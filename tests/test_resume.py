@@ -39,12 +39,44 @@ def test_a_lock_keeps_a_second_process_out_and_dies_with_the_first(tmp_path):
         pass
 
 
+def test_what_a_killed_write_left_goes_with_the_next_and_what_is_being_written_stays(tmp_path):
+    write = (
+        "import sys, time; from pathlib import Path; from ebdiff.files import replacing\n"
+        f"with replacing(Path({str(tmp_path / 'table.csv')!r})) as temporary:\n"
+        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", write], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout.readline() == b"writing\n"
+        writers[0].kill()
+        writers[0].wait()
+        (tmp_path / ".other.csv.n-1").mkdir()  # of another file
+        assert len(list(tmp_path.iterdir())) == 3
+        files.write_text(tmp_path / "table.csv", "whole")
+        kept = {path.name.rpartition("-")[2] for path in tmp_path.glob(".*")}
+        assert kept == {"1", str(writers[1].pid)}
+    finally:
+        writers[1].kill()
+        writers[1].wait()
+    files.write_text(tmp_path / "table.csv", "whole again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.csv.n-1", "table.csv"]
+
+
+def test_others_may_read_what_they_may_by_the_users_mask(tmp_path, tiny):
+    from ebdiff.nets import store
+
+    (tmp_path / "plain").touch()
+    store.save(tmp_path / "x.safetensors", store.fresh(tiny.network, 0, "t").state_dict(), tiny.network, {})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_what_a_kill_left_half_written_is_no_snapshot(workspace, vary):
     e = vary({"searches.full.criteria": ["magnitude", "taylor"], "searches.full.horizon": 5})
     snapshots = layout.path(layout.SNAPSHOTS, experiment="tiny", seed=0, search="full")
-    leftover = layout.state_of(snapshots.with_name("last")) / "snapshots" / ".3.77.safetensors"
-    leftover.parent.mkdir(parents=True)
-    leftover.write_bytes(b"half")
+    leftover = layout.state_of(snapshots.with_name("last")) / "snapshots/.3.safetensors.n-77"
+    leftover.mkdir(parents=True)
+    (leftover / "3.safetensors").write_bytes(b"half")
     train_dense(e, "full", 0, CPU)
     assert sorted(p.name for p in snapshots.iterdir()) == [f"{i}.safetensors" for i in range(5)]
     assert not layout.state_of(snapshots.with_name("last")).exists()
@@ -100,6 +132,27 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
         assert [json.loads(line)["step"] for line in kept.stats.read_text().splitlines()] == [5, 10]
         raise KeyboardInterrupt
     interrupted("b")  # asserts that it begins anew, without readings
+
+
+def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(tmp_path, tiny, monkeypatch):
+    """Readings or snapshots may be gone already: a state without them would lose them for good."""
+    from ebdiff.nets.store import fresh
+    from ebdiff.training import resume
+    from ebdiff.training.state import State
+
+    def place():
+        return resumable(tmp_path / "x.safetensors", {}, {"digest": "a"}, tiny.training, Runtime(CPU))
+
+    def killed(folder):
+        (folder / "stats.jsonl").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place() as kept:
+        kept.stats.write_text('{"step": 0}\n')
+        kept.saver(tiny.network)(State.start(fresh(tiny.network, 0, "t"), tiny.training, Runtime(CPU)))
+        patch.setattr(resume.shutil, "rmtree", killed)
+    with place() as kept:
+        assert kept.state is None
 
 
 def test_hidden_files_are_no_inputs(tmp_path):

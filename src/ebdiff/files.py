@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import platform
+import shutil
 import struct
 import zipfile
 import zlib
@@ -21,18 +24,34 @@ from ebdiff.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` and rename it to `path` when the block succeeds.
+    """Yield a temporary name to write to and rename it to `path` when the block succeeds.
 
-    Nothing half-written is ever left under the final name; on an error the temporary goes.
+    Nothing half-written is ever left under the final name; on an error the temporary goes. It lies in
+    a hidden folder of its own beside `path`, because libraries write temporaries of theirs: what a
+    kill leaves there is found by its name and goes with the next write of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays last: NumPy and Matplotlib choose formats by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    remove_leftovers(path)
+    folder = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
+    folder.mkdir(exist_ok=True)
+    temporary = folder / path.name
     try:
         yield temporary
+        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors shuts out everybody but the owner
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that were killed while writing `path` left behind."""
+    for found in path.parent.glob(f".{glob.escape(path.name)}.{platform.node()}-*"):
+        try:
+            os.kill(int(found.name.rpartition("-")[2]), 0)  # signal 0 only asks whether it lives
+        except ProcessLookupError:
+            shutil.rmtree(found, ignore_errors=True)
+        except PermissionError:
+            pass  # somebody else's, alive
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,20 +126,30 @@ def sha256(path: Path) -> str:
 def holding(folder: Path) -> Iterator[None]:
     """Hold the lock of a state folder; it dies with its process, however that ends.
 
-    A `flock` on `{folder}.lock`: it works between processes of one machine and, on Linux, over NFS.
+    A `flock` on `{folder}.lock`: it works between processes of one machine and, on Linux, over NFS
+    (Lustre needs the mount option `flock`). The file says who holds it. Whatever is half-written in the
+    folder then belongs to nobody any more, and goes.
 
     Raises:
         UserError: another process holds it, such as a job that outlived its killed Snakemake.
     """
     path = folder.with_name(f"{folder.name}.lock")
     folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise FileNotFoundError  # its last holder has just finished and removed it
+        except (BlockingIOError, FileNotFoundError):
+            file.seek(0)
             raise UserError(
-                f"{folder}: another process is at work on it; wait for it or end it, then run again"
+                f"{folder}: another process is at work on it (process {file.read().strip()}); "
+                "wait for it or end it, then run again"
             ) from None
+        file.truncate(0)
+        print(f"{os.getpid()} on {platform.node()}", file=file, flush=True)
+        for unfinished in list(folder.rglob(".*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
         yield
         path.unlink(missing_ok=True)
     with suppress(OSError):  # another output's state is still there

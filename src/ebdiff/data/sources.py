@@ -26,7 +26,7 @@ from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError, printable
-from ebdiff.files import replacing, sha256, write_json
+from ebdiff.files import remove_leftovers, replacing, sha256, write_json
 from ebdiff.inputs import given
 from ebdiff.progress import progress
 
@@ -172,8 +172,7 @@ def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, 
         raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
     found = find(dataset)
     images.parent.mkdir(parents=True, exist_ok=True)
-    for stale in images.parent.glob(f".{images.stem}.*{images.suffix}"):
-        stale.unlink()  # of a preparation that was killed
+    remove_leftovers(images)  # they take room
     _check_room(images.parent, found.count * network.image_size**2 * network.channels)
     with replacing(images) as temporary:
         with temporary.open("wb") as file:

@@ -22,6 +22,7 @@ from ebdiff.files import replacing
 
 FEATURES, EPOCHS, BATCH, RATE = 64, 60, 64, 2e-3
 HELD_OUT = 0.25  # share of the images whose labels training never sees
+BLOCK = 2048  # images per call outside training, so that memory stays bounded
 
 
 class Classifier(nn.Module):
@@ -74,35 +75,42 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
     order = generator(0, "classifier/split").permutation(len(pixels))
     held = int(len(pixels) * HELD_OUT)
     test, train = order[:held], order[held:]
-    x, y = to_float(torch.tensor(pixels[:])), torch.from_numpy(labels)
-    network = Classifier(x.shape[1], int(labels.max()) + 1)
+    network = Classifier(pixels.shape[3], int(labels.max()) + 1)
     initialise(network, 0, "classifier")
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=1e-4)
     for epoch in range(EPOCHS):
         shuffled = generator(0, "classifier/order", epoch).permutation(train)
         for first in range(0, len(shuffled), BATCH):
-            batch = torch.from_numpy(shuffled[first : first + BATCH])
-            loss = F.cross_entropy(network(x[batch])[1], y[batch])
+            batch = shuffled[first : first + BATCH]
+            logits = network(to_float(torch.tensor(pixels[batch])))[1]
+            loss = F.cross_entropy(logits, torch.from_numpy(labels[batch]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     network.eval()
     with torch.inference_mode():
-        _unit_features(network, x[train])
-        guesses = network(x[test])[1].argmax(dim=1)
-    accuracy = float((guesses == y[test]).float().mean())
-    story = {"accuracy": accuracy, "channels": x.shape[1], "classes": int(labels.max()) + 1}
+        _unit_features(network, _in_blocks(network, pixels, train)[0])
+        guesses = _in_blocks(network, pixels, test)[1].argmax(dim=1)
+    accuracy = float((guesses == torch.from_numpy(labels[test])).float().mean())
+    story = {"accuracy": accuracy, "channels": pixels.shape[3], "classes": int(labels.max()) + 1}
     with replacing(path) as temporary:
         save_file(network.state_dict(), temporary, {"story": json.dumps(story)})
     return accuracy
 
 
-def _unit_features(network: Classifier, images: Tensor) -> None:
+def _in_blocks(network: Classifier, pixels: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (n, 64) and logits (n, classes) of some images."""
+    parts = [network(to_float(torch.tensor(pixels[rows[i : i + BLOCK]]))) for i in range(0, len(rows), BLOCK)]
+    features, logits = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(logits)
+
+
+def _unit_features(network: Classifier, features: Tensor) -> None:
     """Rescale the feature layer to mean square 1 on real images, and the head inversely.
 
     No logit changes (ReLU is homogeneous), but distances no longer grow with training.
     """
-    scale = network(images)[0].square().mean().sqrt()
+    scale = features.square().mean().sqrt()
     network.features.weight /= scale
     network.features.bias /= scale
     network.head.weight *= scale

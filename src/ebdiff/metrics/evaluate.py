@@ -96,6 +96,9 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     The keys of the first protocol stand on top, those of all under `protocols`; what the classifier
     makes of the samples is there where its protocol is among them.
 
+    Memory holds a batch of images, a block of features and d x d statistics, whatever their number N. Samples
+    and features (N x d float32) are files mapped into memory, whose pages the system takes back at need.
+
     Raises:
         UserError: samples or reference statistics are missing, damaged or made from something else.
     """

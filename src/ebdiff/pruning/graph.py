@@ -79,7 +79,8 @@ def trace(config: Network) -> tuple[Group, ...]:
         network = UNet(config).eval()
         size = 2 ** len(config.multipliers)  # groups don't depend on the image size
         example = torch.zeros(1, config.channels, size, size), torch.zeros(1)
-    graph = tp.DependencyGraph().build_dependency(network, example)
+    # Without a function of ours, a bare `except` there swallows the signal that ends a job.
+    graph = tp.DependencyGraph().build_dependency(network, example, forward_fn=lambda net, x: net(*x))
     names = {module: name for name, module in network.named_modules()}
     groups = []
     for found in graph.get_all_groups(

@@ -100,8 +100,7 @@ class Watch:
         shutil.rmtree(folder, ignore_errors=True)
         temporary = folder.with_name(f".{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        finished = shutil.ignore_patterns(".*")  # leaves out what a kill left half-written
-        shutil.copytree(self.snapshots, temporary, ignore=finished, copy_function=os.link)
+        shutil.copytree(self.snapshots, temporary, copy_function=os.link)
         os.replace(temporary, folder)
 
     def _save_snapshot(self, state: State, interval: int) -> None:

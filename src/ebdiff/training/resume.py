@@ -19,7 +19,7 @@ from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.training.state import State
 
-ASIDE = "set-aside.safetensors"
+STATE, ASIDE = "state.safetensors", "set-aside.safetensors"
 
 
 def stamp(digest: str, images: str, inputs: list[Path]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Place:
 
     def saver(self, network: Network) -> Callable[[State], None]:
         """A function that keeps a state here; of several processes the first does."""
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         return lambda state: state.save(path, network, self.story) if parallel.first() else None
 
 
@@ -76,7 +76,7 @@ def resumable(
     folder = layout.state_of(output)
     if not parallel.first():
         parallel.barrier()  # the first process has decided what is kept
-        kept = folder / "state.safetensors"
+        kept = folder / STATE
         state = State.load(kept, training, runtime) if kept.exists() else None
         parallel.barrier()
         yield Place(folder, state, {**story, **expected})
@@ -94,6 +94,8 @@ def resumable(
         parallel.barrier()
         parallel.barrier()  # the others have read it
         yield place
+        # The state first: killed on the way, nothing goes on from it without its readings and snapshots.
+        (folder / STATE).unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 
@@ -105,7 +107,7 @@ def _resume(
     A state of another configuration or of other inputs is set aside with a word, never used; so is
     an unreadable one.
     """
-    path = folder / "state.safetensors"
+    path = folder / STATE
     if not path.exists():
         return None
     try:

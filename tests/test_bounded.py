@@ -1,0 +1,102 @@
+"""Peak memory at two sizes: what grows with the number of images stays on the disk."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import TINY, changed
+
+from ebdiff import layout, loading
+from ebdiff.files import sha256, write_json
+from ebdiff.nets import store
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc"),
+]
+
+FEW, MANY = 2_000, 20_000  # images of 3 KB: 6 MB and 61 MB
+RAW = changed(TINY, {
+    "network": {"image_size": 32, "channels": 3, "width": 8, "multipliers": [1], "blocks": 1,
+                "attention": [], "middle_attention": False, "norm_groups": 4},
+    "dataset": {"name": "data", "source": "images", "path": "unused"},
+    "sampling.steps": 1,
+    "sampling.batch": 100,
+})  # fmt: skip
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+import torch, yaml
+from ebdiff import loading
+experiment = loading.parse(yaml.safe_load(Path("x.yaml").read_text()), "x.yaml")
+{work}
+# Not getrusage: its peak is inherited from the parent process.
+print("peak", re.search("VmHWM:\\\\s*(\\\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak(folder, images, work):
+    """Peak resident MB of a process that does some work on an experiment of so many images."""
+    (folder / "x.yaml").write_text(yaml.safe_dump(changed(RAW, {"sampling.images": images})))
+    command = [sys.executable, "-c", MEASURED.format(work=work)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(re.search(r"peak (\d+)", done.stdout)[1]) / 1e3
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder with the one expert of the run `unpruned`, fresh weights."""
+    e = loading.parse(RAW, "x.yaml")
+    (expert,) = e.runs["unpruned"].experts
+    tensors = {f"ema.{n}": t for n, t in store.fresh(e.network, 0, "x").state_dict().items()}
+    where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
+    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.network, {"step": 1})
+    return tmp_path
+
+
+def test_sampling_holds_the_same_memory_for_ten_times_the_images(trained):
+    work = (
+        "from ebdiff.diffusion.ensemble import sample\nsample(experiment, 'unpruned', 0, torch.device('cpu'))"
+    )
+    few, many = (peak(trained, images, work) for images in (FEW, MANY))
+    print(f"sampling {FEW} and {MANY} images: {few:.0f} and {many:.0f} MB")
+    path = trained / layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="unpruned")
+    assert np.load(path, mmap_mode="r").shape == (MANY, 32, 32, 3)
+    assert many - few < 10
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A folder with a small dataset, its classifier and its reference statistics."""
+    from ebdiff.metrics.classifier import train_classifier
+    from ebdiff.metrics.evaluate import reference_stats
+
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    images = layout.path(layout.IMAGES, dataset="data")
+    images.parent.mkdir(parents=True)
+    np.save(images, pixels)
+    write_json(layout.path(layout.MANIFEST, dataset="data"), {"count": 40, "sha256": sha256(images)})
+    train_classifier(pixels, np.arange(40) % 4, layout.path(layout.CLASSIFIER, dataset="data"))
+    reference_stats(loading.parse(RAW, "x.yaml"), "classifier")
+    return tmp_path
+
+
+def test_measuring_samples_maps_them_and_their_features_once_and_no_more(measured):
+    """As bytes, in pages of files that the system takes back when it needs them; never as floats."""
+    work = "from ebdiff.metrics.evaluate import evaluate\nevaluate(experiment, 'unpruned', 0)"
+    path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="unpruned")
+    path.parent.mkdir(parents=True)
+    found = []
+    for images in (FEW, MANY):
+        np.save(path, np.zeros((images, 32, 32, 3), np.uint8))
+        found.append(peak(measured, images, work))
+    print(f"measuring {FEW} and {MANY} images: {found[0]:.0f} and {found[1]:.0f} MB")
+    mapped = (MANY - FEW) * (32 * 32 * 3 + 64 * 4) / 1e6
+    assert found[1] - found[0] < mapped + 25
