@@ -94,7 +94,7 @@ def test_an_unknown_name_is_one_line_with_a_hint(tmp_path, monkeypatch, run, arg
         (("train-dense", "tiny"), "resources/data/digits/manifest.json"),
         (("train-classifier", "digits"), "resources/data/digits/manifest.json"),
         (("prune-per-epoch", "tiny"), "results/tiny/seed0/dense/full/masks.npz"),
-        (("select-eb-epoch", "tiny", "--rate", "0.5"), "resources/data/digits/manifest.json"),
+        (("select-eb-epoch", "tiny", "--rate", "0.5"), "tickets/full/magnitude/ema/masks.npz"),
         (("sample", "tiny", "--run", "eb-50"), "experts/full-magnitude-ema-0.5-t0-1000/40.safetensors"),
         (("fid", "tiny", "--run", "eb-50"), "results/tiny/seed0/runs/eb-50/ledger.json"),
         (("report", "tiny", "--final"), "results/tiny"),

@@ -200,7 +200,7 @@ def test_a_slow_average_is_called_near_its_initialisation(workspace, vary):
 
 def test_a_rate_that_was_not_searched_for_is_refused(workspace, tiny):
     search(tiny)
-    with pytest.raises(UserError, match=r"0\.4 was not searched for"):
+    with pytest.raises(UserError, match=r"rate .?0\.4.? is not known"):
         selection.select_eb_epoch(tiny, "full", "magnitude", "ema", 0.4, 0)
 
 
