@@ -31,6 +31,7 @@ rule fid:
     input:
         of(inputs.references),
         samples=layout.SAMPLES,
+        ledger=layout.SAMPLE_LEDGER,
     output:
         layout.METRICS,
     log:

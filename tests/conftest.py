@@ -90,6 +90,25 @@ def workspace(tmp_path, monkeypatch, digits):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, digits):
+    """A project in which every stage of the tiny experiment has run: its folder. Leave it as it is."""
+    from stages import STAGES, run
+    from test_workflow import copied
+
+    folder = copied(tmp_path_factory.mktemp("made"))
+    write_experiment(folder)
+    shutil.copytree(digits / "resources", folder / "resources")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for stage in STAGES:
+            assert run(*stage) == 0, stage
+    finally:
+        os.chdir(before)
+    return folder
+
+
 @pytest.fixture
 def verb(tmp_path):
     """Run a verb as a user would: a process in tmp_path."""

@@ -91,12 +91,12 @@ def test_an_unknown_name_is_one_line_with_a_hint(tmp_path, monkeypatch, run, arg
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        (("train-dense", "tiny"), "resources/data/digits/images.npy"),
-        (("train-classifier", "digits"), "resources/data/digits/labels.npy"),
+        (("train-dense", "tiny"), "resources/data/digits/manifest.json"),
+        (("train-classifier", "digits"), "resources/data/digits/manifest.json"),
         (("prune-per-epoch", "tiny"), "results/tiny/seed0/dense/full/masks.npz"),
         (("select-eb-epoch", "tiny", "--rate", "0.5"), "tickets/full/magnitude/ema/masks.npz"),
         (("sample", "tiny", "--run", "eb-50"), "experts/full-magnitude-ema-0.5-t0-1000/40.safetensors"),
-        (("fid", "tiny", "--run", "eb-50"), "results/tiny/seed0/runs/eb-50/samples.npy"),
+        (("fid", "tiny", "--run", "eb-50"), "results/tiny/seed0/runs/eb-50/ledger.json"),
         (("report", "tiny", "--final"), "results/tiny"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ebdiff import inputs, layout
+from ebdiff import files, inputs, layout
 from ebdiff.config import Evaluation
 from ebdiff.errors import UserError
 from ebdiff.metrics import evaluate, inception
@@ -254,8 +254,8 @@ def stand_in(monkeypatch):
 
 def put_samples(drawn):
     path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="eb-50")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, drawn)
+    files.write_array(path, drawn)
+    files.write_json(path.with_name("ledger.json"), {"sha256": files.sha256(path)})
 
 
 def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):

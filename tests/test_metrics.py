@@ -1,10 +1,9 @@
-import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from ebdiff import layout
+from ebdiff import files, layout
 from ebdiff.errors import UserError
 from ebdiff.metrics import classifier, evaluate
 from ebdiff.metrics.features import scratch
@@ -232,8 +231,8 @@ def test_data_without_labels_is_refused(pixels, workspace):
 
 def put_samples(run, drawn):
     path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run=run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, drawn)
+    files.write_array(path, drawn)
+    files.write_json(path.with_name("ledger.json"), {"sha256": files.sha256(path)})
 
 
 def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny):
@@ -250,7 +249,7 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     for run, drawn in samples.items():
         put_samples(run, drawn)
         found[run] = evaluate.evaluate(tiny, run, 0)
-        stored = json.loads(layout.path(layout.METRICS, experiment="tiny", seed=0, run=run).read_text())
+        stored = files.read_json(layout.path(layout.METRICS, experiment="tiny", seed=0, run=run))
         assert stored == found[run]
     real, noise, threes = found["unpruned"], found["eb-50"], found["ta-eb"]
     assert (real["images"], noise["images"], real["reference_images"]) == (400, 300, 1797)

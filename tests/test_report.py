@@ -15,7 +15,7 @@ import pytest
 from ebdiff import config, layout, loading
 from ebdiff.digests import report_digest
 from ebdiff.errors import UserError
-from ebdiff.files import write_arrays, write_json, write_text
+from ebdiff.files import sha256, write_array, write_arrays, write_json, write_text
 from ebdiff.report import details, figures, needs, page, paper, protocol, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
@@ -123,20 +123,20 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
         "device": "a quiet test machine", "threads": 1, "batch": 64, "torch": "2.13.0",
         "counter": "torch-pruning count_ops_and_params", "networks": networks,
     })  # fmt: skip
+    write_array(at(layout.IMAGES), rng.integers(0, 256, (100, 8, 8, 1), np.uint8))
     write_json(at(layout.MANIFEST), {
         "title": "Optical digits", "origin": "scikit-learn", "licence": "CC BY 4.0",
-        "count": 100, "shape": [8, 8, 1], "sha256": "0" * 64,
+        "count": 100, "shape": [8, 8, 1], "sha256": sha256(at(layout.IMAGES)),
     })  # fmt: skip
-    write_array(at(layout.IMAGES), rng.integers(0, 256, (100, 8, 8, 1), np.uint8))
     for name, run in e.runs.items():
         for seed in e.seeds_of(name):
             protocols = e.evaluation.protocols
             write_json(
                 at(layout.METRICS, run=name, seed=seed), metrics(quality(name, seed), name, seed, protocols)
             )
-            write_array(
-                at(layout.SAMPLES, run=name, seed=seed), rng.integers(0, 256, (30, 8, 8, 1), np.uint8)
-            )
+            samples = at(layout.SAMPLES, run=name, seed=seed)
+            write_array(samples, rng.integers(0, 256, (30, 8, 8, 1), np.uint8))
+            write_json(at(layout.SAMPLE_LEDGER, run=name, seed=seed), {"sha256": sha256(samples)})
             for x in run.experts:
                 steps = x.iterations if isinstance(x.iterations, int) else 500 + seed
                 parts = {"seed": seed, "expert": x.key, "milestone": str(x.iterations)}
@@ -157,11 +157,6 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
             for weights in ("raw", "ema"):
                 parts = {"seed": seed, "search": search, "criterion": "magnitude", "weights": weights}
                 write_arrays(at(layout.HAMMING, **parts), **hamming(s.rates, s.interval.unit))
-
-
-def write_array(path: Path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array)
 
 
 def ledger(steps):
@@ -368,12 +363,15 @@ def test_a_missing_file_is_named_and_a_partial_table_says_what_fills_it():
     assert "–" in write(e, "table4", partial=True)[1].read_text()
 
 
-def test_damaged_files_are_errors_even_in_a_partial_table():
+def test_damaged_files_are_left_out_of_a_partial_table_by_name_and_refused_in_a_whole_one(capsys):
     e = make()
     fabricate(e)
     layout.path(layout.COST, experiment="digits").write_text("{")
-    with pytest.raises(UserError, match=r"cost\.json"):
-        write(e, "table4", partial=True)
+    markdown = write(e, "table4", partial=True)[1].read_text()
+    assert re.search(r"Left out: results/digits/cost\\?\.json: damaged .*remake it with", markdown)
+    assert "cost.json: damaged" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"cost\.json: damaged"):
+        write(e, "table4")
 
 
 def test_unknown_tables_and_figures_are_refused():

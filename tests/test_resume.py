@@ -167,7 +167,7 @@ def test_pixels_that_are_not_the_manifests_are_refused(workspace, tiny):
     pixels = np.load(path)
     pixels[0, 0, 0] ^= 1  # one flipped bit
     np.save(path, pixels)
-    with pytest.raises(UserError, match=r"images\.npy: not the images of its manifest"):
+    with pytest.raises(UserError, match=r"images\.npy: damaged \(its checksum differs\)"):
         Images.of(tiny)
 
 

@@ -147,7 +147,7 @@ def test_a_history_comes_back_as_it_was_saved(tmp_path, tiny, history):
     assert raw.initial is None
     assert len(raw.masks) == 2
     with np.load(tmp_path / "m.npz") as file:
-        assert str(file["digest"]) == "digest"
+        assert str(file["settings"]) == "digest"
 
 
 def test_distances_of_a_history_match_the_unpacked_masks(history):
@@ -220,7 +220,7 @@ def test_a_slow_average_is_called_near_its_initialisation(workspace, vary):
 
 def test_a_rate_that_was_not_searched_for_is_refused(workspace, tiny):
     search(tiny)
-    with pytest.raises(UserError, match=r"0\.4 was not searched for"):
+    with pytest.raises(UserError, match=r"rate .?0\.4.? is not known"):
         selection.select_eb_epoch(tiny, "full", "magnitude", "ema", 0.4, 0)
 
 

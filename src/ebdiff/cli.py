@@ -19,7 +19,7 @@ import typer
 
 import ebdiff
 from ebdiff import interrupts
-from ebdiff.errors import UserError, unknown
+from ebdiff.errors import UserError, explained, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -152,16 +152,16 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
 
     Example: ebdiff train-classifier digits
     """
-    _begin(dataset, threads, dataset=True)
-    from ebdiff import layout
-    from ebdiff.data.store import open_pixels
-    from ebdiff.files import load_memmap, write_json
+    experiment = _begin(dataset, threads, dataset=True)
+    from ebdiff import inputs, layout
+    from ebdiff.data.store import open_labels, open_pixels
+    from ebdiff.files import write_json
     from ebdiff.metrics import classifier
 
-    labels = load_memmap(layout.path(layout.LABELS, dataset=dataset))
+    inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset)])
     path = layout.path(layout.CLASSIFIER, dataset=dataset)
     began = time.perf_counter()
-    accuracy = classifier.train_classifier(open_pixels(dataset)[0], labels[:], path)
+    accuracy = classifier.train_classifier(open_pixels(dataset)[0], open_labels(dataset), path)
     entry = {"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}
     write_json(layout.path(layout.CLASSIFIER_LEDGER, dataset=dataset), entry)
     print(f"held-out accuracy {accuracy:.3f}")
@@ -486,8 +486,7 @@ def main() -> None:
         )
         raise SystemExit(1) from None
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"ebdiff: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"ebdiff: {explained(error)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

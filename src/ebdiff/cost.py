@@ -55,7 +55,7 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         "networks": networks,
         **ledger(device, seconds=round(time.perf_counter() - began, 3)),
         "torch": torch.__version__,
-        "digest": cost_digest(experiment),
+        "settings": cost_digest(experiment),
     }
     write_json(layout.path(layout.COST, experiment=experiment.name), result)
     return result

@@ -1,18 +1,22 @@
 """Digests: what each stage's result depends on in the configuration, and nothing else.
 
-Every rule carries the digest of its verb's slice, so that editing a key of the YAML runs exactly
-the stages that use it again; artefacts and resumable states carry it too.
+Every rule and resumable state carries the digest of its verb's slice, so that editing a key of the YAML
+runs exactly the stages that use it again. Every file carries its `settings`: that digest and those of
+all stages before it, so that a verb run by hand notices what it shouldn't read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from ebdiff.config import FINAL, Experiment
+from ebdiff import layout
+from ebdiff.config import FINAL, Experiment, Expert
 
 # Keys that change no result.
 BOOKKEEPING = {"log_every", "save_minutes"}
@@ -117,3 +121,85 @@ def metrics_digest(e: Experiment) -> str:
 def reference_digest(e: Experiment, protocol: str, count: str) -> str:
     """`reference-stats`."""
     return digest(data_digest(e), protocol, count)
+
+
+# --- settings: a stage's digest with those of every stage before it ---------------------------------------
+
+
+def settings(e: Experiment, path: Path) -> str | None:
+    """The digest of everything in the configuration that a file depends on; None where nothing is known."""
+    for template, of in _SETTINGS.items():
+        wildcards = layout.parts(template, path)
+        if wildcards is not None:
+            return of(e, **{k: v for k, v in wildcards.items() if k not in ("experiment", "seed", "dataset")})
+    return None
+
+
+def _weights_settings(e: Experiment, search: str, **_: str) -> str:
+    """The weights of a search: its training, or for `final` that of the unpruned network."""
+    if search == FINAL:
+        return _expert_settings(e, e.final_expert.key, str(e.dense.iterations))
+    return dense_digest(e, search)
+
+
+def _masks_settings(e: Experiment, **mask: str) -> str:
+    return digest(masks_digest(e, **mask), _weights_settings(e, **mask))
+
+
+def _hamming_settings(e: Experiment, **mask: str) -> str:
+    return digest(hamming_digest(e, **mask), _masks_settings(e, **mask))
+
+
+def _ticket_settings(e: Experiment, rate: str, **mask: str) -> str:
+    """A random ticket has no masks, but stands where the magnitude ticket of its search does."""
+    own = ticket_digest(e, rate=float(rate), **mask)
+    if mask["criterion"] != "random":
+        return digest(own, _masks_settings(e, **mask))
+    if mask["search"] == FINAL:
+        return digest(own, _weights_settings(e, **mask))
+    return digest(own, _ticket_settings(e, rate, **{**mask, "criterion": "magnitude"}))
+
+
+def _started_from(e: Experiment, expert: Expert) -> list[str]:
+    """The settings of an expert's ticket, if it has one."""
+    if not expert.needs_ticket:
+        return []
+    mask = {k: getattr(expert, k) for k in ("search", "criterion", "weights")}
+    return [_ticket_settings(e, str(expert.rate), **mask)]
+
+
+def _expert_settings(e: Experiment, expert: str, milestone: str) -> str:
+    spec = e.experts()[expert]
+    before = [e.dense.source] if spec.continues_search else _started_from(e, spec)
+    like = e.runs.get(milestone.removeprefix("like-"))
+    if like:  # its steps follow from that run's tickets and the measured costs
+        before += [cost_digest(e), *(s for x in like.experts for s in _started_from(e, x))]
+    return digest(expert_digest(e, expert, milestone), before)
+
+
+def _sample_settings(e: Experiment, run: str) -> str:
+    experts = [_expert_settings(e, x.key, str(x.iterations)) for x in e.runs[run].experts]
+    return digest(sample_digest(e, run), experts)
+
+
+def _metrics_settings(e: Experiment, run: str) -> str:
+    return digest(metrics_digest(e), _sample_settings(e, run))
+
+
+_SETTINGS: dict[str, Callable[..., str]] = {
+    layout.MANIFEST: data_digest,
+    layout.COST: cost_digest,
+    layout.DENSE_LAST: dense_digest,
+    layout.DENSE_LEDGER: dense_digest,
+    layout.DENSE_MASKS: dense_digest,
+    layout.SNAPSHOT: lambda e, search, interval: dense_digest(e, search),
+    layout.MASKS: _masks_settings,
+    layout.MASKS_LEDGER: _masks_settings,
+    layout.HAMMING: _hamming_settings,
+    layout.TICKET: _ticket_settings,
+    layout.STORY: _ticket_settings,
+    layout.MILESTONE: _expert_settings,
+    layout.LEDGER: _expert_settings,
+    layout.SAMPLE_LEDGER: _sample_settings,
+    layout.METRICS: _metrics_settings,
+}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from ebdiff import layout
 
 
 def printable(text: object) -> str:
@@ -20,6 +25,45 @@ class UserError(Exception):
 
     def __init__(self, message: object):
         super().__init__(printable(message))
+
+
+class Unusable(UserError):
+    """A file that can't be used: why, and the command that remakes it and nothing before it.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, " ".join(reason.split())
+        super().__init__(f"{path}: {self.reason}; {self.advice(layout.declared(path))}")
+
+    def advice(self, output: Path) -> str:
+        return f"remake it with `rm -r {output} && snakemake --cores all {output}`"
+
+
+class Missing(Unusable):
+    """A file that isn't there yet, as opposed to one that is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "missing")
+
+    def advice(self, output: Path) -> str:
+        return f"make it with `snakemake --cores all {output}`"
+
+
+def damaged(path: Path, error: object) -> Unusable:
+    """What to raise for a file whose content isn't what was written."""
+    return Unusable(path, f"damaged ({error})")
+
+
+def explained(error: OSError) -> str:
+    """An error of the operating system in one line; of a full disk also what to do."""
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "the disk is full; make room, then run the same command again"
+    return f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
 
 
 def unknown(word: str, known: Iterable[Any]) -> str:

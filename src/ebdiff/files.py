@@ -1,10 +1,15 @@
-"""Reading and writing whole files: atomic writes, checksums, one-line errors."""
+"""Reading and writing whole files: atomic writes, checksums, one-line errors, locks.
+
+Formats differ in what they notice: a zip has checksums of its own, npy, JSON and safetensors have none.
+So every file carries one, or the JSON beside it does, and reading compares.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
@@ -12,35 +17,40 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from ebdiff.errors import UserError
+from ebdiff.errors import Missing, Unusable, UserError, damaged
+
+CHECKSUM = "checksum"  # the name that a file's checksum goes by inside it
+TOLD = "ebdiff"  # the key of a safetensors file's metadata
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to and rename it to `path` when the block succeeds.
 
-    Nothing half-written is ever left under the final name; on an error the temporary goes. It lies in
-    a hidden folder of its own beside `path`, because libraries write temporaries of theirs: what a
-    kill leaves there is found by its name and goes with the next write of `path`.
+    Nothing half-written is ever left under the final name; on an error the temporary goes, and the error
+    names `path`. It lies in a hidden folder of its own beside `path`, because libraries write temporaries
+    of theirs: what a kill leaves there is found by its name and goes with the next write of `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
     folder = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
-    folder.mkdir(exist_ok=True)
-    temporary = folder / path.name
-    try:
-        yield temporary
-        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors shuts out everybody but the owner
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with naming(path, folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        folder.mkdir(exist_ok=True)
+        temporary = folder / path.name
+        try:
+            yield temporary
+            temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors shuts out everybody but the owner
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -54,14 +64,32 @@ def remove_leftovers(path: Path) -> None:
             pass  # somebody else's, alive
 
 
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the operating system name `path` where it names nothing, or a temporary folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or (temporary and str(error.filename).startswith(str(temporary))):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN is refused, because it isn't JSON."""
+    """Write indented JSON atomically, an object with its checksum; NaN is refused, because it isn't JSON."""
+    if isinstance(value, dict):
+        value = {**value, CHECKSUM: _json_checksum(value)}
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -69,51 +97,136 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: the file is missing or isn't JSON.
+        Missing: it isn't there.
+        Unusable: it isn't JSON, or not what was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+        raise Missing(path) from None
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
+        raise damaged(path, f"not valid JSON: {error}") from None
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _json_checksum(value):
+        raise damaged(path, "its checksum differs")
+    return value
+
+
+def _json_checksum(value: dict[str, Any]) -> str:
+    return checksum([json.dumps(value, allow_nan=False).encode()])
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Write a compressed npz atomically."""
+    # First, because a damaged directory of a zip loses its last members.
+    first = {CHECKSUM: np.array(_arrays_checksum(arrays))}
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, **first, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read every array of an npz (never unpickling).
 
     Raises:
-        UserError: the file is missing or damaged.
+        Missing: it isn't there.
+        Unusable: it isn't what was written.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with zipfile.ZipFile(path) as archive:  # np.load would parse members before their CRC is known
+            arrays = {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in archive.namelist()
+            }
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+        raise Missing(path) from None
     except (
-        ValueError, OSError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, struct.error,
+        OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+        struct.error,
     ) as error:  # fmt: skip
-        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+        raise damaged(path, error) from None
+    if CHECKSUM in arrays and str(arrays.pop(CHECKSUM)) != _arrays_checksum(arrays):
+        raise damaged(path, "its checksum differs")
+    return arrays
 
 
-def load_memmap(path: Path) -> np.ndarray:
+def _arrays_checksum(arrays: dict[str, Any]) -> str:
+    whole = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
+    return checksum(
+        part for n, a in whole.items() for part in (f"{n}{a.dtype}{a.shape}".encode(), a.tobytes())
+    )
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a small npy atomically (through memory: NumPy's own writing doesn't tell a full disk)."""
+    content = io.BytesIO()
+    np.save(content, array)
+    write_bytes(path, content.getvalue())
+
+
+def new_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A new npy file, memory-mapped for writing.
+
+    Its room is taken at once: a full disk is an error here, but kills a process that touches a page later.
+    """
+    with naming(path):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        with path.open("r+b") as file:
+            take_room(file, path.stat().st_size)
+    return array
+
+
+def take_room(file: BinaryIO, size: int) -> None:
+    """Have the disk keep the first `size` bytes of an open file."""
+    os.posix_fallocate(file.fileno(), 0, size)
+
+
+def load_memmap(path: Path, checksum: str | None = None) -> np.ndarray:
     """Memory-map an npy file.
 
+    Args:
+        path: the file.
+        checksum: its `sha256` as noted when it was written; None leaves the content unchecked.
+
     Raises:
-        UserError: the file is missing, truncated or not an npy file.
+        Missing: it isn't there.
+        Unusable: it is truncated, no npy file, or not what was written.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
+        raise Missing(path) from None
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+        raise damaged(path, error) from None
+    if checksum is not None and sha256(path) != checksum:
+        raise damaged(path, "its checksum differs")
+    return array
+
+
+def read_told(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file of ours; reads no tensor.
+
+    Raises:
+        Missing: it isn't there.
+        Unusable: it isn't a whole file, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(json.loads((file.metadata() or {})[TOLD]))
+    except FileNotFoundError:
+        raise Missing(path) from None
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
+    except (KeyError, ValueError, TypeError):
+        raise Unusable(path, "holds no ebdiff network") from None
+
+
+def checksum(parts: Iterable[Any]) -> str:
+    """Hex SHA-256 of some buffers, one after the other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -128,29 +241,55 @@ def holding(folder: Path) -> Iterator[None]:
 
     A `flock` on `{folder}.lock`: it works between processes of one machine and, on Linux, over NFS
     (Lustre needs the mount option `flock`). The file says who holds it. Whatever is half-written in the
-    folder then belongs to nobody any more, and goes.
+    folder then belongs to nobody any more, and goes; what is empty afterwards goes, the lock included.
 
     Raises:
         UserError: another process holds it, such as a job that outlived its killed Snakemake.
     """
     path = folder.with_name(f"{folder.name}.lock")
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise FileNotFoundError  # its last holder has just finished and removed it
-        except (BlockingIOError, FileNotFoundError):
-            file.seek(0)
-            raise UserError(
-                f"{folder}: another process is at work on it (process {file.read().strip()}); "
-                "wait for it or end it, then run again"
-            ) from None
-        file.truncate(0)
-        print(f"{os.getpid()} on {platform.node()}", file=file, flush=True)
+    with naming(folder), _locked(path):
+        folder.mkdir(exist_ok=True)
         for unfinished in list(folder.rglob(".*")):
             shutil.rmtree(unfinished, ignore_errors=True)
-        yield
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # another output's state is still there
-        folder.parent.rmdir()
+        try:
+            yield
+        finally:
+            # Before the lock is let go, so that nobody's new folder is taken away.
+            with suppress(OSError):
+                folder.rmdir()
+            with suppress(OSError):
+                path.unlink()
+                path.parent.rmdir()  # unless another output's state is still there
+
+
+def _locked(path: Path) -> TextIO:
+    """Open and lock a file, and write into it who holds it.
+
+    Raises:
+        UserError: another process does.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except (FileNotFoundError, FileExistsError):  # the folder went when another process ended
+            if path.parent.is_file():
+                raise
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            raise UserError(
+                f"{path.with_suffix('')}: another process is at work on it (process {holder}); "
+                "wait for it or end it, then run again"
+            ) from None
+        # Who held it before may have unlinked it: a lock that nobody else would find.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                print(f"{os.getpid()} on {platform.node()}", file=file, flush=True)
+                return file
+        file.close()

@@ -1,14 +1,45 @@
-"""Which files a stage reads: asked by the rules before anything runs, and by the verbs when they do."""
+"""Which files a stage reads: asked by the rules before anything runs, and by the verbs when they do.
+
+Verbs also check that what they read was made under the experiment's settings, as Snakemake does.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ebdiff import layout
 from ebdiff.config import FINAL, Experiment, Expert
-from ebdiff.errors import UserError, unknown
+from ebdiff.digests import settings
+from ebdiff.errors import Unusable, UserError, unknown
+from ebdiff.files import read_arrays, read_json, read_told
+
+
+def check(experiment: Experiment, paths: Iterable[Path]) -> None:
+    """Refuse files that were made under other settings than the experiment's; of a folder, all in it.
+
+    What isn't there is left to whoever reads it.
+
+    Raises:
+        Unusable: one was made for other settings, or is damaged.
+    """
+    for path in paths:
+        for file in sorted(path.glob("[!.]*")) if path.is_dir() else [path]:
+            expected = settings(experiment, file)
+            if expected is not None and file.exists() and _carried(file) not in (None, expected):
+                raise Unusable(file, "made for other settings")
+
+
+def _carried(path: Path) -> str | None:
+    """The settings that a file was made under, where it says so."""
+    if path.suffix == ".json":
+        return read_json(path).get("settings")
+    if path.suffix == ".npz":
+        found = read_arrays(path).get("settings")
+        return None if found is None else str(found)
+    return read_told(path).get("story", {}).get("settings")
 
 
 def given(path: str, key: str) -> Path | None:

@@ -6,6 +6,8 @@ and the notebooks all use them, so a file moves by changing one line here.
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 TUNING = "config/tuning/{experiment}.yaml"
@@ -69,6 +71,22 @@ def path(template: str, **parts: object) -> Path:
         KeyError: a wildcard without a value.
     """
     return Path(template.format(**parts))
+
+
+def parts(template: str, path: Path) -> dict[str, str] | None:
+    """The wildcards that make `path` of a template, or None: the inverse of `path`."""
+    found = _pattern(template).fullmatch(str(path))
+    return found and found.groupdict()
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template)))
+
+
+def declared(path: Path) -> Path:
+    """The output that Snakemake knows a file by: for a snapshot the folder of them all."""
+    return path.parent if path.parent.name == Path(SNAPSHOTS).name else path
 
 
 def log(job: str, of: str = EXPERIMENT) -> str:

@@ -17,7 +17,7 @@ from ebdiff.accounting import LEARNED
 from ebdiff.config import FINAL, Experiment
 from ebdiff.data.store import Images, to_float
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.digests import masks_digest, ticket_digest
+from ebdiff.digests import settings
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
 from ebdiff.files import read_json, write_json
@@ -51,7 +51,7 @@ def prune_per_epoch(
     """
     if inputs.taken_while_training(search, criterion):
         return take_masks(experiment, search, weights, seed)
-    inputs.masks(experiment, search, criterion, weights, seed)  # refuses a criterion not searched with
+    inputs.check(experiment, inputs.masks(experiment, search, criterion, weights, seed))
     groups = trace(experiment.network)
     where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
     began = time.perf_counter()
@@ -59,8 +59,8 @@ def prune_per_epoch(
     selector = Selector(groups, history.rates, device)
     for scores in _scores(experiment, search, criterion, weights, seed, device):
         history.masks.append(np.packbits(selector(scores), axis=1))
-    digest = masks_digest(experiment, search, criterion, weights)
-    save_histories(layout.path(layout.MASKS, **where), {weights: history}, digest)
+    output = layout.path(layout.MASKS, **where)
+    save_histories(output, {weights: history}, settings(experiment, output))
     seconds = round(time.perf_counter() - began, 3)
     entry = ledger(device, **where, seconds=seconds, masks=len(history.masks) * len(history.rates))
     write_json(layout.path(layout.MASKS_LEDGER, **where), entry)
@@ -119,6 +119,8 @@ def select_eb_epoch(
         the ticket's story, as written to its JSON.
     """
     where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights, rate=rate)
+    inputs.check(experiment, inputs.ticket(experiment, search, criterion, weights, rate, seed))
+    output = layout.path(layout.TICKET, criterion=criterion, **where)
     groups = trace(experiment.network)
     if criterion == "random":
         rng = generator(seed, f"ticket/random/{search}/{weights}/{rate}")
@@ -147,9 +149,9 @@ def select_eb_epoch(
         "params": params,
         "macs": macs,
         "widths": widths(groups, mask),
-        "digest": ticket_digest(experiment, search, criterion, weights, rate),
+        "settings": settings(experiment, output),
     }
-    store.save(layout.path(layout.TICKET, criterion=criterion, **where), smaller, config, story)
+    store.save(output, smaller, config, story)
     write_json(layout.path(layout.STORY, criterion=criterion, **where), story)
     return story
 

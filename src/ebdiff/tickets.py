@@ -16,8 +16,8 @@ import numpy as np
 
 from ebdiff import inputs, layout
 from ebdiff.config import Experiment
-from ebdiff.digests import masks_digest
-from ebdiff.errors import UserError
+from ebdiff.digests import settings
+from ebdiff.errors import Unusable
 from ebdiff.files import read_arrays, read_json, write_arrays, write_json
 
 if TYPE_CHECKING:  # torch takes longer to import than a matrix takes to make
@@ -160,11 +160,11 @@ class History:
         return arrays | ({} if self.initial is None else {"initial": self.initial})
 
 
-def save_histories(path: Path, histories: dict[str, History], digest: str) -> None:
+def save_histories(path: Path, histories: dict[str, History], settings: str) -> None:
     """Write the histories of several kinds of weights to one npz: arrays named `{weights}.{array}`."""
     first = next(iter(histories.values()))
     arrays = {f"{k}.{name}": a for k, h in histories.items() for name, a in h.arrays().items()}
-    write_arrays(path, **arrays, names=np.array(first.names), digest=np.array(digest))
+    write_arrays(path, **arrays, names=np.array(first.names), settings=np.array(settings))
 
 
 def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = None) -> History:
@@ -183,26 +183,26 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = No
             list(arrays[f"{weights}.masks"]),
         )
     except KeyError as missing:
-        raise UserError(f"{path}: has no {missing.args[0]}; delete it and run again") from None
+        raise Unusable(path, f"has no {missing.args[0]}") from None
     except TypeError:  # a number where a row of them should be
         history = None
     if history is None or not history.sound:
-        raise UserError(f"{path}: its arrays don't fit each other; delete it and run again")
+        raise Unusable(path, "its arrays don't fit each other")
     found = list(zip(history.names, history.widths, strict=True))
     if groups is not None and found != [(g.name, g.width) for g in groups]:
-        raise UserError(f"{path}: masks of another network; delete it and run again")
+        raise Unusable(path, "masks of another network")
     return history
 
 
 def take_masks(experiment: Experiment, search: str, weights: str, seed: int) -> None:
     """Select the magnitude masks that a search took while training (verb `prune-per-epoch`)."""
-    inputs.masks(experiment, search, "magnitude", weights, seed)  # refuses a criterion not searched with
+    inputs.check(experiment, inputs.masks(experiment, search, "magnitude", weights, seed))
     where = dict(experiment=experiment.name, seed=seed, search=search)
     ticket = dict(**where, criterion="magnitude", weights=weights)
     began = time.perf_counter()
     history = load_history(layout.path(layout.DENSE_MASKS, **where), weights)
-    digest = masks_digest(experiment, search, "magnitude", weights)
-    save_histories(layout.path(layout.MASKS, **ticket), {weights: history}, digest)
+    output = layout.path(layout.MASKS, **ticket)
+    save_histories(output, {weights: history}, settings(experiment, output))
     seconds = round(time.perf_counter() - began, 3)
     masks = len(history.masks) * len(history.rates)
     write_json(layout.path(layout.MASKS_LEDGER, **ticket), {**ticket, "seconds": seconds, "masks": masks})
@@ -211,10 +211,12 @@ def take_masks(experiment: Experiment, search: str, weights: str, seed: int) -> 
 def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
     """All distances of a mask history, to the initial mask too, and chance (verb `hamming-matrix`)."""
     where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
-    history = load_history(layout.path(layout.MASKS, **where), weights)
-    rule = experiment.searches[search]
+    masks, output = layout.path(layout.MASKS, **where), layout.path(layout.HAMMING, **where)
+    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
+    inputs.check(experiment, [masks, manifest])
+    history, rule = load_history(masks, weights), experiment.searches[search]
     write_arrays(
-        layout.path(layout.HAMMING, **where),
+        output,
         rates=np.array(history.rates),
         intervals=np.arange(len(history.masks)),
         matrix=np.stack([history.distances(r) for r in history.rates]),
@@ -224,6 +226,7 @@ def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights:
         threshold=np.array(rule.threshold),
         interval_steps=np.array(interval_steps(experiment, search)),
         unit=np.array(rule.interval.unit),
+        settings=np.array(settings(experiment, output)),
     )
 
 

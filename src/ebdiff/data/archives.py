@@ -169,7 +169,9 @@ def parquet(paths: list[Path]) -> Collection:
     def opened(path: Path) -> pq.ParquetFile:
         try:
             # Read as a stream: by default Arrow keeps what it has read until the end of the file.
-            return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+            return pq.ParquetFile(
+                path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
+            )  # of pages that have one
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
 

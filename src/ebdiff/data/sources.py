@@ -20,13 +20,14 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
+from ebdiff import layout
 from ebdiff.config import Dataset, Experiment
 from ebdiff.data import archives, cifar10
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.digests import data_digest
 from ebdiff.errors import UserError, printable
-from ebdiff.files import remove_leftovers, replacing, sha256, write_json
+from ebdiff.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
 from ebdiff.inputs import given
 from ebdiff.progress import progress
 
@@ -152,7 +153,8 @@ def _check_room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path).free
     if needed > free:
         raise UserError(
-            f"{path}: the images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room"
+            f"{path}: the images need {needed / 1e6:,.1f} MB, but the disk has {free / 1e6:,.1f} MB free; "
+            "make room, then run the same command again"
         )
 
 
@@ -165,8 +167,14 @@ def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, 
         threads: images decoded at a time; changes no result.
 
     Raises:
-        UserError: one line on what is wrong with the source; nothing is written then.
+        UserError: one line on what is wrong with the source, or another process is preparing the same;
+            nothing is written then.
     """
+    with holding(layout.state_of(images)):
+        return _prepare(experiment, images, labels, manifest, threads)
+
+
+def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
     dataset, network = experiment.dataset, experiment.network
     if network.channels not in (1, 3):
         raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
@@ -180,8 +188,7 @@ def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, 
         checksum = sha256(temporary)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
-    with replacing(labels) as temporary:
-        np.save(temporary, np.array(classes if labelled else [], np.int64))
+    write_array(labels, np.array(classes if labelled else [], np.int64))
     entry = {
         "dataset": dataset.name,
         "source": dataset.source,
@@ -191,7 +198,8 @@ def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, 
         "shape": [network.image_size, network.image_size, network.channels],
         "classes": max(classes) + 1 if labelled else 0,
         "sha256": checksum,
-        "digest": data_digest(experiment),
+        "labels_sha256": sha256(labels),
+        "settings": data_digest(experiment),
     }
     write_json(manifest, entry)
     return entry

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff import layout
+from ebdiff import inputs, layout
 from ebdiff.config import Experiment
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
-from ebdiff.files import load_memmap, read_json, sha256
+from ebdiff.files import load_memmap, read_json
 
 
 @lru_cache(maxsize=4)
@@ -66,13 +66,22 @@ def open_pixels(dataset: str) -> tuple[np.ndarray, str]:
     """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped, and their SHA-256.
 
     Raises:
-        UserError: missing, damaged, or not the images of their manifest.
+        Missing: they aren't there.
+        Unusable: damaged, or not the images of their manifest.
     """
-    path = layout.path(layout.IMAGES, dataset=dataset)
-    pixels, manifest = load_memmap(path), read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    if sha256(path) != manifest["sha256"]:
-        raise UserError(f"{path}: not the images of its manifest; delete the folder and run again")
-    return pixels, manifest["sha256"]
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
+    return load_memmap(layout.path(layout.IMAGES, dataset=dataset), manifest["sha256"]), manifest["sha256"]
+
+
+def open_labels(dataset: str) -> np.ndarray:
+    """All labels of `resources/data/{dataset}`, int64 (N,), or (0,) where there are none.
+
+    Raises:
+        Missing: they aren't there.
+        Unusable: damaged.
+    """
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
+    return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset), manifest.get("labels_sha256")))
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,8 @@ class Images:
         """The training set of an experiment.
 
         Raises:
-            UserError: missing or damaged, fewer than the subset, or of another size than the network's.
+            UserError: missing, damaged, made under other settings, fewer than the subset, or of another size
+                than the network's.
         """
         dataset, network = experiment.dataset, experiment.network
         pixels, sha256 = open_pixels(dataset.name)
@@ -108,6 +118,7 @@ class Images:
             raise UserError(
                 f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
             )
+        inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset.name)])
         return cls(pixels[: dataset.subset], dataset.flip, sha256)
 
     def draw(self, size: int, seed: int, stream: str, step: int) -> tuple[np.ndarray, np.ndarray]:

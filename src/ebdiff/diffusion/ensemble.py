@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,9 +21,19 @@ from ebdiff.config import Experiment
 from ebdiff.data.store import to_uint8
 from ebdiff.diffusion.sampling import SAMPLERS, Router
 from ebdiff.diffusion.schedule import alphas_bar, visited
-from ebdiff.digests import sample_digest
+from ebdiff.digests import sample_digest, settings
 from ebdiff.draws import image_noise
-from ebdiff.files import holding, replacing, sha256, write_json
+from ebdiff.errors import Missing, Unusable, UserError
+from ebdiff.files import (
+    checksum,
+    holding,
+    load_memmap,
+    new_memmap,
+    read_json,
+    replacing,
+    sha256,
+    write_json,
+)
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
@@ -74,6 +83,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     where = dict(experiment=experiment.name, seed=seed, run=run)
     output = layout.path(layout.SAMPLES, **where)
     experts, paths = experiment.runs[run].experts, inputs.experts(experiment, run, seed)
+    inputs.check(experiment, paths)
     networks = []
     for expert, path in zip(experts, paths, strict=True):
         tensors, config, _ = store.load(path, "ema.")
@@ -87,7 +97,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     stamp = {"digest": digest, "inputs": [sha256(p) for p in paths], "batch": batch}
     with _unfinished(layout.state_of(output), (count, size, size, channels), stamp) as place:
         mine = place.progress(parallel.rank())
-        drawn = {b for kept in place.all_progress() for b in kept["done"]}
+        drawn = {b for kept in place.all_progress() for b, _ in kept["done"]}
         parallel.barrier()  # before anybody adds to it
         todo = [b for b in range(math.ceil(count / batch)) if b not in drawn]
         todo = todo[parallel.rank() :: parallel.world()]
@@ -99,8 +109,9 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         with interrupts.noted() as signalled:
             for b in bar:
                 indices = list(range(b * batch, min((b + 1) * batch, count)))
-                place.write(indices[0], generate(experiment, router, indices, seed, device))
-                mine["done"].append(b)
+                images = generate(experiment, router, indices, seed, device)
+                place.write(indices[0], images)
+                mine["done"].append([b, checksum([images])])
                 mine["seconds"] = before + time.perf_counter() - began
                 write_json(place.progress_file(parallel.rank()), mine)
                 if signalled():
@@ -122,6 +133,8 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
             evaluations=len(visited(experiment.diffusion, experiment.sampling)),
+            sha256=sha256(place.file),
+            settings=settings(experiment, layout.path(layout.SAMPLE_LEDGER, **where)),
         )
         write_json(layout.path(layout.SAMPLE_LEDGER, **where), entry)
         os.replace(place.file, output)
@@ -154,29 +167,40 @@ class Unfinished:
     def progress(self, rank: int) -> dict[str, Any]:
         """A process's batches and seconds so far; none if it hasn't begun."""
         try:
-            kept = json.loads(self.progress_file(rank).read_text())
+            kept = read_json(self.progress_file(rank))
             if {k: kept[k] for k in self.stamp} == self.stamp:
                 return {**self.stamp, "done": list(kept["done"]), "seconds": float(kept["seconds"])}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing usable was kept
+        except Missing:
+            pass
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            print(f"{self.progress_file(rank)}: not used ({error}); its images are drawn again", flush=True)
         return {**self.stamp, "done": [], "seconds": 0.0}
 
     def all_progress(self) -> list[dict[str, Any]]:
         """The progress of every process that ever drew for these samples."""
-        ranks = (int(path.stem.removeprefix("progress-")) for path in self.folder.glob("progress-*.json"))
-        return [self.progress(rank) for rank in sorted(ranks)]
+        return [self.progress(rank) for rank in sorted(map(_rank, self.folder.glob("progress-*.json")))]
 
     def prepare(self) -> None:
-        """Make sure that the file is there; without a usable one nothing counts as drawn."""
+        """Make sure that the file is there, and that only batches count as drawn which are whole in it."""
         if any(kept["done"] for kept in self.all_progress()):
             try:
-                if np.load(self.file, mmap_mode="r").shape == self.shape:
-                    return
-            except (OSError, ValueError):
-                pass  # missing or damaged
+                pixels = load_memmap(self.file)
+                if pixels.shape == self.shape:
+                    return self._forget_damaged(pixels)
+            except Unusable as error:
+                print(f"{self.file}: not used ({error.reason}); starting again", flush=True)
         for path in self.folder.iterdir():
             path.unlink()
-        np.lib.format.open_memmap(self.file, "w+", np.uint8, self.shape)
+        new_memmap(self.file, np.uint8, self.shape)
+
+    def _forget_damaged(self, pixels: np.ndarray) -> None:
+        size = self.stamp["batch"]
+        for path in self.folder.glob("progress-*.json"):
+            kept = self.progress(_rank(path))
+            whole = [[b, s] for b, s in kept["done"] if checksum([pixels[b * size : (b + 1) * size]]) == s]
+            if whole != kept["done"]:
+                print(f"{self.file}: damaged batches are drawn again", flush=True)
+                write_json(path, {**kept, "done": whole})
 
     def write(self, first: int, images: np.ndarray) -> None:
         """Put images into the file, from image number `first` on.
@@ -187,6 +211,10 @@ class Unfinished:
             file.seek(-math.prod(self.shape), os.SEEK_END)  # where the first image begins
             file.seek(first * math.prod(self.shape[1:]), os.SEEK_CUR)
             file.write(np.ascontiguousarray(images).data)
+
+
+def _rank(progress_file: Path) -> int:
+    return int(progress_file.stem.removeprefix("progress-"))
 
 
 @contextmanager

@@ -5,20 +5,17 @@ Distances in its features are called "classifier Fréchet distance", never FID.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ebdiff.data.store import to_float
 from ebdiff.draws import generator
 from ebdiff.errors import UserError
-from ebdiff.files import replacing
+from ebdiff.nets import store
 
 FEATURES, EPOCHS, BATCH, RATE = 64, 60, 64, 2e-3
 HELD_OUT = 0.25  # share of the images whose labels training never sees
@@ -68,15 +65,13 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
     Raises:
         UserError: the dataset has no labels.
     """
-    from ebdiff.nets.store import initialise
-
     if len(labels) != len(pixels):
         raise UserError(f"{path}: the data has no labels; set evaluation.protocols to legacy_pytorch")
     order = generator(0, "classifier/split").permutation(len(pixels))
     held = int(len(pixels) * HELD_OUT)
     test, train = order[:held], order[held:]
     network = Classifier(pixels.shape[3], int(labels.max()) + 1)
-    initialise(network, 0, "classifier")
+    store.initialise(network, 0, "classifier")
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=1e-4)
     for epoch in range(EPOCHS):
         shuffled = generator(0, "classifier/order", epoch).permutation(train)
@@ -93,8 +88,7 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, path: Path) -> floa
         guesses = _in_blocks(network, pixels, test)[1].argmax(dim=1)
     accuracy = float((guesses == torch.from_numpy(labels[test])).float().mean())
     story = {"accuracy": accuracy, "channels": pixels.shape[3], "classes": int(labels.max()) + 1}
-    with replacing(path) as temporary:
-        save_file(network.state_dict(), temporary, {"story": json.dumps(story)})
+    store.write(path, network.state_dict(), {"story": story})
     return accuracy
 
 
@@ -122,14 +116,8 @@ def load_classifier(path: Path) -> tuple[Classifier, float]:
     Raises:
         UserError: missing or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            story = json.loads(file.metadata()["story"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+    tensors, told = store.read(path)
+    story = told["story"]
     network = Classifier(story["channels"], story["classes"])
     network.load_state_dict(tensors)
     return network.eval(), story["accuracy"]

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ebdiff import layout
+from ebdiff import inputs, layout
 from ebdiff.config import Experiment
 from ebdiff.data.store import open_pixels
-from ebdiff.digests import digest
+from ebdiff.digests import digest, settings
 from ebdiff.draws import generator
-from ebdiff.errors import UserError
-from ebdiff.files import load_memmap, read_arrays, read_json, replacing, write_arrays, write_json
+from ebdiff.errors import Unusable, UserError
+from ebdiff.files import (
+    load_memmap,
+    new_memmap,
+    read_arrays,
+    read_json,
+    replacing,
+    sha256,
+    write_arrays,
+    write_json,
+)
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.features import Extractor, scratch
 from ebdiff.metrics.frechet import Gaussian, frechet_distance
@@ -50,14 +60,15 @@ def reference_stats(
         UserError: fewer than four images, or weights that can't be had.
     """
     dataset = experiment.dataset.name
+    inputs.check(experiment, inputs.reference(dataset, protocol))
     pixels, _ = open_pixels(dataset)
     number = len(pixels) if count == "all" else min(int(count), len(pixels))
     if number < 4:
         raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
     extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
     statistics, features_path = _reference_paths(dataset, protocol, count)
-    key = _key(dataset, count, extractor)
-    if statistics.exists() and features_path.exists() and str(read_arrays(statistics)["key"]) == key:
+    with suppress(Unusable):  # missing, damaged, or of something else: made again
+        _reference(dataset, count, extractor)
         print(f"{statistics}: already there, from the same images and weights")
         return
     half = number // 2
@@ -71,13 +82,14 @@ def reference_stats(
         scratch(features_path.parent, len(noise), extractor.dimension) as ceiling,
     ):
         shape = (number, extractor.dimension)
-        features = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        features = new_memmap(temporary, np.float32, shape)
         extractor.fill(features, pixels, "real images", order)
         extractor.fill(ceiling, noise, "noise")
         whole, within_real = Gaussian.fit(features), within(features, extractor.device)
         floor = _distances(features[:half], features[half:], extractor)
         ceiling = _distances(ceiling, features, extractor, whole, within_real)
         features.flush()
+        checksum = sha256(temporary)
     write_arrays(
         statistics,
         mean=whole.mean,
@@ -86,7 +98,8 @@ def reference_stats(
         within=np.array(within_real),
         floor=np.array([floor["fd"], floor["kid"], half]),
         ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
-        key=np.array(key),
+        key=np.array(_key(dataset, count, extractor)),
+        features_sha256=np.array(checksum),
     )
 
 
@@ -102,8 +115,10 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     Raises:
         UserError: samples or reference statistics are missing, damaged or made from something else.
     """
-    path = layout.path(layout.METRICS, experiment=experiment.name, seed=seed, run=run)
-    pixels = load_memmap(layout.path(layout.SAMPLES, experiment=experiment.name, seed=seed, run=run))
+    where = dict(experiment=experiment.name, seed=seed, run=run)
+    path, made = layout.path(layout.METRICS, **where), layout.path(layout.SAMPLE_LEDGER, **where)
+    inputs.check(experiment, [made, layout.path(layout.MANIFEST, dataset=experiment.dataset.name)])
+    pixels = load_memmap(layout.path(layout.SAMPLES, **where), read_json(made).get("sha256"))
     began, found, looks = time.perf_counter(), {}, {}
     for protocol in experiment.evaluation.protocols:
         found[protocol], more = _measure(experiment, protocol, pixels, path.parent, device)
@@ -116,6 +131,7 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
         **looks,
         "protocols": found,
         "seconds": round(time.perf_counter() - began, 3),
+        "settings": settings(experiment, path),
     }
     write_json(path, metrics)
     return metrics
@@ -205,10 +221,12 @@ def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str
     """The stored statistics and features of the real images.
 
     Raises:
-        UserError: they are missing, damaged, or of other images or weights.
+        Missing: they aren't there.
+        Unusable: damaged, or of other images or weights.
     """
     statistics, features = _reference_paths(dataset, extractor.protocol, count)
     real = read_arrays(statistics)
     if str(real.get("key")) != _key(dataset, count, extractor):
-        raise UserError(f"{statistics}: made from other images or weights; delete it and run again")
-    return real, load_memmap(features)
+        raise Unusable(statistics, "made from other images or weights")
+    checksum = real.get("features_sha256")
+    return real, load_memmap(features, None if checksum is None else str(checksum))

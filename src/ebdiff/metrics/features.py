@@ -15,7 +15,7 @@ import torch
 from ebdiff import layout
 from ebdiff.config import Evaluation
 from ebdiff.devices import device_name
-from ebdiff.files import sha256
+from ebdiff.files import naming, sha256, take_room
 from ebdiff.ledger import versions
 from ebdiff.metrics import classifier, inception
 from ebdiff.progress import progress
@@ -104,5 +104,6 @@ class Extractor:
 def scratch(folder: Path, count: int, dimension: int) -> Iterator[np.ndarray]:
     """A float32 (count, dimension) array in a nameless temporary file of a folder: disk, not memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+        take_room(file, count * dimension * np.dtype(np.float32).itemsize)
         yield np.memmap(file, np.float32, "w+", shape=(count, dimension))

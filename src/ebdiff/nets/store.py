@@ -2,16 +2,19 @@
 
 Loading builds the dense network from the config, adopts the shapes found in the file for every
 convolution, linear layer and norm, then assigns the tensors: the same call reads dense networks,
-tickets and experts.
+tickets and experts. The format notices no changed byte, so the metadata holds a checksum of everything.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,60 +22,98 @@ from torch import Tensor, nn
 
 from ebdiff.config import Network
 from ebdiff.draws import generator
-from ebdiff.errors import UserError
-from ebdiff.files import replacing
+from ebdiff.errors import Unusable, UserError, damaged
+from ebdiff.files import CHECKSUM, TOLD, checksum, read_told, replacing
 from ebdiff.nets.unet import UNet
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Mapping[str, Any]) -> None:
     """Write tensors atomically, with the network's config and story as JSON metadata."""
-    metadata = {"network": network.model_dump_json(), "story": json.dumps(story)}
-    # safetensors refuses views and channels_last.
-    whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(whole, temporary, metadata)
+    write(path, tensors, {"network": network.model_dump(mode="json"), "story": story})
 
 
 def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict[str, Any]]:
     """Read the tensors whose names begin with `prefix` (which is cut off), the config and the story.
 
     Raises:
-        UserError: the file is missing, truncated, or wasn't written by ebdiff.
+        Missing: it isn't there.
+        Unusable: it isn't what was written, or wasn't written by `save`.
     """
+    tensors, told = read(path, prefix)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {
-                name.removeprefix(prefix): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 (not a dict)
-                if name.startswith(prefix)
-            }
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
-    try:
-        config, told = Network.model_validate_json(metadata["network"]), json.loads(metadata["story"])
-    except (KeyError, ValueError):  # pydantic's and json's errors are ValueErrors
-        raise UserError(f"{path}: holds no ebdiff network; delete it and run again") from None
+        config = Network.model_validate(told["network"])
+    except (KeyError, ValueError):  # pydantic's errors are ValueErrors
+        raise Unusable(path, "holds no ebdiff network") from None
     if not tensors:
-        raise UserError(f"{path}: holds nothing named {prefix}*; delete it and run again")
-    return tensors, config, told
+        raise Unusable(path, f"holds nothing named {prefix}*")
+    return tensors, config, told["story"]
 
 
 def story(path: Path) -> dict[str, Any]:
-    """Only the story of a stored network; reads no tensor.
+    """Only the story of a stored network; reads no tensor, so the checksum isn't compared.
 
     Raises:
-        UserError: as `load`.
+        Missing, Unusable: as `load`.
     """
-    try:
+    told = read_told(path)
+    if "story" not in told:
+        raise Unusable(path, "holds no ebdiff network")
+    return told["story"]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    """Write tensors atomically, with JSON metadata and a checksum of both."""
+    # safetensors refuses views and channels_last.
+    whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    found = checksum([_text(told), *(part for name in sorted(whole) for part in _buffers(name, whole[name]))])
+    # One key: safetensors writes several in random order, and equal files must have equal bytes.
+    metadata = {TOLD: json.dumps({CHECKSUM: found, **told})}
+    with replacing(path) as temporary:
+        try:
+            save_file(whole, temporary, metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+
+def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write` wrote: the tensors whose names begin with `prefix`, cut off, and the metadata.
+
+    Raises:
+        Missing: it isn't there.
+        Unusable: it isn't what was written.
+    """
+    told, tensors = read_told(path), {}
+
+    def parts() -> Iterator[Any]:  # one tensor at a time: a state holds four times what sampling needs
+        yield _text(told)
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["story"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; make it with `snakemake --cores all {path}`") from None
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it and run again") from None
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                if name.startswith(prefix):
+                    tensors[name.removeprefix(prefix)] = tensor
+                yield from _buffers(name, tensor)
+
+    expected = told.pop(CHECKSUM, None)
+    try:
+        found = checksum(parts())
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
+    if found != expected:
+        raise damaged(path, "its checksum differs")
+    return tensors, told
+
+
+def _text(told: Mapping[str, Any]) -> bytes:
+    return json.dumps(told).encode()
+
+
+def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
+    """What a checksum is made of: a tensor's name and form, and its bytes."""
+    form = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+    return form, tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def adopt_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -96,7 +96,7 @@ def known_steps(experiment: Experiment, device: torch.device) -> dict[str, float
     if not path.exists():
         return None
     cost = read_json(path)
-    if (cost["digest"], cost["device"]) != (cost_digest(experiment), device_name(device)):
+    if (cost.get("settings"), cost["device"]) != (cost_digest(experiment), device_name(device)):
         return None
     return {name: network["step_ms"] / 1e3 for name, network in cost["networks"].items()}
 

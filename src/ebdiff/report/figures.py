@@ -21,7 +21,7 @@ from ebdiff.report.facts import RunFacts
 from ebdiff.report.needs import FIGURES, milestone
 from ebdiff.report.results import Results
 
-__all__ = ["CAPTIONS", "FIGURES", "draw", "losses", "write_figure"]
+__all__ = ["CAPTIONS", "FIGURES", "draw", "losses", "save", "write_figure"]
 
 CAPTIONS = {
     "figure1": "Quality against relative training time, as the paper counts it: the search is left out and "
@@ -57,8 +57,13 @@ def write_figure(experiment: Experiment, figure: str, folder: Path, *, partial: 
         UserError: no such figure; a file is damaged, or missing while `partial` is false.
     """
     needs.figure_needs(experiment, figure)  # refuses unknown names
+    return save(Results(experiment, partial=partial), figure, folder)
+
+
+def save(results: Results, figure: str, folder: Path) -> list[Path]:
+    """Draw a figure and write it, as `write_figure`."""
     with style.theme():
-        return style.save(draw(Results(experiment, partial=partial), figure), folder, figure)
+        return style.save(draw(results, figure), folder, figure)
 
 
 def draw(results: Results, figure: str) -> Figure:

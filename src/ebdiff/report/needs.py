@@ -154,11 +154,13 @@ def paths(experiment: Experiment, needs: Needs) -> list[str]:
     found += [at(layout.STORY, **dict(zip(ticket, t, strict=True))) for t in needs.stories]
     found += [at(layout.LEDGER, seed=s, expert=e, milestone=m) for s, e, m in needs.ledgers]
     found += [at(layout.DENSE_LEDGER, seed=seed, search=search) for seed, search in needs.searches]
-    found += [at(layout.SAMPLES, run=run, seed=seed) for run, seed in needs.samples]
+    drawn = (layout.SAMPLES, layout.SAMPLE_LEDGER)
+    found += [at(template, run=run, seed=seed) for run, seed in needs.samples for template in drawn]
     if needs.cost:
         found.append(at(layout.COST))
     if needs.images:
-        found.append(at(layout.IMAGES, dataset=experiment.dataset.name))
+        images = (layout.IMAGES, layout.MANIFEST)
+        found += [at(template, dataset=experiment.dataset.name) for template in images]
     return _unique(found)
 
 

@@ -63,14 +63,16 @@ def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -
     results = Results(experiment, partial=partial)
     if partial:
         for figure in FIGURES:
-            figures.write_figure(experiment, figure, _figures(results), partial=True)
+            figures.save(results, figure, _figures(results))
     sections = {title: [_picture(results, name) for name in names] for title, names in _SECTIONS.items()}
     environment = Environment(
         loader=PackageLoader("ebdiff.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Notes that a mark in the table points to stay in sight; the others fold away.
-    environment.tests["pointed"] = lambda note: note.startswith(("†", protocol.MARK, "[", "So far"))
+    environment.tests["pointed"] = lambda note: note.startswith(
+        ("†", protocol.MARK, "[", "So far", "Left out")
+    )
     html = environment.get_template("page.html.j2").render(
         experiment=experiment,
         partial=partial,
@@ -82,6 +84,7 @@ def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -
         sections=sections,
         losses=_losses(results),
         details=details.tables(results),
+        left_out=results.left_out,
     )
     write_text(path, html)
 

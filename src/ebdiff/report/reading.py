@@ -12,7 +12,7 @@ from ebdiff.accounting import LEARNED
 from ebdiff.config import FINAL, Expert
 from ebdiff.report import needs, text
 from ebdiff.report.facts import RunFacts, network
-from ebdiff.report.results import Missing, Results
+from ebdiff.report.results import Results
 from ebdiff.report.verdicts import (
     COMPARABLE,
     UNDECIDED,
@@ -86,12 +86,10 @@ def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
     """What a training step of the early-bird networks costs, for the rates from 50 % on."""
     rates = {rate for facts in runs if facts.run.method == "eb" for rate in facts.rates}
     for rate in sorted(r for r in rates if r >= 0.5):
-        try:
-            dense, pruned = results.network("dense"), results.network(str(rate))
-        except Missing:
-            if not results.partial:
-                raise
+        both = results.attempt(lambda r: (results.network("dense"), results.network(str(r))), rate)
+        if both is None:
             return
+        dense, pruned = both
         ratio = dense["step_ms"] / pruned["step_ms"]
         evidence = (
             f"{pruned['step_ms']:.1f} ms against {dense['step_ms']:.1f} ms per step: {ratio:.2f} times; "

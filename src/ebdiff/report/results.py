@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from ebdiff import layout
+from ebdiff import inputs, layout
 from ebdiff.config import Experiment, Expert
 from ebdiff.digests import report_digest
-from ebdiff.errors import UserError
-from ebdiff.files import load_memmap, read_arrays, read_json
+from ebdiff.errors import Missing, Unusable, damaged
+from ebdiff.files import load_memmap, read_arrays, read_json, sha256
 from ebdiff.report.needs import milestone
 
 Value = TypeVar("Value")
-
-
-class Missing(UserError):
-    """A file that isn't there yet, as opposed to one that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Hamming:
         """
         found = np.isclose(self.rates, rate)
         if not found.any():
-            raise UserError(f"{self.path}: has no rate {rate:g}; delete it and run again")
+            raise Unusable(self.path, f"has no rate {rate:g}")
         return int(found.argmax())
 
     def newest_to_window(self, rate: float) -> np.ndarray:
@@ -81,25 +79,33 @@ class Results:
 
     Args:
         experiment: what was asked for.
-        partial: whether files may be missing; `attempt` then gives None for them.
+        partial: whether files may be missing; `attempt` then gives None for them, and for those that
+            can't be used: damaged, made for other settings, or just being written.
+
+    Attributes:
+        left_out: what is there but can't be used, one line each.
     """
 
     def __init__(self, experiment: Experiment, *, partial: bool = False) -> None:
         self.experiment, self.partial = experiment, partial
+        self.left_out: list[str] = []
         self._read: dict[Path, Any] = {}
 
     def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
-        """`read(*args)`, or None if a file of a partial report isn't there yet.
+        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used.
 
         Raises:
-            UserError: a file is damaged, or missing while the report must be whole.
+            UserError: a file is missing or can't be used, while the report must be whole.
         """
         try:
             return read(*args)
-        except Missing:
-            if self.partial:
-                return None
-            raise
+        except Unusable as error:
+            if not self.partial:
+                raise
+            if not isinstance(error, Missing) and str(error) not in self.left_out:
+                self.left_out.append(str(error))
+                print(f"left out: {error}", file=sys.stderr)
+            return None
 
     def metrics(self, run: str, seed: int) -> dict:
         """The quality of a run's samples."""
@@ -133,7 +139,7 @@ class Results:
         networks = self.cost()["networks"]
         if name not in networks:
             path = self.path(layout.COST)
-            raise UserError(f"{path}: has no network {name!r}; delete it and run `snakemake {path}`")
+            raise Unusable(path, f"has no network {name!r}")
         return networks[name]
 
     def plan(self) -> dict | None:
@@ -177,25 +183,35 @@ class Results:
 
     def samples(self, run: str, seed: int) -> np.ndarray:
         """A run's samples, uint8 (N, H, W, C)."""
-        return self._once(self.path(layout.SAMPLES, run=run, seed=seed), load_memmap)
+        made = self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
+        return self._once(
+            self.path(layout.SAMPLES, run=run, seed=seed), lambda path: load_memmap(path, made.get("sha256"))
+        )
 
     def images(self) -> np.ndarray:
         """The real images, uint8 (N, H, W, C)."""
-        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), load_memmap)
+        path, checksum = (
+            self.path(layout.IMAGES, dataset=self.experiment.dataset.name),
+            self.manifest().get("sha256"),
+        )
+        return self._once(path, lambda path: load_memmap(path, checksum))
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""
-        return self._once(path, Path.read_bytes)
+        return self._once(path, _whole_png)
 
     def losses(self, seed: int, expert: Expert) -> np.ndarray:
         """Training loss of an expert, (n, 2): step, loss; n = 0 where none was recorded.
 
         The unpruned network's begins with the loss of the search that it continues.
         """
-        files = [self.path(layout.STATS, seed=seed, expert=expert.key, milestone=milestone(expert))]
+        where = dict(seed=seed, expert=expert.key, milestone=milestone(expert))
+        files = [(self.path(layout.STATS, **where), self.ledger, (seed, expert.key, milestone(expert)))]
         if expert.init == "dense":
-            files.append(self.path(layout.DENSE_STATS, seed=seed, search=expert.search))
-        readings = {step: loss for path in files if path.is_file() for step, loss in _readings(path)}
+            path = self.path(layout.DENSE_STATS, seed=seed, search=expert.search)
+            files.append((path, self.search_ledger, (seed, expert.search)))
+        found = [self.attempt(_readings, path, ledger, of) for path, ledger, of in files if path.is_file()]
+        readings = {step: loss for lines in found if lines for step, loss in lines}
         return np.array(sorted(readings.items()), float).reshape(-1, 2)
 
     def path(self, template: str, **parts: object) -> Path:
@@ -206,18 +222,31 @@ class Results:
         return self._once(self.path(template, **parts), read_json)
 
     def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """Read a file the first time it is asked for."""
+        """Read a file the first time it is asked for, if it was made under the experiment's settings."""
         if path not in self._read:
-            if not path.exists():
-                raise Missing(f"{path}: missing; make it with `snakemake --cores all {path}`")
+            inputs.check(self.experiment, [path])
             self._read[path] = read(path)
         return self._read[path]
 
 
-def _readings(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every line of a `stats.jsonl`."""
+def _whole_png(path: Path) -> bytes:
+    """The bytes of a PNG whose checksums are right."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Missing(path) from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+        raise damaged(path, error) from None
+
+
+def _readings(path: Path, ledger: Callable[..., dict], of: tuple) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a `stats.jsonl`, checked with the ledger beside it."""
+    if ledger(*of).get("stats_sha256") not in (None, sha256(path)):
+        raise damaged(path, "its checksum differs")
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(line["step"], line["loss"]) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); delete it and run again") from None
+        raise damaged(path, repr(error)) from None

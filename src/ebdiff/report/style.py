@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ebdiff.files import replacing
+from ebdiff.files import write_bytes
 
 # Seaborn's "colorblind" palette, "ticks" style and "paper" context at 1.05, written out: importing
 # seaborn takes half as long as drawing a figure, and only the heat maps need it.
@@ -82,8 +82,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `{name}.pdf` and `.png` atomically; equal figures give equal bytes."""
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     for path, metadata in zip(paths, ({"CreationDate": None}, {"Software": None}), strict=True):
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=DPI, metadata=metadata)
+        out = io.BytesIO()  # on a full disk Matplotlib's own writing ends in errors of its clean-up
+        figure.savefig(out, format=path.suffix[1:], dpi=DPI, metadata=metadata)
+        write_bytes(path, out.getvalue())
     return paths
 
 

@@ -67,10 +67,12 @@ def build(results: Results, table: str) -> Table:
     if results.partial:
         target = results.path(layout.TABLE, table=table, ext="csv")
         below.append(f"So far: what shows {text.MISSING} is filled by `snakemake --cores all {target}`.")
+    values = [[results.attempt(column.value, facts) for column in columns] for facts in rows]
+    below += [f"Left out: {line}." for line in results.left_out]
     return Table(
         caption=f"{CAPTIONS[table]} ({results.experiment.dataset.name})",
         columns=columns,
-        values=[[results.attempt(column.value, facts) for column in columns] for facts in rows],
+        values=values,
         marks=[notes.marks(facts, rows) for facts in rows],
         notes=below,
         grouped=costly,

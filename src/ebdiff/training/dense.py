@@ -14,8 +14,8 @@ from ebdiff.config import Experiment, Search
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
-from ebdiff.digests import dense_digest
-from ebdiff.files import write_json, write_text
+from ebdiff.digests import dense_digest, settings
+from ebdiff.files import sha256, write_json, write_text
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
@@ -37,8 +37,11 @@ class Watch:
     learned ticket from one that a slow average merely hasn't left yet.
     """
 
-    def __init__(self, experiment: Experiment, search: Search, snapshots: Path, device: torch.device):
+    def __init__(
+        self, experiment: Experiment, search: Search, snapshots: Path, settings: str, device: torch.device
+    ):
         self.network, self.search, self.snapshots = experiment.network, search, snapshots
+        self.settings = settings
         groups = trace(experiment.network)
         self.selector = Selector(groups, search.rates, device)
         self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
@@ -105,7 +108,7 @@ class Watch:
 
     def _save_snapshot(self, state: State, interval: int) -> None:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
-        story = {"step": state.step, "interval": interval}
+        story = {"step": state.step, "interval": interval, "settings": self.settings}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
         store.save(path, tensors, self.network, story)
 
@@ -122,12 +125,13 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     images = Images.of(experiment)
     runtime = Runtime.of(experiment, "training", "dense", device)
     expected = stamp(dense_digest(experiment, name), images.sha256, [])
-    with resumable(last, {"search": name, "seed": seed}, expected, training, runtime) as place:
+    what = {"search": name, "seed": seed, "settings": settings(experiment, last)}
+    with resumable(last, what, expected, training, runtime) as place:
         state = place.state
         if state is None:
             network = store.fresh(experiment.network, seed, f"dense/{name}")
             state = State.start(network, training, runtime)
-        watch = Watch(experiment, search, place.folder / "snapshots", device)
+        watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
         watch.begin(state)
         job = Job(
             name=f"dense/{name}",
@@ -152,14 +156,13 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             return
         state.extra = {}
         state.save(last, experiment.network, place.story)
-        save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, expected["digest"])
+        save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
         watch.publish(layout.path(layout.SNAPSHOTS, **where))
         write_text(layout.path(layout.DENSE_STATS, **where), place.stats.read_text())
         intervals = len(watch.histories["raw"].masks)
         entry = ledger(
             device,
-            search=name,
-            seed=seed,
+            **what,
             steps=state.step,
             seconds=round(state.seconds, 3),
             images=state.step * training.batch,
@@ -168,5 +171,6 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             stopped="settled" if intervals < search.horizon else "horizon",
             settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
             processes=state.processes,
+            stats_sha256=sha256(place.stats),
         )
         write_json(layout.path(layout.DENSE_LEDGER, **where), entry)

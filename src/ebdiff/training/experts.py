@@ -13,8 +13,8 @@ from ebdiff.config import Experiment, Expert, Run
 from ebdiff.data.store import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
-from ebdiff.digests import expert_digest
-from ebdiff.files import read_json, write_json, write_text
+from ebdiff.digests import expert_digest, settings
+from ebdiff.files import read_json, sha256, write_json, write_text
 from ebdiff.ledger import ledger
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
@@ -133,11 +133,12 @@ def finetune_region(
     where = dict(experiment=experiment.name, seed=seed, expert=key, milestone=milestone)
     output = layout.path(layout.MILESTONE, **where)
     images = Images.of(experiment)
-    steps = milestone_steps(experiment, expert, milestone, seed)
-
     read = inputs.expert(experiment, key, milestone, seed)
+    inputs.check(experiment, read)
+
+    steps = milestone_steps(experiment, expert, milestone, seed)
     expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
-    what = {"expert": key, "milestone": milestone, "seed": seed}
+    what = {"expert": key, "milestone": milestone, "seed": seed, "settings": settings(experiment, output)}
     runtime = Runtime.of(experiment, "training", expert.network, device)
     with resumable(output, what, expected, training, runtime) as place:
         state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
@@ -164,5 +165,6 @@ def finetune_region(
             seconds=round(state.seconds, 3),
             images=state.step * training.batch,
             processes=state.processes,
+            stats_sha256=sha256(place.stats),
         )
         write_json(layout.path(layout.LEDGER, **where), entry)

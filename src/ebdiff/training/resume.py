@@ -13,7 +13,7 @@ from typing import Any
 
 from ebdiff import layout, parallel
 from ebdiff.config import Network, Training
-from ebdiff.errors import UserError
+from ebdiff.errors import Unusable, UserError
 from ebdiff.files import holding, sha256, write_text
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
@@ -117,6 +117,8 @@ def _resume(
             state = State.load(path, training, runtime)
             print(f"{output}: going on from step {state.step}", flush=True)
             return state
+    except Unusable as error:
+        reason = error.reason
     except UserError as error:
         reason = str(error)
     os.replace(path, path.with_name(ASIDE))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ebdiff.config import Network, Training
-from ebdiff.errors import UserError
+from ebdiff.errors import Unusable, UserError
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
@@ -98,7 +98,7 @@ class State:
             kind, rest = name.split(".", 1)
             parts.setdefault(kind, {})[rest] = tensor
         if not {"raw", "ema"} <= parts.keys() or "step" not in story:
-            raise UserError(f"{path}: holds no training state; delete it and run again")
+            raise Unusable(path, "holds no training state")
         state = cls.start(store.build(config, parts["raw"]), training, runtime)
 
         def like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -1,0 +1,338 @@
+"""Failing disks and damaged files: each is noticed, named in one line, and remade by the command it names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import changed, write_experiment
+from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
+from test_workflow import snakemake
+
+from ebdiff import files, layout, loading
+from ebdiff.errors import Unusable, UserError
+from ebdiff.nets import store
+
+
+@pytest.fixture
+def project(made, monkeypatch):
+    """The finished project to damage; the damaged file is put back."""
+    monkeypatch.chdir(made)
+    kept = {}
+
+    def damage(path, fault):
+        kept.setdefault(path, path.read_bytes())
+        FAULTS[fault](path, kept[path])
+
+    yield damage
+    for path, content in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def flip(content, where):
+    """One bit turned, at a share of the length."""
+    data = bytearray(content)
+    data[int(len(data) * where)] ^= 4
+    return bytes(data)
+
+
+FAULTS = {
+    "missing": lambda path, content: path.unlink(),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "truncated": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "flipped early": lambda path, content: path.write_bytes(flip(content, 0.2)),
+    "flipped late": lambda path, content: path.write_bytes(flip(content, 0.7)),
+}
+ENDED = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tell():
+    yield
+    print(f"\n{ENDED.total()} faults injected: {dict(ENDED)}")
+
+
+# What reads each kind of file; the first that does, as a user would meet it.
+READ_BY = [
+    (layout.IMAGES, ("train-dense", "tiny")),
+    (layout.MANIFEST, ("train-dense", "tiny")),
+    (layout.LABELS, ("train-classifier", "digits")),
+    (layout.CLASSIFIER, ("reference-stats", "digits")),
+    (layout.REFERENCE, FID),
+    (layout.REFERENCE_FEATURES, FID),
+    (layout.DENSE_MASKS, ("prune-per-epoch", "tiny")),
+    (layout.SNAPSHOT, ("select-eb-epoch", "tiny", "--rate", "0.5")),
+    (layout.DENSE_LAST, DENSE),
+    (layout.MASKS, ("hamming-matrix", "tiny")),
+    (layout.MASKS, ("select-eb-epoch", "tiny", "--rate", "0.5")),
+    (layout.STORY, RANDOM),
+    (layout.TICKET, EB),
+    (layout.MILESTONE, SAMPLE),
+    (layout.SAMPLES, FID),
+    (layout.SAMPLE_LEDGER, FID),
+    (layout.SAMPLES, ("figure", "tiny", "figure5", "--final")),
+    (layout.IMAGES, ("figure", "tiny", "figure5", "--final")),
+    (layout.HAMMING, ("figure", "tiny", "figure2", "--final")),
+    (layout.METRICS, TABLE),
+    (layout.STORY, TABLE),
+    (layout.LEDGER, TABLE),
+    (layout.DENSE_LEDGER, TABLE),
+    (layout.COST, TABLE),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("template", "verb"), READ_BY, ids=lambda v: v[0] if isinstance(v, tuple) else None)
+def test_a_damaged_file_is_one_line_that_names_it_and_how_to_remake_it(
+    project, capsys, template, verb, fault
+):
+    path = path_of(template)
+    project(path, fault)
+    before = everything()
+    capsys.readouterr()
+    status = run(*verb)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 1
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"ebdiff: {path}: " + ("missing; " if fault == "missing" else "damaged ("))
+    output = re.search(r"`(?:rm -r (\S+) && )?snakemake --cores all (\S+)`$", lines[0])
+    assert output, lines[0]
+    assert str(path).startswith(output[2])
+    assert everything() == before  # nothing was written
+    ENDED[f"{path.suffix} {fault}: one line that names the file"] += 1
+
+
+def everything():
+    """Every file of the project's results and data, with its time."""
+    found = [p for folder in ("results", "resources") for p in Path(folder).rglob("*") if p.is_file()]
+    return {p: p.stat().st_mtime_ns for p in found}
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f != "missing"])
+def test_damaged_readings_are_left_out_of_a_report_so_far_and_refused_by_a_whole_one(project, fault):
+    from ebdiff.report.results import Results
+
+    experiment = loading.load("tiny")
+    expert = experiment.runs["eb-50"].experts[0]
+    path = layout.path(layout.STATS, **WHERE)
+    assert len(Results(experiment).losses(0, expert)) == 4
+    project(path, fault)
+    with pytest.raises(Unusable, match=r"40\.stats\.jsonl: damaged"):
+        Results(experiment).losses(0, expert)
+    partial = Results(experiment, partial=True)
+    assert len(partial.losses(0, expert)) == 0
+    assert "40.stats.jsonl: damaged" in partial.left_out[0]
+    ENDED[f"{path.suffix} {fault}: one line that names the file"] += 1
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f != "missing"])
+def test_damaged_figures_are_named(tmp_path, tiny, fault):
+    from ebdiff.report import style
+    from ebdiff.report.results import Results
+
+    path = style.save(style.sentence("nothing"), tmp_path, "figure1")[1]
+    assert Results(tiny).png(path)
+    FAULTS[fault](path, path.read_bytes())
+    with pytest.raises(Unusable, match=r"figure1\.png: damaged"):
+        Results(tiny).png(path)
+    ENDED[f"{path.suffix} {fault}: one line that names the file"] += 1
+
+
+# --- every single bit of small files -----------------------------------------------------------------------
+
+
+def test_no_flipped_bit_of_an_npz_goes_unnoticed(tmp_path):
+    arrays = {"masks": np.arange(24, dtype=np.uint8).reshape(3, 8), "names": np.array(["a", "bb"])}
+    path = tmp_path / "x.npz"
+    files.write_arrays(path, **arrays)
+    noticed = every_bit(path, files.read_arrays, lambda found: equal_arrays(found, arrays))
+    assert noticed > 1000
+
+
+def equal_arrays(found, arrays):
+    return found.keys() == arrays.keys() and all(np.array_equal(found[n], arrays[n]) for n in arrays)
+
+
+def test_no_flipped_bit_of_json_goes_unnoticed(tmp_path):
+    value = {"fd": 12.25, "steps": 100, "name": "é", "list": [1, None, True]}
+    path = tmp_path / "x.json"
+    files.write_json(path, value)
+    # In the checksum's own name it only adds a key.
+    assert every_bit(path, files.read_json, lambda found: {k: found.get(k) for k in value} == value) > 1000
+
+
+def test_no_flipped_bit_of_a_network_goes_unnoticed(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor([1, 2], dtype=torch.uint8)}
+    story = {"step": 3, "settled": True}
+    path = tmp_path / "x.safetensors"
+    store.write(path, tensors, {"story": story})
+
+    def same(found):
+        return found[1] == {"story": story} and all(torch.equal(found[0][n], tensors[n]) for n in tensors)
+
+    assert every_bit(path, store.read, same) > 1000
+
+
+def every_bit(path, read, same):
+    """Flip every bit: the file is refused by name, or what is read is the same. Counts the refused."""
+    content, refused = path.read_bytes(), 0
+    for bit in range(8 * len(content)):
+        data = bytearray(content)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            assert same(read(path)), f"bit {bit} went unnoticed"
+            ENDED[f"{path.suffix} any bit flipped: harmless"] += 1
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            ENDED[f"{path.suffix} any bit flipped: one line that names the file"] += 1
+            refused += 1
+    return refused
+
+
+def test_equal_networks_are_equal_files(tmp_path):
+    write = (
+        "import sys, torch; from pathlib import Path; from ebdiff.nets import store\n"
+        "store.write(Path(sys.argv[1]), {'b': torch.ones(3), 'a': torch.zeros(2)}, {'x': 1, 'story': {}})"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", write, tmp_path / name], check=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["empty", "truncated"])
+def test_a_damaged_tuning_is_one_line(tmp_path, monkeypatch, fault):
+    write_experiment(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tuning(tmp_path)
+    FAULTS[fault](path, path.read_bytes())
+    with pytest.raises(UserError, match=r"tuning/tiny\.yaml"):
+        loading.load("tiny")
+
+
+def test_a_flipped_bit_of_a_tuning_is_an_error_harmless_or_other_settings(tmp_path, monkeypatch):
+    """Configuration is the user's to edit and carries no checksum, but what it changes is never mixed."""
+    from ebdiff.digests import settings
+
+    write_experiment(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tuning(tmp_path)
+    whole = loading.load("tiny")
+    content, ended = path.read_bytes(), Counter()
+    for bit in range(8 * len(content)):
+        data = bytearray(content)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = loading.load("tiny")
+        except UserError as error:
+            assert "tiny.yaml" in str(error) and "\n" not in str(error)
+            ended["one line that names the file"] += 1
+            continue
+        if found.tuning.training == whole.tuning.training and found.tuning.sampling == whole.tuning.sampling:
+            ended["harmless"] += 1
+            continue
+        milestone = layout.path(layout.MILESTONE, **WHERE)
+        samples = layout.path(layout.SAMPLE_LEDGER, **WHERE)
+        differ = [settings(found, p) != settings(whole, p) for p in (milestone, samples)]
+        other = {n for n in (*found.tuning.training, *found.tuning.sampling) if n not in ("0.5", "dense")}
+        assert any(differ) or other, f"bit {bit}"
+        ended["other settings"] += 1
+    assert ended["one line that names the file"] > 100
+    ENDED.update({f".yaml any bit flipped: {how}": n for how, n in ended.items()})
+
+
+def tuning(folder):
+    path = folder / "config/tuning/tiny.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "device: a CPU\n"
+        "training:\n  '0.5': {precision: bf16, channels_last: true, compile: false}\n"
+        "sampling:\n  '0.5': {precision: bf16, channels_last: false, compile: false}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("fault", ["empty", "truncated", "flipped early", "flipped late"])
+def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from ebdiff.data.sources import prepare
+
+    def png(i):
+        out = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(out, "PNG")
+        return {"bytes": out.getvalue(), "path": None}
+
+    path = tmp_path / "train.parquet"
+    table = pa.table({"image": [png(i) for i in range(40)], "label": list(range(40))})
+    pq.write_table(table, path, write_page_checksum=True, compression="none")
+    from conftest import TINY
+
+    changes = {
+        "dataset.source": "images",
+        "dataset.path": str(path),
+        "dataset.name": "mine",
+        "dataset.subset": ...,
+    }
+    experiment = loading.parse(changed(TINY, changes), "tiny.yaml")
+    outputs = [tmp_path / "data" / name for name in ("images.npy", "labels.npy", "manifest.json")]
+    FAULTS[fault](path, path.read_bytes())
+    with pytest.raises(UserError, match=r"train\.parquet") as caught:
+        prepare(experiment, *outputs)
+    assert "\n" not in str(caught.value)
+    assert not any(p.exists() for p in outputs)
+    ENDED[f".parquet {fault}: one line that names the file"] += 1
+
+
+# --- the whole way: damage, the message, the command it names, the same command again -----------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("template", "spared"),
+    [(layout.TICKET, (layout.DENSE_LAST, layout.MASKS)), (layout.SAMPLES, (layout.TICKET, layout.MILESTONE))],
+    ids=["a ticket", "samples"],
+)
+def test_the_command_that_a_message_names_remakes_what_is_damaged_and_nothing_before(
+    tmp_path, made, monkeypatch, template, spared
+):
+    folder = shutil.copytree(made, tmp_path / "project")  # keeps the dates
+    monkeypatch.chdir(folder)
+    path, metrics = path_of(template), layout.path(layout.METRICS, **WHERE)
+    reader = layout.path(layout.MILESTONE if template == layout.TICKET else layout.METRICS, **WHERE)
+    before = {**everything(), "content": path.read_bytes(), "metrics": files.read_json(metrics)}
+    path.write_bytes(flip(path.read_bytes(), 0.7))
+    reader.unlink()
+    done = snakemake(folder, str(metrics))
+    assert done.returncode != 0
+    said = re.findall(
+        rf"ebdiff: {path}: damaged .*with `(rm -r .*)`$", done.stdout + done.stderr, re.MULTILINE
+    )
+    assert said, done.stderr
+
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", said[0]], env=env, check=True, capture_output=True, timeout=600)
+    assert path.read_bytes() == before["content"]
+    done = snakemake(folder, str(metrics))
+    assert done.returncode == 0, done.stderr
+    after, timed = files.read_json(metrics), {"seconds", "protocols"}
+    assert {k: v for k, v in after.items() if k not in timed} == {
+        k: v for k, v in before["metrics"].items() if k not in timed
+    }
+    for template in spared:
+        untouched = layout.path(template, **WHERE)
+        assert untouched.stat().st_mtime_ns == before[untouched]
+    ENDED[f"{path.suffix} flipped, remade by the command that its message names"] += 1
