@@ -24,7 +24,10 @@ from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
-from ebdiff.training.dense import KINDS, Watch
+from ebdiff.pruning.graph import trace
+from ebdiff.pruning.importance import magnitude
+from ebdiff.pruning.select import Selector
+from ebdiff.training.dense import KINDS
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 from ebdiff.tuning import words
@@ -49,11 +52,12 @@ def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callab
     """Some steps of our dense loop with the masks of a search, raw and averaged, after each of them."""
     job, network = timing_job(experiment, runtime), network_of(experiment, 0.0)
     state = State.start(network, experiment.training, runtime)
-    watch = Watch(experiment, experiment.searches["iterwise"], paired.OUT, runtime.device)
+    rates = experiment.searches["iterwise"].rates
+    selector = Selector(trace(experiment.network), rates, runtime.device)
 
     def take(state: State) -> bool:
         for kind in KINDS:
-            watch.masks(state, kind)
+            selector(magnitude(state.weights(kind)))
         return False
 
     return lambda: train(state, job, state.step + steps, interval=1, at_interval=take, save=lambda s: None)
