@@ -14,8 +14,9 @@ import kills
 import numpy as np
 import pytest
 from conftest import write_experiment
-from safetensors import safe_open
 from test_workflow import copied, edit
+
+from ebdiff.nets.store import story
 
 EXPERT = "full-magnitude-ema-0.5-t0-1000"
 CHANGES = {
@@ -175,8 +176,7 @@ def test_a_signal_keeps_the_state_and_the_same_command_goes_on(undisturbed, stag
         going_on = f"going on, {done} batches"
     else:
         (kept,) = here.rglob("state.safetensors")
-        with safe_open(kept, framework="np") as file:
-            step = json.loads(file.metadata()["story"])["step"]
+        step = story(kept)["step"]
         assert f"step {step} of" in lines[0]
         assert step >= 10
         going_on = f"going on from step {step}"
