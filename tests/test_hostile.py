@@ -353,7 +353,7 @@ def test_so_far_quotes_its_experiments(tmp_path):
         folder, "--dry-run", "--printshellcmds", "so-far", "--config", "experiments=smoke,digits"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    command = re.search(r"^Shell command: (for name in .*)$", done.stdout + done.stderr, re.MULTILINE)[1]
+    command = re.search(r"^Shell command: (bash -ec .*)$", done.stdout + done.stderr, re.MULTILINE)[1]
     (folder / "results/logs").mkdir(parents=True)
     assert bash(folder, command) == ["report", "digits", "--so-far"]
     for hostile in ("$(touch pwned)", "`touch pwned`", "';touch pwned;'"):
