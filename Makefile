@@ -17,7 +17,7 @@ test: env ## the tests, slow ones included
 	pytest -m "not long"
 
 test-fast: env ## two minutes of tests
-	pytest -m "not slow and not long"
+	pytest -m "not slow"
 
 test-all: env ## everything, for as long as it takes
 	pytest

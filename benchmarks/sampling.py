@@ -61,14 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return to_uint8(plain.sample(model, x_last(), steps, abar))
 
     def draw(how: Execution) -> np.ndarray:
-        runtimes[how].set_arithmetic()
         return generate(experiment, routers[how], indices, 0, args.device)
 
     runtimes[Execution()].set_arithmetic()
     theirs, distinct = plain.sample(model, x_last(), steps, abar), sorted(set(steps))
     apart = {}
     for how, router in routers.items():
-        runtimes[how].set_arithmetic()
         with torch.inference_mode():
             ours = ddim(router, x_last(), distinct, abar, lambda t: None, clamp=False).cpu()
         apart[how] = float((ours - theirs).norm() / theirs.norm())

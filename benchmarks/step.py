@@ -19,7 +19,7 @@ import plain
 import torch
 
 from ebdiff.config import Execution, Experiment
-from ebdiff.cost import interleaved, network_of, timing_job, training_step
+from ebdiff.cost import interleaved, network_of, steps_at_once, timing_job, training_step
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.nets.unet import UNet
@@ -85,7 +85,7 @@ def check(experiment: Experiment, network: UNet, device: torch.device) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = paired.arguments(__doc__, argv, rounds=7)
     gpu = args.device.type == "cuda"
-    steps = 20 if gpu else 1
+    steps = steps_at_once(args.device)
     experiment = paired.experiment(128 if gpu else 16, args.tiny)
     Runtime(args.device, Execution()).set_arithmetic()
     check(experiment, network_of(experiment, 0.5), args.device)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for how in hows:
         for rate in RATES:
             network = network_of(experiment, rate)
-            work[rate, how] = training_step(experiment, network, Runtime(args.device, how), steps)
+            work[rate, how] = training_step(experiment, network, Runtime(args.device, how))
     s = interleaved(work, args.rounds)
     rows = speeds(s, hows) + shares(experiment, s, hows)
     rows += masks(s, (0.0, hows[0]), steps)

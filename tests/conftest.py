@@ -60,6 +60,13 @@ def changed(raw, changes):
     return raw
 
 
+def pytest_collection_modifyitems(items):
+    """What is long is slow too: `-m "not slow"` leaves both out."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def vary():
     """The tiny experiment with some keys changed: vary({"training.batch": 8})."""

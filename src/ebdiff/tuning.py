@@ -10,7 +10,7 @@ import yaml
 
 from ebdiff import layout
 from ebdiff.config import Execution, Experiment, Tuning
-from ebdiff.cost import interleaved, network_of, rates, training_step
+from ebdiff.cost import interleaved, network_of, rates, steps_at_once, training_step
 from ebdiff.devices import device_name
 from ebdiff.files import write_text
 from ebdiff.nets.execution import Runtime
@@ -39,7 +39,8 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
     """
     chosen: dict[str, dict[str, Execution]] = {}
     told = []
-    for use, piece in (("training", training_step), ("sampling", sampling_step)):
+    at_once = steps_at_once(device)
+    for use, piece, steps in (("training", training_step, at_once), ("sampling", sampling_step, 1)):
         for name, rate in rates(experiment).items():
             torch.compiler.reset()
             print(f"{use}, {name}", flush=True)
@@ -47,7 +48,7 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
                 how: piece(experiment, network_of(experiment, rate), Runtime(device, how))
                 for how in candidates(device)
             }
-            times = {how: median(seconds) for how, seconds in interleaved(work, ROUNDS).items()}
+            times = {how: median(seconds) / steps for how, seconds in interleaved(work, ROUNDS).items()}
             best = next(how for how in times if times[how] <= WORTH * min(times.values()))
             chosen.setdefault(use, {})[name] = best
             told.append(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebdiff.nets.execution import Denoiser
 
+Predictor = Callable[[Tensor, int], Tensor]  # eps(x, t), all images at the same timestep
 Noise = Callable[[int], Tensor]  # timestep -> fresh noise of the batch's shape
 
 
@@ -30,12 +31,12 @@ class Router:
         """The network that serves timestep t."""
         return next(e for (lo, hi), e in zip(self.serves, self.experts, strict=True) if lo <= t < hi)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.expert(int(t[0]))(x, t)
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        return self.expert(t)(x, torch.full((len(x),), t, device=x.device))
 
 
 def ddim(
-    denoiser: Denoiser, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
+    denoiser: Predictor, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
 ) -> Tensor:
     """DDIM with eta = 0 (Song et al. 2021, Eq. 12); needs no fresh noise.
 
@@ -53,7 +54,7 @@ def ddim(
     before = [1.0, *(float(abar[t]) for t in steps[:-1])]
     for t, a_next in zip(reversed(steps), reversed(before), strict=True):
         a = float(abar[t])
-        eps = denoiser(x, torch.full((len(x),), t, device=x.device))
+        eps = denoiser(x, t)
         x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
         if clamp:
             x0 = x0.clamp(-1, 1)
@@ -63,7 +64,7 @@ def ddim(
 
 
 def ddpm(
-    denoiser: Denoiser, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
+    denoiser: Predictor, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2), variance beta_t ("fixedlarge").
 
@@ -73,7 +74,7 @@ def ddpm(
     for t, a_before in zip(reversed(steps), reversed(before), strict=True):
         a = float(abar[t])
         beta = 1 - a / a_before
-        eps = denoiser(x, torch.full((len(x),), t, device=x.device))
+        eps = denoiser(x, t)
         x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
         if clamp:
             x0 = x0.clamp(-1, 1)

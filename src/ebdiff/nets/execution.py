@@ -89,6 +89,11 @@ class Runtime:
 
     def denoiser(self, network: nn.Module) -> Denoiser:
         """A network that only predicts: no gradients, its weights in the precision it computes in."""
-        self.set_arithmetic()
         network = self.place(network.eval().requires_grad_(False))
-        return self.compiled(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)
+        run = self.compiled(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            self.set_arithmetic()  # each time: the experts of a run may differ
+            return run(x, t)
+
+        return predict

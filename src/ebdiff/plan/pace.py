@@ -14,7 +14,7 @@ import torch
 
 from ebdiff import layout
 from ebdiff.config import Experiment
-from ebdiff.cost import WARMUP, interleaved, network_of, rates, training_step
+from ebdiff.cost import WARMUP, interleaved, network_of, rates, steps_at_once, training_step
 from ebdiff.devices import device_name
 from ebdiff.digests import cost_digest
 from ebdiff.files import read_json
@@ -70,11 +70,12 @@ def measured(experiment: Experiment, device: torch.device) -> Pace:
                 runtime = Runtime.of(experiment, use, name, device)
                 work[use, name] = piece(small, network_of(experiment, rate), runtime)
     times = {key: median(seconds) for key, seconds in interleaved(work, ROUNDS).items()}
-    step = known or {name: times["training", name] * batch / images for name in rates(experiment)}
+    part = batch / images / steps_at_once(device)
+    step = known or {name: times["training", name] * part for name in rates(experiment)}
     image = {name: times["sampling", name] / small.sampling.batch for name in rates(experiment)}
-    part = f", {images} of {batch} images" if images < batch else ""
+    cut = f", {images} of {batch} images" if images < batch else ""
     source = f"step times of {layout.path(layout.COST, experiment=experiment.name)}, else measured"
-    told = source if known else f"measured on {ROUNDS} steps{part}"
+    told = source if known else f"measured on {ROUNDS} steps{cut}"
     return Pace(step, image, _mask_seconds(experiment), *_starts(device), told)
 
 
