@@ -163,6 +163,7 @@ def test_tune_writes_what_the_workflow_then_reads(workspace, monkeypatch):
     assert tuned.model_copy(update={"tuning": e.tuning}) == e
 
 
+@pytest.mark.slow
 def test_tune_really_measures(workspace, capsys):
     write_experiment(workspace)
     found = tuning.tune(loading.load("tiny"), CPU)

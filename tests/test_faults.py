@@ -116,6 +116,7 @@ def everything():
     return {p: p.stat().st_mtime_ns for p in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f != "missing"])
 def test_damaged_readings_are_left_out_of_a_report_so_far_and_refused_by_a_whole_one(project, fault):
     from ebdiff.report.results import Results

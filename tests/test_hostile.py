@@ -226,6 +226,7 @@ def reported(attack, folder):
     return e, (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_no_text_of_an_experiment_becomes_markup(tmp_path, monkeypatch):
     """The page with every attack in every free text has the tags of a harmless page, and no others."""
 

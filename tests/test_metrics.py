@@ -210,6 +210,7 @@ def pixels(workspace):
     ]
 
 
+@pytest.mark.slow
 def test_the_classifier_is_deterministic_and_learns(pixels, workspace):
     accuracies = [classifier.train_classifier(*pixels, workspace / f"{i}.safetensors") for i in range(2)]
     assert accuracies[0] == accuracies[1] > 0.8
@@ -235,6 +236,7 @@ def put_samples(run, drawn):
     files.write_json(path.with_name("ledger.json"), {"sha256": files.sha256(path)})
 
 
+@pytest.mark.slow
 def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny):
     images = np.load("resources/data/digits/images.npy")
     classifier.train_classifier(*pixels, layout.path(layout.CLASSIFIER, dataset="digits"))

@@ -235,6 +235,7 @@ def test_disk_is_what_is_not_there_yet(tiny, plenty, tmp_path, monkeypatch):
     assert sum(later.disk.values()) - later.disk_to_come == 1797 * (64 + 8)
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_and_written(verb, tmp_path):
     write_experiment(tmp_path)
     done = verb("plan", "tiny", "--step-ms", 5, "--devices", 3)

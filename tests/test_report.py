@@ -414,6 +414,7 @@ def check_latex(tex, expected):
 # --- needs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_needs_name_exactly_what_is_read():
     e = make(seeds=(0, 1), more=True)
     fabricate(e)
@@ -449,6 +450,7 @@ def test_the_room_imports_no_torch_and_needs_is_light():
 # --- figures ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_whole_and_partial():
     e = make(more=True)
     for figure in needs.FIGURES:  # nothing is there: a sentence says so

@@ -347,6 +347,7 @@ def test_latex_of_the_new_tables(table):
     check_latex(write(e, table)[2].read_text(), 1 if table == "table2" else 2)
 
 
+@pytest.mark.slow
 def test_the_page_and_its_details_need_no_classifier(monkeypatch):
     monkeypatch.setattr(style, "DPI", 40)
     e = lsun()
