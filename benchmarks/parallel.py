@@ -41,7 +41,7 @@ def work(stats: Path, tiny: bool) -> None:
     runtime = Runtime(CPU)
     job = timing_job(experiment, runtime)
     job = replace(job, stats=stats, training=job.training.model_copy(update={"log_every": 1}))
-    state = State.start(network_of(experiment, 0.0), experiment.training, runtime)
+    state = State.start(network_of(experiment, 0.0), runtime)
     train(state, job, 1 + STEPS, save=lambda state: None)
 
 

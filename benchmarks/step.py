@@ -51,7 +51,7 @@ def plain_step(experiment: Experiment, network: UNet, device: torch.device, step
 def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
     """Some steps of our dense loop with the masks of a search, raw and averaged, after each of them."""
     job, network = timing_job(experiment, runtime), network_of(experiment, 0.0)
-    state = State.start(network, experiment.training, runtime)
+    state = State.start(network, runtime)
     rates = experiment.searches["iterwise"].rates
     selector = Selector(trace(experiment.network), rates, runtime.device)
 

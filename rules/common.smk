@@ -96,6 +96,16 @@ def compute(key):
     return lambda w: getattr(experiment(w).compute, key)
 
 
+def job_threads(w):
+    """Threads of a job that may be spread over several GPUs, a process for each."""
+    return experiment(w).compute.threads * max(1, experiment(w).compute.gpus)
+
+
+def one_gpu(w):
+    """A GPU for a verb that uses one, however many trainings take."""
+    return min(1, experiment(w).compute.gpus)
+
+
 def grow(amount, of=compute):
     """A resource that doubles with every retry: a key of `compute`, or a number."""
     first = of(amount) if isinstance(amount, str) else lambda w: amount

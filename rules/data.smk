@@ -65,7 +65,7 @@ rule reference_stats:
     resources:
         mem_mb=grow("mem_mb", of=compute_reference),
         runtime=grow("runtime", of=compute_reference),
-        gpu=compute_reference("gpus"),
+        gpu=lambda w: min(1, compute_reference("gpus")(w)),
     params:
         digest=of_reference,
     shell:

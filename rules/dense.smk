@@ -16,7 +16,7 @@ rule measure_cost:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow(30),
-        gpu=compute("gpus"),
+        gpu=one_gpu,
         slurm_extra="--exclusive",
     params:
         digest=of(digests.cost_digest),
@@ -41,7 +41,7 @@ rule train_dense:
     priority: 50  # everything else waits for it
     conda:
         CONDA
-    threads: compute("threads")
+    threads: job_threads
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),

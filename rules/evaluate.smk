@@ -15,7 +15,7 @@ rule sample:
     priority: 20
     conda:
         CONDA
-    threads: compute("threads")
+    threads: job_threads
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
@@ -45,7 +45,7 @@ rule fid:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=compute("gpus"),
+        gpu=one_gpu,
     params:
         digest=of(digests.metrics_digest),
     shell:

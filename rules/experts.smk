@@ -16,7 +16,7 @@ rule finetune_region:
     priority: 30
     conda:
         CONDA
-    threads: compute("threads")
+    threads: job_threads
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),

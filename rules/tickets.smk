@@ -18,7 +18,7 @@ rule prune_per_epoch:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=compute("gpus"),
+        gpu=one_gpu,
     params:
         digest=of(digests.masks_digest, "search", "criterion", "weights"),
     shell:

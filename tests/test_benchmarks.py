@@ -60,7 +60,7 @@ def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
     experiment = experiment.model_copy(update={"training": cfg})
     network, abar = network_of(experiment, 0.0), alphas_bar(experiment.diffusion)
     trainer = plain.Trainer(plain.network(network), abar, cfg.learning_rate, cfg.clip, cfg.ema_decay)
-    job, state = timing_job(experiment, runtime), State.start(network, cfg, runtime)
+    job, state = timing_job(experiment, runtime), State.start(network, runtime)
     train(state, job, 1, save=lambda state: None)
 
     draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, runtime.device)

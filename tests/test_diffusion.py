@@ -233,7 +233,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
 def experts(workspace, tiny):
     """Untrained files where the experts of TA-EB would be."""
     for i, expert in enumerate(tiny.runs["ta-eb"].experts):
-        state = State.start(store.fresh(tiny.network, i, "test"), tiny.training, Runtime(CPU))
+        state = State.start(store.fresh(tiny.network, i, "test"), Runtime(CPU))
         where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
         state.save(layout.path(layout.MILESTONE, **where), tiny.network, {})
     return workspace

@@ -40,7 +40,7 @@ torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # loads what
 with open("/proc/self/status") as file:
     before = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 network = store.build(config, {n: torch.zeros(t.shape) for n, t in shapes.items()})
-state = State.start(network, training, Runtime(CPU))
+state = State.start(network, Runtime(CPU))
 pixels = np.zeros((batch, config.image_size, config.image_size, config.channels), np.uint8)
 images, abar = Images(pixels, flip=False, sha256=""), alphas_bar(Diffusion())
 job = Job("m", 0, images, Antithetic(0, 1000), abar, training, Runtime(CPU))

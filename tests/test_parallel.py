@@ -15,6 +15,7 @@ from conftest import write_experiment
 from test_training import EB, same, tensors_of
 
 from ebdiff import cli, devices, parallel
+from ebdiff.errors import UserError
 from ebdiff.files import read_json
 from ebdiff.training import dense
 
@@ -121,11 +122,11 @@ def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
 # --- GPUs --------------------------------------------------------------------------------------------------
 
 
-def leasing(folder, gpus, own, **environment):
+def leasing(folder, gpus, own, count=1, **environment):
     """A process that leases a GPU, prints it and keeps it until its input closes."""
     program = (
         "import sys; from ebdiff.devices import lease; "
-        f"print(lease({gpus}, {own}, 0.05), flush=True); sys.stdin.read()"
+        f"print(*lease({gpus}, {count}, {own}, 0.05), flush=True); sys.stdin.read()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],
@@ -144,7 +145,7 @@ def test_jobs_side_by_side_lease_different_gpus_and_wait_for_one(tmp_path):
     second = leasing(tmp_path, gpus, True)
     assert second.stdout.readline() == "1\n"
     third = leasing(tmp_path, gpus, True)
-    assert third.stdout.readline() == "waiting: all 2 GPUs are in use by other jobs\n"
+    assert third.stdout.readline() == "waiting for 1 of 2 GPUs: other jobs use them\n"
     sharing = leasing(tmp_path, gpus, False)
     assert sharing.stdout.readline() in ("0\n", "1\n")
     second.kill()  # however a process ends, its GPU is free
@@ -167,39 +168,65 @@ def test_allocations_of_a_cluster_that_each_call_their_gpu_0_do_not_wait_for_eac
 
 
 def test_a_schedulers_choice_of_gpus_is_kept(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-77")
-    assert devices.visible_gpus(2) == ["3", "GPU-77"]
+    assert devices.visible_gpus() == ["3", "GPU-77"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert devices.visible_gpus(2) == ["0", "1"]
+    assert devices.visible_gpus() == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_two_jobs_of_several_gpus_never_hold_half_of_what_each_needs(tmp_path):
+    """One holds two of three; who wants two waits for both, and who comes later waits behind it."""
+    gpus = ["a", "b", "c"]
+    first = leasing(tmp_path, gpus, True, 2)
+    assert first.stdout.readline() == "0 1\n"
+    second = leasing(tmp_path, gpus, True, 2)
+    assert second.stdout.readline() == "waiting for 2 of 3 GPUs: other jobs use them\n"
+    third = leasing(tmp_path, gpus, True, 2)
+    first.stdin.close()
+    first.wait(timeout=20)
+    assert sorted(second.stdout.readline().split()) in (["0", "2"], ["1", "2"])
+    second.stdin.close()
+    assert sorted(third.stdout.readline().split()) in (["0", "1"], ["0", "2"], ["1", "2"])
+    for process in (second, third):
+        process.kill()
+        process.wait()
 
 
 def test_a_job_of_two_gpus_starts_itself_under_torchrun(workspace, monkeypatch):
     write_experiment(workspace, {"compute.gpus": 2})
     started = []
 
-    def execvp(file, command):
-        started.append(command)
+    def execv(file, command):
+        started.append((command, os.environ["CUDA_VISIBLE_DEVICES"]))
         raise SystemExit(0)
 
-    monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(sys, "argv", ["ebdiff", "train-dense", "tiny"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(devices, "lease", lambda gpus, count, own: [3, 1][:count])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     with pytest.raises(SystemExit):
         cli.train_dense("tiny")
-    assert started == [
-        [
-            "torchrun",
-            "--standalone",
-            "--nproc-per-node=2",
-            "--no-python",
-            "--",
-            "ebdiff",
-            "train-dense",
-            "tiny",
-        ]
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    verb = ["--no-python", "--", sys.executable, "-m", "ebdiff.cli", "train-dense", "tiny"]
+    assert started == [([*torchrun, *verb], "7,5")]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # a machine without GPUs: one process
     monkeypatch.setattr(dense, "train_dense", lambda *a: started.append("here"))
     cli.train_dense("tiny")
     assert started[-1] == "here"
+
+
+def test_processes_of_a_job_take_the_gpus_leased_for_it_and_share_its_threads(workspace, monkeypatch):
+    write_experiment(workspace)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["5", "7"])
+    with pytest.raises(UserError, match="'cuda:1' can't be used here"):
+        devices.pick_device("auto", own=True)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    cli._begin("tiny", 8)
+    assert os.environ["OMP_NUM_THREADS"] == "4"

@@ -109,7 +109,7 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
     output = tmp_path / "expert.safetensors"
 
     def place(digest):
-        return resumable(output, {}, {"digest": digest}, tiny.training, Runtime(CPU))
+        return resumable(output, {}, {"digest": digest}, Runtime(CPU))
 
     def interrupted(digest):
         with pytest.raises(KeyboardInterrupt), place(digest) as kept:
@@ -119,7 +119,7 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
                 from ebdiff.training.state import State
 
                 assert not kept.stats.exists()
-                state = State.start(fresh(tiny.network, 0, "t"), tiny.training, Runtime(CPU))
+                state = State.start(fresh(tiny.network, 0, "t"), Runtime(CPU))
                 state.step = 10
             lines = [json.dumps({"step": step, "loss": 1.0}) for step in (5, 10, 15)]
             kept.stats.write_text("\n".join(lines) + '\n{"step": 2')
@@ -141,7 +141,7 @@ def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(tmp_p
     from ebdiff.training.state import State
 
     def place():
-        return resumable(tmp_path / "x.safetensors", {}, {"digest": "a"}, tiny.training, Runtime(CPU))
+        return resumable(tmp_path / "x.safetensors", {}, {"digest": "a"}, Runtime(CPU))
 
     def killed(folder):
         (folder / "stats.jsonl").unlink()
@@ -149,7 +149,7 @@ def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place() as kept:
         kept.stats.write_text('{"step": 0}\n')
-        kept.saver(tiny.network)(State.start(fresh(tiny.network, 0, "t"), tiny.training, Runtime(CPU)))
+        kept.saver(tiny.network)(State.start(fresh(tiny.network, 0, "t"), Runtime(CPU)))
         patch.setattr(resume.shutil, "rmtree", killed)
     with place() as kept:
         assert kept.state is None

@@ -46,7 +46,7 @@ def job(e, **changes):
 
 
 def start(e):
-    return State.start(store.fresh(e.network, 0, "test"), e.training, Runtime(CPU))
+    return State.start(store.fresh(e.network, 0, "test"), Runtime(CPU))
 
 
 def run(e, steps, state=None, **changes):
@@ -168,7 +168,7 @@ def test_seeds_and_names_give_other_trainings(workspace, tiny):
 def test_a_saved_state_goes_on_with_the_same_bits(workspace, tiny, stop):
     through = run(tiny, 12)
     run(tiny, stop).save(workspace / "state.safetensors", tiny.network, {})
-    state = State.load(workspace / "state.safetensors", tiny.training, Runtime(CPU))
+    state = State.load(workspace / "state.safetensors", Runtime(CPU))
     assert state.step == stop
     run(tiny, 12, state)
     assert same(state.tensors(), through.tensors())
@@ -367,7 +367,7 @@ def test_two_milestones_are_one_long_training(workspace, vary):
 def test_the_unpruned_network_goes_on_from_its_search_with_the_same_bits(workspace, tiny):
     search(tiny)
     experts.finetune_region(tiny, "dense-full", "80", 0, CPU)
-    state = State.start(store.fresh(tiny.network, 0, "dense/full"), tiny.training, Runtime(CPU))
+    state = State.start(store.fresh(tiny.network, 0, "dense/full"), Runtime(CPU))
     run(tiny, 80, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 80)), state.tensors())
     processes = store.story(milestone("dense-full", 80))["processes"]
@@ -379,7 +379,7 @@ def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
     e = vary({"runs.short": short})
     search(e)
     experts.finetune_region(e, "dense-full", "30", 0, CPU)
-    state = State.start(store.fresh(e.network, 0, "dense/full"), e.training, Runtime(CPU))
+    state = State.start(store.fresh(e.network, 0, "dense/full"), Runtime(CPU))
     run(e, 30, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 30)), state.tensors())
 
@@ -388,7 +388,7 @@ def test_an_expert_starts_from_its_tickets_weights_and_keeps_its_shapes(workspac
     ticket(tiny)
     weights, config, _ = store.load(layout.path(layout.TICKET, experiment="tiny", seed=0, rate=0.5, **TICKET))
     experts.finetune_region(tiny, EB, "40", 0, CPU)
-    literal = State.start(store.build(config, weights), tiny.training, Runtime(CPU))
+    literal = State.start(store.build(config, weights), Runtime(CPU))
     run(tiny, 40, literal, name=f"expert/{EB}")
     assert same(tensors_of(milestone(EB, 40)), literal.tensors())
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ebdiff.config import Network
-from ebdiff.nets.unet import UNet, timestep_embedding
+from ebdiff.nets.unet import Dropout, UNet, timestep_embedding
 
 CIFAR = Network()
 
@@ -101,3 +101,24 @@ def test_dropout_works_in_training_only(network):
     assert torch.equal(network(x, t), network(x, t))
     network.train()
     assert not torch.equal(network(x, t), network(x, t))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_a_share_and_keeps_the_mean(layout, dtype):
+    x = torch.ones(8, 33, 16, 17, dtype=dtype).to(memory_format=layout).requires_grad_()
+    torch.manual_seed(0)
+    dropped = Dropout(0.1)(x)
+    torch.manual_seed(0)
+    assert torch.equal(dropped, Dropout(0.1)(x))
+    assert dropped.dtype == dtype
+    gone, n = dropped == 0, x.numel()
+    assert gone.float().mean().item() == pytest.approx(0.1, abs=4 * (0.09 / n) ** 0.5)
+    torch.testing.assert_close(dropped[~gone], torch.full_like(dropped[~gone], 1 / 0.9))
+    # Neighbours in any direction go independently of each other.
+    for dim in range(4):
+        a, b = gone.narrow(dim, 0, x.shape[dim] - 1), gone.narrow(dim, 1, x.shape[dim] - 1)
+        assert (a & b).float().mean().item() == pytest.approx(0.01, abs=5 * (0.01 / n) ** 0.5)
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped.detach())  # of ones: the mask itself
+    assert Dropout(0.1).eval()(x) is x or torch.equal(Dropout(0.1).eval()(x), x)

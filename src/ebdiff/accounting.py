@@ -29,7 +29,7 @@ LEARNED = 0.8
 def average(values: Sequence[float], serves: Sequence[Span]) -> float:
     """Mean over timesteps of a per-expert value: weights are the serve-spans' lengths.
 
-    With serve-spans 0-240, 240-440, 440-1000 these are the paper's 0.24, 0.20, 0.56 (A5).
+    With serve-spans 0-240, 240-440, 440-1000 these are the paper's 0.24, 0.20, 0.56.
     """
     lengths = [hi - lo for lo, hi in serves]
     return sum(v * n for v, n in zip(values, lengths, strict=True)) / sum(lengths)

@@ -38,7 +38,10 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(help="Experiment: a file of config/experiments without .yaml.")]
 Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, such as digits.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed; results go under seed{n}/.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads. Default: compute.threads.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Torch threads of the job. Default: compute.threads for each process."),
+]
 Search = Annotated[str, typer.Option(help="A search of the experiment, or `final`.")]
 Criterion = Annotated[str, typer.Option(help="magnitude, taylor, diff-pruning or random.")]
 Weights = Annotated[str, typer.Option(help="raw or ema.")]
@@ -53,7 +56,8 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     from ebdiff import loading
 
     experiment = loading.of_dataset(name) if dataset else loading.load(name)
-    count = str(threads or experiment.compute.threads)
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
+    count = str(max(1, threads // processes) if threads else experiment.compute.threads)
     os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     # Spinning pools of parallel jobs were seen to slow each other down 70 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -65,22 +69,32 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 def _device(experiment: Experiment) -> torch.device:
     """The job's device; several processes of one job (torchrun) meet here."""
     from ebdiff import devices, parallel
+    from ebdiff.nets.execution import Runtime
 
     device = devices.pick_device(experiment.compute.device, own=experiment.compute.gpus > 0)
     parallel.join(device)
+    # Strict fp32 unless a network's own execution says otherwise.
+    Runtime(device, deterministic=experiment.compute.deterministic).set_arithmetic()
     return device
 
 
 def _spread(experiment: Experiment) -> None:
-    """Where a job has several GPUs, start it again with a process for each."""
-    if experiment.compute.gpus < 2 or "WORLD_SIZE" in os.environ:
+    """Where a job has several GPUs, start it again with a process for each (torchrun)."""
+    compute = experiment.compute
+    if compute.gpus < 2 or compute.device != "auto" or "WORLD_SIZE" in os.environ:
         return
-    import torch
+    from ebdiff import devices
 
-    processes = min(experiment.compute.gpus, torch.cuda.device_count())
+    gpus = devices.visible_gpus()
+    processes = min(compute.gpus, len(gpus))
     if processes > 1:
-        command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "--"]
-        os.execvp(command[0], [*command, *sys.argv])
+        leased = devices.lease(gpus, processes, own=True)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i] for i in leased)
+        # Asked to end, it would kill its processes after 30 s: too soon for a large state.
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        verb = ["--no-python", "--", sys.executable, "-m", "ebdiff.cli", *sys.argv[1:]]
+        os.execv(sys.executable, [*torchrun, f"--nproc-per-node={processes}", *verb])
 
 
 def _known(value: object, known: Iterable[object], what: str) -> None:

@@ -126,6 +126,6 @@ def steps_at_once(device: torch.device) -> int:
 
 def training_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
     """A function that does `steps_at_once` steps of the real training loop and waits for their loss."""
-    job, state = timing_job(experiment, runtime), State.start(network, experiment.training, runtime)
+    job, state = timing_job(experiment, runtime), State.start(network, runtime)
     steps = steps_at_once(runtime.device)
     return lambda: train(state, job, state.step + steps, save=lambda s: None)

@@ -21,6 +21,8 @@ _leases: list[TextIO] = []  # open for as long as the process lives: closing one
 def pick_device(asked: str, own: bool = False) -> torch.device:
     """`auto` leases a GPU of this machine where there is one, else takes the CPU.
 
+    Of several processes of one job each takes its own of those that were leased for all.
+
     Args:
         asked: a device, or `auto`.
         own: wait for a GPU that no other job uses (`compute.gpus` of 1 or more), or share one.
@@ -29,8 +31,11 @@ def pick_device(asked: str, own: bool = False) -> torch.device:
         UserError: there is no such device here.
     """
     if asked == "auto":
-        count = torch.cuda.device_count()
-        asked = f"cuda:{lease(visible_gpus(count), own)}" if count else "cpu"
+        gpus = visible_gpus()
+        if "LOCAL_RANK" in os.environ and gpus:
+            asked = f"cuda:{os.environ['LOCAL_RANK']}"
+        else:
+            asked = f"cuda:{lease(gpus, 1, own)[0]}" if gpus else "cpu"
     try:
         device = torch.empty(0, device=asked).device
     except (RuntimeError, AssertionError) as error:
@@ -41,47 +46,58 @@ def pick_device(asked: str, own: bool = False) -> torch.device:
     return device
 
 
-def visible_gpus(count: int) -> list[str]:
+def visible_gpus() -> list[str]:
     """A machine-wide name of each GPU this process may use, in CUDA's order."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-def lease(gpus: list[str], own: bool, wait: float = 2.0) -> int:
-    """Take the first GPU that no other job of this machine holds; wait for one, or else share.
+def lease(gpus: list[str], count: int, own: bool, wait: float = 2.0) -> list[int]:
+    """Take the first GPUs that no other job of this machine holds; wait for them, or else share.
 
-    Snakemake counts GPUs but assigns none. The lease is a `flock` on a file of the temporary folder
-    and ends with the process, however that ends.
+    Snakemake counts GPUs but assigns none. A lease is a `flock` on a file of the temporary folder and
+    ends with the process, however that ends; a program that replaces it (`exec`) keeps it. Who waits
+    keeps others from beginning to, so that no two jobs hold half of what each needs.
 
     Args:
         gpus: their machine-wide names.
+        count: how many are needed, at most all.
         own: whether to wait rather than to share.
         wait: seconds between two looks.
 
     Returns:
-        the position in `gpus` of the leased one.
+        the positions in `gpus` of the leased ones.
     """
-    # Of each allocation its own: a cluster that confines its jobs calls the first GPU of every job 0.
-    allocation = os.environ.get("SLURM_JOB_ID", "none")
-    folder = Path(tempfile.gettempdir()) / f"ebdiff-gpus-{os.getuid()}-{allocation}"
+    folder = Path(tempfile.gettempdir()) / f"ebdiff-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
+    # Of each allocation its own: a cluster that confines its jobs calls the first GPU of every job 0.
+    allocation = os.environ.get("SLURM_JOB_ID", "any")
+    taken: list[int] = []
     told = False
-    while True:
-        for position, gpu in enumerate(gpus):
-            file = (folder / f"{gpu.replace('/', '_')}.lock").open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                continue
-            _leases.append(file)
-            return position
-        if not own:
-            return os.getpid() % len(gpus)
-        if not told:
-            print(f"waiting: all {len(gpus)} GPUs are in use by other jobs", flush=True)
-            told = True
-        time.sleep(wait)
+    with (folder / f"{allocation}-queue.lock").open("w") as queue:
+        if own:
+            fcntl.flock(queue, fcntl.LOCK_EX)
+        while True:
+            for position, gpu in enumerate(gpus):
+                if position in taken or len(taken) == count:
+                    continue
+                file = (folder / f"{allocation}-{gpu.replace('/', '_')}.lock").open("w")
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.close()
+                    continue
+                os.set_inheritable(file.fileno(), True)
+                _leases.append(file)
+                taken.append(position)
+            if len(taken) == count:
+                return taken
+            if not own:
+                return [os.getpid() % len(gpus)]
+            if not told:
+                print(f"waiting for {count} of {len(gpus)} GPUs: other jobs use them", flush=True)
+                told = True
+            time.sleep(wait)
 
 
 def device_name(device: torch.device) -> str:

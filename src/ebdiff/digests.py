@@ -45,7 +45,9 @@ def data_digest(e: Experiment) -> str:
 def _trained_on(e: Experiment) -> str:
     """What every training depends on; where a local copy of the data lies is no part of it."""
     seen = (e.dataset.flip, e.dataset.subset)
-    return digest(data_digest(e), seen, e.network, e.diffusion, e.training)
+    # With dropout each micro-batch draws masks of its own.
+    cut = [e.compute.micro_batch] if e.compute.micro_batch and e.network.dropout else []
+    return digest(data_digest(e), seen, e.network, e.diffusion, e.training, *cut)
 
 
 def _tuned(e: Experiment, use: str, *networks: str) -> list[Any]:
@@ -95,7 +97,8 @@ def sample_digest(e: Experiment, run: str) -> str:
 def cost_digest(e: Experiment) -> str:
     """`measure-cost`."""
     timed = (e.training.batch, e.training.clip, e.dataset.flip)
-    how = (e.compute.threads, e.compute.device, e.compute.micro_batch, e.tuning.training)
+    c = e.compute
+    how = (c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training)
     return digest(e.network, timed, e.rates(), *how)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 def join(device: torch.device) -> None:
     """Meet the other processes of this job, if `torchrun` started several."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
         atexit.register(dist.destroy_process_group)
 
 

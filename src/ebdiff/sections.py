@@ -305,7 +305,7 @@ class Run(Strict):
     """
 
     title: str = Field(min_length=1, description="How tables and figures call it.")
-    method: Method = Field(description="Which accounting rule holds (A6) and which block it is in.")
+    method: Method = Field(description="Which accounting rule holds and which block it is in.")
     seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")
     note: str | None = Field(None, description="Footnote wherever the run appears.")
     experts: tuple[Expert, ...] = Field(min_length=1)
@@ -354,9 +354,9 @@ class Evaluation(Strict):
 
 
 class Compute(Strict):
-    """What one training or sampling job may use; only `measure-cost` depends on it."""
+    """What one job may use. Results depend on it by rounding only, but for `micro_batch` with dropout."""
 
-    threads: int = Field(1, gt=0, description="Torch threads per job, and per GPU of a job.")
+    threads: int = Field(1, gt=0, description="Torch threads per process: of a job, or of each of its GPUs.")
     gpus: int = Field(
         0, ge=0, description="GPUs per training or sampling job; several share its global batch (torchrun)."
     )
@@ -373,7 +373,7 @@ class Compute(Strict):
     mem_mb: int = Field(1500, ge=200)
     runtime: int = Field(60, gt=0, description="Minutes a training job may take on a cluster.")
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$", description="auto, cpu, cuda, cuda:0 ..."
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:0 ..."
     )
 
 

@@ -1,7 +1,7 @@
 """Mask histories, Hamming distances, the early-bird rule and its controls.
 
 A search leaves one mask per interval and rate. A ticket is drawn at the first interval whose mask
-lies within a threshold of each of the `window - 1` masks before it (A1).
+lies within a threshold of each of the `window - 1` masks before it.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ ROUNDS = 5
 WORTH = 1.03  # a plainer candidate is kept unless another is this many times as fast
 
 
-def candidates(device: torch.device) -> list[Execution]:
-    """What is tried, plain ones first. On a CPU compilation costs minutes and gained nothing."""
+def candidates(device: torch.device, deterministic: bool = False) -> list[Execution]:
+    """What is tried, plain ones first. On a CPU compilation costs minutes and gains nothing."""
     gpu = device.type == "cuda"
     return [
         Execution(precision=precision, channels_last=last, compile=compiled)
-        for compiled in ([False, True] if gpu else [False])
+        for compiled in ([False, True] if gpu and not deterministic else [False])
         for precision in (["fp32", "tf32", "bf16"] if gpu else ["fp32", "bf16"])
         for last in (False, True)
     ]
@@ -40,15 +40,17 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
     chosen: dict[str, dict[str, Execution]] = {}
     told = []
     at_once = steps_at_once(device)
+    compute = experiment.compute.model_dump(include={"micro_batch", "deterministic"})
     for use, piece, steps in (("training", training_step, at_once), ("sampling", sampling_step, 1)):
         for name, rate in rates(experiment).items():
             torch.compiler.reset()
             print(f"{use}, {name}", flush=True)
             work = {
-                how: piece(experiment, network_of(experiment, rate), Runtime(device, how))
-                for how in candidates(device)
+                how: piece(experiment, network_of(experiment, rate), Runtime(device, how, **compute))
+                for how in candidates(device, compute["deterministic"])
             }
             times = {how: median(seconds) / steps for how, seconds in interleaved(work, ROUNDS).items()}
+            work.clear()
             best = next(how for how in times if times[how] <= WORTH * min(times.values()))
             chosen.setdefault(use, {})[name] = best
             told.append(

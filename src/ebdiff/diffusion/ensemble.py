@@ -84,10 +84,11 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     output = layout.path(layout.SAMPLES, **where)
     experts, paths = experiment.runs[run].experts, inputs.experts(experiment, run, seed)
     inputs.check(experiment, paths)
-    networks = []
+    networks, execution = [], {}
     for expert, path in zip(experts, paths, strict=True):
         tensors, config, _ = store.load(path, "ema.")
         runtime = Runtime.of(experiment, "sampling", expert.network, device)
+        execution[expert.network] = runtime.how.model_dump()
         networks.append(runtime.denoiser(store.build(config, tensors)))
     router = Router([e.serve for e in experts], networks)
 
@@ -133,6 +134,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
             evaluations=len(visited(experiment.diffusion, experiment.sampling)),
+            execution=execution,
             sha256=sha256(place.file),
             settings=settings(experiment, layout.path(layout.SAMPLE_LEDGER, **where)),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ class Runtime:
         how = getattr(experiment.tuning, use).get(network, default)
         return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
 
+    def told(self) -> dict[str, Any]:
+        """How, for ledgers: the default depends on the device."""
+        return {**self.how.model_dump(), "micro_batch": self.micro_batch}
+
     def set_arithmetic(self) -> None:
         """Set torch's switches: TF32 exactly where asked, and kernels that repeat their bits.
 
@@ -70,9 +75,14 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.precision == "bf16")
 
     def compiled(self, network: nn.Module) -> Denoiser:
-        """The network, compiled if asked; where that fails it says why and runs eagerly."""
+        """The network, compiled if asked; where that fails it says why and runs eagerly.
+
+        The backward pass is compiled when it first runs; an error there is not caught.
+        """
         if not self.how.compile:
             return network
+        # All networks share one forward function, which would be compiled for 8 widths at most.
+        torch._dynamo.config.cache_size_limit = 64
         run: Denoiser = torch.compile(network)
 
         def call(x: Tensor, t: Tensor) -> Tensor:

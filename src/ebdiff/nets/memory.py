@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebdiff import parallel
 from ebdiff.config import Network
 from ebdiff.errors import UserError
 from ebdiff.nets.execution import Runtime
@@ -121,7 +122,7 @@ def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
         fits = needs.micro_batch(images, limit)
         return f"set compute.micro_batch: {fits}" if fits else "not one image fits: take a smaller network"
 
-    if needs.bytes(size) > available:
+    if needs.bytes(size) > available and parallel.first():
         print(f"warning: {wanted}; {remedy(available)}", flush=True)
     try:
         yield
@@ -135,7 +136,8 @@ def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
 def available_bytes(device: torch.device) -> int:
     """Memory that a new tensor may take: free on the GPU, or available to this process."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return max(
         0, min(_available_here(), *_left_in_cgroups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")))
     )

@@ -33,6 +33,21 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+class Dropout(nn.Dropout):
+    """As torch's; on a CPU an element goes where 16 random bits are small, which draws 4 times as fast.
+
+    There p is rounded to a multiple of 2**-16, and what stays is scaled accordingly.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not self.training or self.p == 0:
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
+        gone = round(self.p * 2**16)
+        return x * (bits >= gone - 2**15).to(x.dtype).mul_(2**16 / (2**16 - gone))
+
+
 class ResnetBlock(nn.Module):
     """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
 
@@ -42,7 +57,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.temb_proj = nn.Linear(time_width, outputs)
         self.norm2 = nn.GroupNorm(groups, outputs, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)

@@ -31,14 +31,15 @@ def meta_tensors(config: Network, rate: float) -> dict[str, Tensor]:
 
 
 def count(config: Network, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Parameters and MACs per image of a network, counted on the meta device at batch 1.
+    """Parameters and MACs per image of a network, counted while it predicts one.
 
     Attention's own matrix products are not counted, as in the paper's figures.
     """
     import torch_pruning as tp
 
-    network = build(config, {name: t.detach().to("meta") for name, t in tensors.items()})
+    # On the CPU: on the meta device some operations import torch's compiler, a second per job.
+    network = build(config, {name: torch.zeros(t.shape) for name, t in tensors.items()})
     size = (1, config.channels, config.image_size, config.image_size)
-    example = torch.zeros(size, device="meta"), torch.zeros(1, device="meta")
+    example = torch.zeros(size), torch.zeros(1)
     macs, params = tp.utils.count_ops_and_params(network, example)
     return int(params), int(macs)

@@ -70,15 +70,17 @@ def _span(indices: np.ndarray) -> slice | np.ndarray:
 def trace(config: Network) -> tuple[Group, ...]:
     """The pruning groups of the dense network, in traversal order.
 
-    Everything but `conv_out`'s outputs and the image is prunable (A2): 50 groups and 12,032
+    Everything but `conv_out`'s outputs and the image is prunable: 50 groups and 12,032
     channels for CIFAR-10, 61 and 18,176 for CelebA 64, 71 and 23,296 for LSUN 256.
     """
     import torch_pruning as tp
 
+    # Run on the CPU: on the meta device some operations import torch's compiler, a second per job.
     with torch.device("meta"):
         network = UNet(config).eval()
-        size = 2 ** len(config.multipliers)  # groups don't depend on the image size
-        example = torch.zeros(1, config.channels, size, size), torch.zeros(1)
+    network.to_empty(device="cpu")
+    size = 2 ** len(config.multipliers)  # groups don't depend on the image size
+    example = torch.zeros(1, config.channels, size, size), torch.zeros(1)
     # Without a function of ours, a bare `except` there swallows the signal that ends a job.
     graph = tp.DependencyGraph().build_dependency(network, example, forward_fn=lambda net, x: net(*x))
     names = {module: name for name, module in network.named_modules()}

@@ -19,7 +19,7 @@ Scores = dict[str, Tensor]
 
 
 def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
-    """Squared weights, summed over the kernel; biases and norms count for nothing (A2).
+    """Squared weights, summed over the kernel; biases and norms count for nothing.
 
     Args:
         tensors: a network's parameters by name.

@@ -1,4 +1,4 @@
-"""The channel rule: rate -> mask, exactly as the paper's networks were cut (A2).
+"""The channel rule: rate -> mask, exactly as the paper's networks were cut.
 
 Groups are walked in order, earlier ones already thinned: the importance of a later group sums only
 the weights that are still there. `left @ W` does that on the cached scores without cutting.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.pruning.graph import Group, Member, mask_length, positions, split
+from ebdiff.pruning.graph import Group, Member, Side, mask_length, positions, split
 from ebdiff.pruning.importance import Scores
 
 
@@ -22,15 +22,15 @@ class _Step:
     """One group of the walk.
 
     Attributes:
-        members: those that count. Members of another length (a residual stream that feeds one
-            concatenation twice) are dropped, as in the reference.
+        members: those that count, with their channels. Members of another length (a residual stream
+            that feeds one concatenation twice) are dropped, as in the reference.
         across: mask positions of the channels that their importances are summed over, one member after
             the other.
         sizes: how many of them belong to each member.
         kept: which ranks are kept, (R, norm groups, channels of each).
     """
 
-    members: list[Member]
+    members: list[tuple[Member, slice | Tensor]]
     across: Tensor
     sizes: list[int]
     kept: Tensor
@@ -40,8 +40,8 @@ class Selector:
     """The masks of several rates at once, from scores on any device.
 
     What doesn't change from mask to mask is worked out once, here. A call runs on the device of the
-    scores and hands over nothing but the masks. Sums are taken in float64: a rate's mask depends neither
-    on the other rates nor on the device, and neither TF32 nor autocast touches it.
+    scores and hands over nothing but the masks. Sums are taken in float64: a rate's mask doesn't depend
+    on the other rates, and neither TF32 nor autocast touches it.
 
     Args:
         groups: from `graph.trace`.
@@ -59,12 +59,15 @@ class Selector:
             kept = np.stack([_kept_ranks(group, rate) for rate in rates])
             self._steps.append(
                 _Step(
-                    members,
+                    [(m, self._on_device(m.channels)) for m in members],
                     torch.from_numpy(np.concatenate(across)).to(self.device),
                     [len(a) for a in across],
                     torch.from_numpy(kept).to(self.device),
                 )
             )
+
+    def _on_device(self, channels: slice | np.ndarray) -> slice | Tensor:
+        return channels if isinstance(channels, slice) else torch.from_numpy(channels).to(self.device)
 
     def _across(self, m: Member, where: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Mask positions along the other side of a member's layer; none for a norm."""
@@ -81,9 +84,9 @@ class Selector:
             blocks, size = step.kept.shape[1:]
             importance = masks.new_zeros(self.rates, blocks * size)
             left = masks[:, step.across].split(step.sizes, dim=1)
-            for member, channels_left in zip(step.members, left, strict=True):
+            for (member, channels), channels_left in zip(step.members, left, strict=True):
                 if member.layer in scores:
-                    _add_importance(importance, member, scores[member.layer], channels_left)
+                    _add_importance(importance, member.side, channels, scores[member.layer], channels_left)
             order = importance.view(step.kept.shape).argsort(dim=2, stable=True)
             mask = torch.empty_like(step.kept).scatter_(2, order, step.kept)
             masks[:, first : first + blocks * size] = mask.flatten(1)
@@ -91,12 +94,14 @@ class Selector:
         return masks[:, :-1].bool().cpu().numpy()
 
 
-def _add_importance(importance: Tensor, m: Member, score: Tensor, left: Tensor) -> None:
+def _add_importance(
+    importance: Tensor, side: Side, channels: slice | Tensor, score: Tensor, left: Tensor
+) -> None:
     """Add what a member makes its channels worth (R, C), summed over what is `left` (R, across) of it."""
-    if m.side == "norm":
-        importance += score[m.channels]
+    if side == "norm":
+        importance += score[channels]
     else:
-        importance.addmm_(left, score[m.channels].T if m.side == "out" else score[:, m.channels])
+        importance.addmm_(left, score[channels].T if side == "out" else score[:, channels])
 
 
 def pruned_count(width: int, rate: float, norm_groups: int | None) -> int:

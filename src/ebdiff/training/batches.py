@@ -22,6 +22,7 @@ from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.draws import generator
 
 AHEAD = 3  # batches drawn before they are needed
+BLOCK = 1024  # images copied to a GPU at a time
 RESIDENT = 0.25  # share of a GPU's free memory that the images may take
 
 T = TypeVar("T")
@@ -87,7 +88,8 @@ class Draws:
         else:
             drawn = map(draw, steps)
         for tensors in drawn:
-            pixels, mirrored, t, weight, eps = (x.to(self.device, non_blocking=True) for x in tensors)
+            gpu = self.device.type == "cuda"  # from pinned memory
+            pixels, mirrored, t, weight, eps = (x.to(self.device, non_blocking=gpu) for x in tensors)
             if resident is not None:
                 pixels = resident[pixels]
             yield Batch(mirrored_float(pixels, mirrored), t, weight, eps)
@@ -99,7 +101,11 @@ class Draws:
         free, _ = torch.cuda.mem_get_info(self.device)
         if self.images.pixels.nbytes > RESIDENT * free:
             return None
-        return torch.from_numpy(np.array(self.images.pixels)).to(self.device)
+        resident = torch.empty(self.images.pixels.shape, dtype=torch.uint8, device=self.device)
+        for first in range(0, len(resident), BLOCK):  # never a second copy on the host
+            block = np.array(self.images.pixels[first : first + BLOCK])
+            resident[first : first + BLOCK] = torch.from_numpy(block)
+        return resident
 
 
 def _ahead(draw: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:

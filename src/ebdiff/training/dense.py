@@ -126,11 +126,11 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     runtime = Runtime.of(experiment, "training", "dense", device)
     expected = stamp(dense_digest(experiment, name), images.sha256, [])
     what = {"search": name, "seed": seed, "settings": settings(experiment, last)}
-    with resumable(last, what, expected, training, runtime) as place:
+    with resumable(last, what, expected, runtime) as place:
         state = place.state
         if state is None:
             network = store.fresh(experiment.network, seed, f"dense/{name}")
-            state = State.start(network, training, runtime)
+            state = State.start(network, runtime)
         watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
         watch.begin(state)
         job = Job(
@@ -171,6 +171,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             stopped="settled" if intervals < search.horizon else "horizon",
             settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
             processes=state.processes,
+            execution=runtime.told(),
             stats_sha256=sha256(place.stats),
         )
         write_json(layout.path(layout.DENSE_LEDGER, **where), entry)

@@ -99,18 +99,18 @@ def _beginning(
     experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime
 ) -> State:
     """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
-    expert, training = experiment.experts()[key], experiment.training
+    expert = experiment.experts()[key]
     paths = inputs.beginnings(experiment, key, milestone, seed)
     if inputs.is_given(experiment, key, milestone):
         tensors = load_checkpoint(paths[0], experiment.network)
-        state = State.start(store.build(experiment.network, tensors), training, runtime)
+        state = State.start(store.build(experiment.network, tensors), runtime)
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     done = {path: store.story(path)["step"] for path in paths}
     started = [path for path in paths if done[path] <= steps]
     if started:
-        return State.load(max(started, key=done.__getitem__), training, runtime)
-    return State.start(_initial(experiment, expert, _stream(expert), seed), training, runtime)
+        return State.load(max(started, key=done.__getitem__), runtime)
+    return State.start(_initial(experiment, expert, _stream(expert), seed), runtime)
 
 
 def _stream(expert: Expert) -> str:
@@ -140,7 +140,7 @@ def finetune_region(
     expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
     what = {"expert": key, "milestone": milestone, "seed": seed, "settings": settings(experiment, output)}
     runtime = Runtime.of(experiment, "training", expert.network, device)
-    with resumable(output, what, expected, training, runtime) as place:
+    with resumable(output, what, expected, runtime) as place:
         state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
         job = Job(
             name=_stream(expert),
@@ -165,6 +165,7 @@ def finetune_region(
             seconds=round(state.seconds, 3),
             images=state.step * training.batch,
             processes=state.processes,
+            execution=runtime.told(),
             stats_sha256=sha256(place.stats),
         )
         write_json(layout.path(layout.LEDGER, **where), entry)

@@ -19,11 +19,14 @@ from ebdiff.config import Training
 from ebdiff.data.store import Images
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.draws import generator
+from ebdiff.errors import UserError
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import enough
 from ebdiff.progress import progress
 from ebdiff.training.batches import Draws
 from ebdiff.training.state import State, check_finite
+
+AGREE = 10  # steps between two questions whether a signal came to any of several processes
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,13 @@ def train(
         save: keeps a resumable state; called every `training.save_minutes` and when a signal ends the job.
 
     Raises:
-        UserError: the loss is no number, or memory ran out.
+        UserError: the loss is no number, memory ran out, or there are more processes than images.
         Interrupted: SIGTERM or SIGINT came; the state was kept first.
     """
     cfg, runtime, network = job.training, job.runtime, state.network.train()
     device, parameters = runtime.device, list(network.parameters())
     level = torch.from_numpy(np.sqrt([job.abar, 1 - job.abar])).to(device, torch.float32)
+    agree = 1 if parallel.world() == 1 else AGREE
     draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, device)
     runtime.set_arithmetic()
     denoiser = runtime.compiled(network)
@@ -92,13 +96,15 @@ def train(
     silent = job.stats is None or not parallel.first()
     bar = progress(initial=state.step, total=until, desc=job.name, unit="step", disable=silent)
 
+    if parallel.world() > cfg.batch:
+        raise UserError(f"training.batch: {cfg.batch} images can't be shared by {parallel.world()} processes")
     share = parallel.share(cfg.batch)
     fits = nullcontext() if job.stats is None else enough(network, share.stop - share.start, runtime)
 
     with open(os.devnull if silent else job.stats, "a") as stats, bar, fits, interrupts.noted() as signalled:
         for batch in draws.batches(range(state.step, until)):
             step, loss = state.step, torch.zeros((), device=device)
-            state.optimizer.zero_grad(set_to_none=True)
+            network.zero_grad(set_to_none=True)
             for i, (x0, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
                 signal, sigma = level[:, t, None, None, None]
                 if network.config.dropout:
@@ -113,26 +119,25 @@ def train(
 
             if cfg.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, cfg.clip, foreach=True)
-            for group in state.optimizer.param_groups:
-                group["lr"] = cfg.learning_rate * min(1.0, (step + 1) / max(1, cfg.warmup))
-            state.optimizer.step()
+            state.descend(cfg)
             state.update_average(cfg)
             state.step += 1
             bar.update()
 
             process["steps"] += 1
-            process["seconds"] = time.perf_counter() - began
             reading = state.step % cfg.log_every == 0 or state.step == until
+            process["seconds"] = time.perf_counter() - began
             if reading:
-                value = parallel.summed(loss).item()  # the only wait for the device
+                value = parallel.summed(loss).item()  # waits for the device
                 check_finite(value, step, job.name)
+                process["seconds"] = time.perf_counter() - began
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
             if interval and state.step % interval == 0 and at_interval(state):
                 break
-            # Several processes must stop at the same step: they agree when they meet anyway.
-            if (reading or parallel.world() == 1) and parallel.any_of(signalled() is not None, device):
+            # Several processes must stop at the same step.
+            if state.step % agree == 0 and parallel.any_of(signalled() is not None, device):
                 save(state)
                 raise interrupts.Interrupted(
                     signalled() or interrupts.SIGNALS[0],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff import layout, parallel
-from ebdiff.config import Network, Training
+from ebdiff.config import Network
 from ebdiff.errors import Unusable, UserError
 from ebdiff.files import holding, sha256, write_text
 from ebdiff.nets import store
@@ -58,7 +58,7 @@ class Place:
 
 @contextmanager
 def resumable(
-    output: Path, story: dict[str, Any], expected: dict[str, Any], training: Training, runtime: Runtime
+    output: Path, story: dict[str, Any], expected: dict[str, Any], runtime: Runtime
 ) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
 
@@ -68,7 +68,7 @@ def resumable(
         output: the declared output that the state belongs to.
         story: what the output is.
         expected: its `stamp`.
-        training, runtime: how a state is loaded.
+        runtime: how a state is loaded.
 
     Raises:
         UserError: another process is at work on the same output.
@@ -77,12 +77,12 @@ def resumable(
     if not parallel.first():
         parallel.barrier()  # the first process has decided what is kept
         kept = folder / STATE
-        state = State.load(kept, training, runtime) if kept.exists() else None
+        state = State.load(kept, runtime) if kept.exists() else None
         parallel.barrier()
         yield Place(folder, state, {**story, **expected})
         return
     with holding(folder):
-        place = Place(folder, _resume(folder, output, expected, training, runtime), {**story, **expected})
+        place = Place(folder, _resume(folder, output, expected, runtime), {**story, **expected})
         if place.state is None:
             for leftover in folder.iterdir():  # of other settings, or from before the first state
                 if leftover.is_dir():
@@ -99,9 +99,7 @@ def resumable(
         shutil.rmtree(folder)
 
 
-def _resume(
-    folder: Path, output: Path, expected: dict[str, Any], training: Training, runtime: Runtime
-) -> State | None:
+def _resume(folder: Path, output: Path, expected: dict[str, Any], runtime: Runtime) -> State | None:
     """The saved state, or None.
 
     A state of another configuration or of other inputs is set aside with a word, never used; so is
@@ -114,7 +112,7 @@ def _resume(
         story = store.story(path)
         reason = next((f"its {k} changed" for k in expected if story.get(k) != expected[k]), None)
         if reason is None:
-            state = State.load(path, training, runtime)
+            state = State.load(path, runtime)
             print(f"{output}: going on from step {state.step}", flush=True)
             return state
     except Unusable as error:

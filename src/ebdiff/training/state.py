@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ebdiff.config import Network, Training
 from ebdiff.errors import Unusable, UserError
@@ -28,7 +29,7 @@ class State:
     Attributes:
         network: the raw weights, in training.
         ema: the moving average of every parameter, by name.
-        optimizer: Adam over the network's parameters.
+        m, v: Adam's first and second moments of every parameter, by name.
         step: optimiser steps done.
         processes: one entry per process that trained: when it started, its steps and seconds.
         extra: further arrays that travel along (the masks of a search).
@@ -36,19 +37,19 @@ class State:
 
     network: UNet
     ema: dict[str, Tensor]
-    optimizer: torch.optim.Adam
+    m: dict[str, Tensor]
+    v: dict[str, Tensor]
     step: int = 0
     processes: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, network: UNet, training: Training, runtime: Runtime) -> State:
-        """State at step 0: the average equals the weights, no moments."""
+    def start(cls, network: UNet, runtime: Runtime) -> State:
+        """State at step 0: the average equals the weights, moments are zero."""
         network = runtime.place(network)
-        ema = {n: p.detach().clone() for n, p in network.named_parameters()}
-        # Fused Adam: one kernel over all parameters instead of a dozen per tensor.
-        adam = torch.optim.Adam(network.parameters(), lr=training.learning_rate, fused=True)
-        return cls(network, ema, adam)
+        weights = {n: p.detach() for n, p in network.named_parameters()}
+        m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
+        return cls(network, {n: w.clone() for n, w in weights.items()}, m, v)
 
     @property
     def seconds(self) -> float:
@@ -60,9 +61,7 @@ class State:
         found = {f"extra.{n}": t for n, t in self.extra.items()}
         for name, parameter in self.network.named_parameters():
             found[f"raw.{name}"], found[f"ema.{name}"] = parameter.detach(), self.ema[name]
-            moments = self.optimizer.state.get(parameter)
-            if moments:
-                found[f"m.{name}"], found[f"v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+            found[f"m.{name}"], found[f"v.{name}"] = self.m[name], self.v[name]
         return found
 
     def save(self, path: Path, network: Network, story: dict[str, Any]) -> None:
@@ -86,7 +85,7 @@ class State:
         store.save(path, tensors, network, {**story, "step": self.step, "processes": self.processes})
 
     @classmethod
-    def load(cls, path: Path, training: Training, runtime: Runtime) -> State:
+    def load(cls, path: Path, runtime: Runtime) -> State:
         """Read a state written by `save`.
 
         Raises:
@@ -97,26 +96,45 @@ class State:
         for name, tensor in tensors.items():
             kind, rest = name.split(".", 1)
             parts.setdefault(kind, {})[rest] = tensor
-        if not {"raw", "ema"} <= parts.keys() or "step" not in story:
+        if not {"raw", "ema", "m", "v"} <= parts.keys() or "step" not in story:
             raise Unusable(path, "holds no training state")
-        state = cls.start(store.build(config, parts["raw"]), training, runtime)
+        state = cls.start(store.build(config, parts["raw"]), runtime)
 
-        def like(parameter: Tensor, value: Tensor) -> Tensor:
-            """On the parameter's device and in its memory format: fused kernels walk raw memory."""
-            return torch.empty_like(parameter).copy_(value)
-
-        # In the network's order, which the file doesn't keep: the average is updated by position.
-        state.ema = {n: like(average, parts["ema"][n]) for n, average in state.ema.items()}
+        # In the network's order and memory format, which the file doesn't keep: tensors are updated by
+        # position, and fused kernels walk raw memory.
+        for mine, stored in ((state.ema, "ema"), (state.m, "m"), (state.v, "v")):
+            for name, tensor in mine.items():
+                tensor.copy_(parts[stored][name])
         state.step, state.processes = story["step"], story["processes"]
         state.extra = parts.get("extra", {})
-        for name, parameter in state.network.named_parameters():
-            if name in parts.get("m", {}):
-                state.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.step), device=runtime.device),
-                    "exp_avg": like(parameter.detach(), parts["m"][name]),
-                    "exp_avg_sq": like(parameter.detach(), parts["v"][name]),
-                }
         return state
+
+    def descend(self, training: Training) -> None:
+        """Adam's step `step` (0-based) along the gradients, at the warmed-up learning rate.
+
+        Fused: one kernel over all parameters. Torch's function rather than its class, which imports the
+        compiler: a second per job.
+        """
+        rate = training.learning_rate * min(1.0, (self.step + 1) / max(1, training.warmup))
+        parameters = list(self.network.parameters())
+        steps = torch.full((len(parameters),), float(self.step), device=parameters[0].device)
+        with torch.no_grad():
+            adam(
+                parameters,
+                [p.grad for p in parameters],
+                list(self.m.values()),
+                list(self.v.values()),
+                [],
+                list(steps.unbind()),
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=rate,
+                weight_decay=0.0,
+                eps=1e-8,
+            )
 
     def update_average(self, training: Training) -> None:
         """EMA step after optimiser step `step` (0-based i): decay, or min(decay, (1+i)/(10+i))."""
