@@ -40,7 +40,10 @@ lsun256,0.5,28.4636,62.4154,23296,11648
 lsun256,0.7,12.5562,52.4286,23296,15329
 lsun256,0.8,6.8799,15.3258,23296,17739
 """
-ROWS = [line.split(",") for line in COUNTED.split()]
+ROWS = [
+    pytest.param(*line.split(","), marks=[pytest.mark.slow] if line.startswith("lsun") else [])
+    for line in COUNTED.split()
+]
 
 
 @cache

@@ -543,6 +543,7 @@ class Tags(HTMLParser):
         self.sources += [v for k, v in attrs if k in ("src", "href")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")  # the hostile title's, in the fonts of the figures
 @pytest.mark.parametrize("partial", [False, True])
 def test_the_page_is_self_contained_and_escaped(partial):
