@@ -68,7 +68,8 @@ def test_sampling_holds_the_same_memory_for_ten_times_the_images(trained):
     print(f"sampling {FEW} and {MANY} images: {few:.0f} and {many:.0f} MB")
     path = trained / layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="unpruned")
     assert np.load(path, mmap_mode="r").shape == (MANY, 32, 32, 3)
-    assert many - few < 10
+    # Two processes of equal work were seen 15 MB apart; the images alone are 55 MB, as floats 220.
+    assert many - few < 30
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_measuring_samples_maps_them_and_their_features_once_and_no_more(measure
     found = []
     for images in (FEW, MANY):
         np.save(path, np.zeros((images, 32, 32, 3), np.uint8))
+        write_json(path.with_name("ledger.json"), {"sha256": sha256(path)})
         found.append(peak(measured, images, work))
     print(f"measuring {FEW} and {MANY} images: {found[0]:.0f} and {found[1]:.0f} MB")
     mapped = (MANY - FEW) * (32 * 32 * 3 + 64 * 4) / 1e6
