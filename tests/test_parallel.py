@@ -160,7 +160,7 @@ def test_allocations_of_a_cluster_that_each_call_their_gpu_0_do_not_wait_for_eac
     jobs = [leasing(tmp_path, ["0"], True, SLURM_JOB_ID=job) for job in ("7", "8")]
     assert [job.stdout.readline() for job in jobs] == ["0\n", "0\n"]
     within = leasing(tmp_path, ["0"], True, SLURM_JOB_ID="8")
-    assert within.stdout.readline().startswith("waiting:")
+    assert within.stdout.readline().startswith("waiting for 1 of 1")
     for job in (*jobs, within):
         job.stdin.close()
         job.kill()

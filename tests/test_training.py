@@ -265,8 +265,8 @@ def killed_at(command, cwd, step):
     """Start a process, SIGKILL it once its state has reached a step; whether it had to be killed."""
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
-        for path in cwd.rglob("state/*/state.safetensors"):
-            with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, FileNotFoundError):  # it comes and goes while we look
+            for path in cwd.rglob("state/*/state.safetensors"):
                 if store.story(path)["step"] >= step:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
