@@ -19,7 +19,7 @@ import typer
 
 import ebdiff
 from ebdiff import interrupts
-from ebdiff.errors import UserError, explained, unknown
+from ebdiff.errors import UserError, explained, out_of_memory, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -488,10 +488,7 @@ def main() -> None:
         print(f"ebdiff: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
-        # Torch tells a CPU's full memory, and sizes beyond any, by a RuntimeError's text alone.
-        if not isinstance(error, MemoryError) and not re.search(
-            "out of memory|allocate memory|overflowed with sizes", str(error)
-        ):
+        if not out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["no more"])[0]
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ def explained(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what = "the disk is full; make room, then run the same command again"
     return f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out.
+
+    Torch tells a full memory, and sizes beyond any, by a RuntimeError's text alone.
+    """
+    told = "out of memory|allocate memory|overflowed with sizes"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(told, str(error)) is not None
+    )
 
 
 def unknown(word: str, known: Iterable[Any]) -> str:

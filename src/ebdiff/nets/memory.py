@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ebdiff import parallel
 from ebdiff.config import Network
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, out_of_memory
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
 from ebdiff.nets.unet import UNet
@@ -126,8 +126,8 @@ def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
         print(f"warning: {wanted}; {remedy(available)}", flush=True)
     try:
         yield
-    except RuntimeError as error:  # torch's OutOfMemoryError, and the CPU allocator's plain one
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         limit = min(available, needs.bytes(size) - 1)  # this size did not fit, whatever was estimated
         raise UserError(f"out of memory on {runtime.device}: {wanted}; {remedy(limit)}") from None

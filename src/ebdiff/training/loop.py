@@ -126,11 +126,11 @@ def train(
 
             process["steps"] += 1
             reading = state.step % cfg.log_every == 0 or state.step == until
-            process["seconds"] = time.perf_counter() - began
             if reading:
                 value = parallel.summed(loss).item()  # waits for the device
                 check_finite(value, step, job.name)
-                process["seconds"] = time.perf_counter() - began
+            process["seconds"] = time.perf_counter() - began
+            if reading:
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
