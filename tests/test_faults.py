@@ -22,18 +22,20 @@ from ebdiff.nets import store
 
 @pytest.fixture
 def project(made, monkeypatch):
-    """The finished project to damage; the damaged file is put back."""
+    """The finished project to damage; the file is put back with its dates, by which Snakemake judges."""
     monkeypatch.chdir(made)
     kept = {}
 
     def damage(path, fault):
-        kept.setdefault(path, path.read_bytes())
-        FAULTS[fault](path, kept[path])
+        if path not in kept:
+            kept[path] = path.read_bytes(), [(p, p.stat()) for p in (path, path.parent)]
+        FAULTS[fault](path, kept[path][0])
 
     yield damage
-    for path, content in kept.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for path, (content, dated) in kept.items():
         path.write_bytes(content)
+        for dated_path, was in dated:
+            os.utime(dated_path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
 
 def flip(content, where):
@@ -318,7 +320,7 @@ def test_the_command_that_a_message_names_remakes_what_is_damaged_and_nothing_be
     path.write_bytes(flip(path.read_bytes(), 0.7))
     reader.unlink()
     done = snakemake(folder, str(metrics))
-    assert done.returncode != 0
+    assert done.returncode != 0, done.stderr
     said = re.findall(
         rf"ebdiff: {path}: damaged .*with `(rm -r .*)`$", done.stdout + done.stderr, re.MULTILINE
     )
