@@ -1,9 +1,8 @@
 """The stages of the tiny experiment, run in this process, and one file of each kind that they leave."""
 
-import signal
 import sys
 
-from ebdiff import cli, files, interrupts, layout
+from ebdiff import cli, files, layout
 
 EXPERT = "full-magnitude-ema-0.5-t0-1000"
 # Every key but the name of a file: one of each kind that a stage reads.
@@ -30,7 +29,7 @@ STAGES = [
 
 def run(*arguments):
     """A verb in this process: its exit status."""
-    before, handlers = sys.argv, {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    before = sys.argv
     sys.argv = ["ebdiff", *map(str, arguments)]
     try:
         cli.main()
@@ -38,8 +37,6 @@ def run(*arguments):
         return stop.code or 0
     finally:
         sys.argv = before
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     return 0
 
 

@@ -478,9 +478,9 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
-    interrupts.unwind()
     try:
-        app()
+        with interrupts.unwinding():
+            app()
     except interrupts.Interrupted as signal:
         print(f"ebdiff: {signal}", file=sys.stderr)
         raise SystemExit(128 + signal.number) from None

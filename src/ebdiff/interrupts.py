@@ -21,15 +21,38 @@ class Interrupted(BaseException):
         self.number = number
 
 
+_raised: list[int] = []  # signals whose `Interrupted` is, or was, on its way up
+
+
 def _end(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a repeated one must not disturb the unwinding
+    _raised.append(number)
     raise Interrupted(number)
 
 
-def unwind() -> None:
-    """From now on a signal unwinds the stack, so that temporary files go and locks are let loose."""
-    for number in SIGNALS:
-        signal.signal(number, _end)
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Within the block a signal unwinds the stack, so that temporary files go and locks are let loose.
+
+    A signal may come while a library is imported, and be caught there: pydantic makes an error of its own
+    of it. Any error after a signal is therefore taken for the signal; if nothing comes of it at all, `noted`
+    still tells.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT came.
+    """
+    before = {number: signal.signal(number, _end) for number in SIGNALS}
+    try:
+        yield
+    except Exception as error:
+        if not _raised:
+            raise
+        raise Interrupted(_raised[0]) from error
+    finally:
+        if not _raised:  # else the process is about to end, and a repeated signal stays ignored until it has
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        _raised.clear()
 
 
 @contextmanager
@@ -42,7 +65,7 @@ def noted() -> Iterator[Callable[[], int | None]]:
     Yields:
         a function that returns the signal that came, or None; it is asked between two steps.
     """
-    came: list[int] = []
+    came = _raised.copy()
 
     def note(number: int, frame: object) -> None:
         if came and number == signal.SIGINT:
