@@ -130,6 +130,21 @@ def test_gradient_masks_take_a_step_at_every_timestep(vary):
     assert by_name["prune-per-epoch.full.taylor.ema.tsv"] == pytest.approx(3 + 60 * 2 * 2.0)
 
 
+def test_two_gpus_halve_a_jobs_work_and_not_its_device_time(vary):
+    e = vary({"sampling.spacing": "uniform", "compute.gpus": 2})
+    found = times(e, devices=1)
+    by_name = {job.benchmark.name: job for job in found.seconds}
+    for name, start, work in (
+        ("train-dense.full.tsv", 3, 60 * 2.0),
+        ("finetune-region.full-magnitude-ema-0.5-t0-1000.40.tsv", 3, 40 * 0.8),
+        ("sample.eb-50.tsv", 2, 23 * 10 * 0.02),
+    ):
+        assert found.seconds[by_name[name]] == pytest.approx(start + work / 2)
+        assert found.device_seconds(by_name[name]) == pytest.approx(2 * start + work)
+    ticket = by_name["select-eb-epoch.full.magnitude.ema.0.5.tsv"]  # computes on one of them
+    assert found.device_seconds(ticket) == found.seconds[ticket] == 3
+
+
 def test_several_seeds_are_counted_each_and_data_once(vary):
     one, three = times(vary({})), times(vary({"seeds": [0, 1, 2]}))
     assert three.of_run("ta-eb") == pytest.approx(3 * one.of_run("ta-eb"))

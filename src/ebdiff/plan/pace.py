@@ -28,9 +28,9 @@ from ebdiff.tuning import sampling_step
 
 ROUNDS = 3
 BUDGET = 20.0  # seconds of timing, about; larger batches are timed in part
-# What a job imports, by kind of job; Adam and torch-pruning are what import torch._dynamo.
+# What a job imports, by kind of job.
 STARTS = {
-    "training": "torch._dynamo, ebdiff.training.experts",
+    "training": "ebdiff.training.experts",
     "predicting": "ebdiff.diffusion.ensemble, ebdiff.metrics.evaluate",
     "pages": "ebdiff.report.page",
     "light": "ebdiff.tickets",

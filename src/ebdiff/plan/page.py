@@ -27,10 +27,11 @@ def page(plan: Plan) -> Iterator[str]:
     yield to_text(_experts(plan))
     yield to_text(_runs(plan))
     yield to_text(_kinds(plan))
-    total = sum(times.seconds.values())
+    total, gpus = sum(map(times.device_seconds, times.jobs)), experiment.compute.gpus
+    spread = f" A job of {gpus} GPUs is taken to be {gpus} times as fast as one of 1." if gpus > 1 else ""
     yield (
         f"Device time {text.duration(total)} ({total / 3600:.2f} device hours), "
-        f"wall time {text.duration(times.wall)} with {many}."
+        f"wall time {text.duration(times.wall)} with {many}.{spread}"
     )
     sizes = ", ".join(f"{LEFT[verb]} {text.size(size)}" for verb, size in plan.disk.items())
     free = text.size(plan.disk_free)
@@ -99,8 +100,8 @@ def _runs(plan: Plan) -> Table:
 def _kinds(plan: Plan) -> Table:
     """Where the time goes, everything shared counted once."""
     seconds, jobs = {}, {}
-    for job, taken in plan.times.seconds.items():
-        kind = plan.times.kind(job)
+    for job in plan.times.jobs:
+        kind, taken = plan.times.kind(job), plan.times.device_seconds(job)
         seconds[kind], jobs[kind] = seconds.get(kind, 0) + taken, jobs.get(kind, 0) + 1
     shown = [
         Column("kind", "Stage", lambda k: k, left=True),

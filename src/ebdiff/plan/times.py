@@ -27,6 +27,7 @@ IMPORTS = {
     "sample": "predicting", "fid": "predicting", "reference-stats": "predicting", "figure": "pages",
     "report": "pages",
 }  # fmt: skip
+SPREAD = ("train-dense", "finetune-region", "sample")  # over all GPUs of a job (`compute.gpus`)
 INCEPTION_MACS = 5.7e9  # of one 299x299 image (Szegedy et al. 2016)
 
 
@@ -56,25 +57,32 @@ class Times:
 
     @cached_property
     def seconds(self) -> dict[Job, float]:
-        """Seconds of every job, its start-up included."""
-        return {job: self._start(job) + self._work(job) for job in self.jobs}
+        """Seconds of every job, its start-up included; several GPUs divide its work evenly."""
+        return {job: self._start(job) + self._work(job) / self._gpus(job) for job in self.jobs}
 
     @cached_property
     def wall(self) -> float:
         """Seconds from the first job's start to the last one's end."""
         return wall_seconds(self.jobs, self.seconds, self.devices)
 
+    def device_seconds(self, job: Job) -> float:
+        """Seconds of a job on each of its devices, summed."""
+        return self.seconds[job] * self._gpus(job)
+
     def of_run(self, run: str) -> float:
         """Device seconds of a run over its seeds: what it searches, trains, samples and measures."""
         makers = {path: job for job in self.jobs for path in job.makes}
         own = [job for job in self.jobs if job.verb == "fid" and job.where["run"] == run]
-        return sum(self.seconds[job] for job in closure(own, makers) if "seed" in job.where)
+        return sum(self.device_seconds(job) for job in closure(own, makers) if "seed" in job.where)
 
     def kind(self, job: Job) -> str:
         """What a job counts as where seconds are summed."""
         if job.verb == "finetune-region" and self.experiment.experts()[job.where["expert"]].init == "dense":
             return "dense training"
         return KINDS.get(job.verb, "other")
+
+    def _gpus(self, job: Job) -> int:
+        return max(1, self.experiment.compute.gpus) if job.verb in SPREAD else 1
 
     def _start(self, job: Job) -> float:
         selected = job.verb == "prune-per-epoch" and taken_while_training(
