@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ebdiff.config import Network
-from ebdiff.nets.unet import Dropout, UNet, timestep_embedding
+from ebdiff.nets.unet import Dropout, UNet, attend, timestep_embedding
 
 CIFAR = Network()
 
@@ -122,3 +122,13 @@ def test_dropout_drops_a_share_and_keeps_the_mean(layout, dtype):
     dropped.sum().backward()
     assert torch.equal(x.grad, dropped.detach())  # of ones: the mask itself
     assert Dropout(0.1).eval()(x) is x or torch.equal(Dropout(0.1).eval()(x), x)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_attention_is_the_softmax_of_scaled_products(dtype, close):
+    q, k, v = torch.randn(3, 2, 1, 9, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights = torch.einsum("bnic,bnjc->bnij", q.double(), k.double()).div(2).exp()  # sqrt of 4 channels
+    expected = torch.einsum("bnij,bnjc->bnic", weights / weights.sum(-1, keepdim=True), v.double())
+    found = attend(q, k, v)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=close, rtol=0)
