@@ -4,7 +4,8 @@
 
 The plain side is the eager fp32 loop with default Adam and an average parameter by parameter; ours is the
 package's own loop, in the default execution and in the fastest of those `ebdiff tune` tries. The share
-realised is the ratio of step times over the ratio of MACs, our loop on both sides, executed alike.
+realised is the ratio of step times over the ratio of MACs, our loop on both sides, executed alike. A
+training's steps follow its own: a step that follows another network's is not timed.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def check(experiment: Experiment, network: UNet, device: torch.device) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = paired.arguments(__doc__, argv, rounds=7)
+    args = paired.arguments(__doc__, argv, rounds=5)
     gpu = args.device.type == "cuda"
     steps = steps_at_once(args.device)
     experiment = paired.experiment(128 if gpu else 16, args.tiny)
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for rate in RATES:
             network = network_of(experiment, rate)
             work[rate, how] = training_step(experiment, network, Runtime(args.device, how))
-    s = interleaved(work, args.rounds)
+    s = interleaved(work, args.rounds, settle=1)
     rows = speeds(s, hows) + shares(experiment, s, hows)
     rows += masks(s, (0.0, hows[0]), steps)
     if gpu:
@@ -133,7 +134,7 @@ def speeds(s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
 def shares(experiment: Experiment, s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
     """How much of the MACs ratio the step times realise, per rate and execution.
 
-    The goal is for 50 % in the execution in which the dense network is fastest.
+    The goal is for 50 %, in the default execution and in the one in which the dense network is fastest.
     """
     macs = {rate: count(experiment.network, meta_tensors(experiment.network, rate))[1] for rate in RATES}
     rows = []
@@ -141,7 +142,7 @@ def shares(experiment: Experiment, s: dict, hows: Sequence[Execution]) -> list[p
         for how in hows:
             ratio = macs[0.0] / macs[rate]
             values = [dense / pruned / ratio for dense, pruned in zip(s[0.0, how], s[rate, how], strict=True)]
-            hoped = rate == 0.5 and how == fastest(s, hows, 0.0)
+            hoped = rate == 0.5 and how in (hows[0], fastest(s, hows, 0.0))
             goal = ("≥ 0.8" if hows[0] is GPU else "≥ 0.9") if hoped else ""
             times = f"{paired.milliseconds(s[0.0, how])} against {paired.milliseconds(s[rate, how])}"
             rows.append(

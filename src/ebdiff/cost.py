@@ -85,11 +85,12 @@ def network_of(experiment: Experiment, rate: float) -> UNet:
 
 
 def interleaved(
-    work: Mapping[Key, Callable[[], object]], rounds: int, warmup: int = WARMUP
+    work: Mapping[Key, Callable[[], object]], rounds: int, warmup: int = WARMUP, settle: int = 0
 ) -> dict[Key, list[float]]:
     """Seconds of each piece of work, one entry per round; the pieces take turns.
 
-    Each is called `warmup` times before: allocators, kernels and compilers settle.
+    Each is called `warmup` times before: allocators, kernels and compilers settle. Where pieces are large
+    each finds the last one's memory at its turn; `settle` untimed calls then make it as in a row of its own.
     """
     for piece in work.values():
         for _ in range(warmup):
@@ -97,6 +98,8 @@ def interleaved(
     seconds: dict[Key, list[float]] = {name: [] for name in work}
     for _ in progress(range(rounds), desc="timing", unit="round"):
         for name, piece in work.items():
+            for _ in range(settle):
+                piece()
             began = time.perf_counter()
             piece()
             seconds[name].append(time.perf_counter() - began)
