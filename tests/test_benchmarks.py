@@ -45,6 +45,27 @@ def test_two_processes_are_measured_and_count_the_same_losses(tmp_path):
     assert json.loads((tmp_path / "parallel.json").read_text())["rows"][0]["value"] > 0
 
 
+def test_pieces_of_work_take_turns_and_only_settled_calls_are_timed(monkeypatch):
+    from ebdiff import cost
+
+    called, clock = [], [0.0]
+
+    def piece(name, first):
+        def work():
+            clock[0] += first if called[-1:] != [name] else 1.0  # slower after the other one
+            called.append(name)
+
+        return work
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    work = {"a": piece("a", 5.0), "b": piece("b", 7.0)}
+    assert cost.interleaved(work, 2, warmup=1) == {"a": [5.0, 5.0], "b": [7.0, 7.0]}
+    assert "".join(called) == "ab" + "ab" * 2
+    called.clear()
+    assert cost.interleaved(work, 2, warmup=1, settle=1) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert "".join(called) == "ab" + "aabb" * 2
+
+
 def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
     """The same batch, noise and timesteps through both loops: the same weights and the same average."""
     from ebdiff.cost import network_of, timing_job
