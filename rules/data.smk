@@ -65,7 +65,9 @@ rule reference_stats:
     resources:
         mem_mb=grow("mem_mb", of=compute_reference),
         runtime=grow("runtime", of=compute_reference),
-        gpu=lambda w: min(1, compute_reference("gpus")(w)),
+        gpu=lambda w: (
+            0 if w.protocol == "classifier" else min(1, compute_reference("gpus")(w))
+        ),
     params:
         digest=of_reference,
     shell:

@@ -18,7 +18,9 @@ rule prune_per_epoch:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=one_gpu,
+        gpu=lambda w: (
+            0 if inputs.taken_while_training(w.search, w.criterion) else one_gpu(w)
+        ),
     params:
         digest=of(digests.masks_digest, "search", "criterion", "weights"),
     shell:

@@ -12,8 +12,9 @@ import yaml
 from conftest import write_experiment
 from test_training import job, same, start
 
-from ebdiff import digests, loading, tuning
-from ebdiff.config import Execution
+from ebdiff import cli, digests, loading, tuning
+from ebdiff.config import Execution, Tuning
+from ebdiff.devices import device_name
 from ebdiff.diffusion import ensemble
 from ebdiff.errors import UserError
 from ebdiff.nets import store
@@ -165,6 +166,41 @@ def test_tune_writes_what_the_workflow_then_reads(workspace, monkeypatch):
     # bf16 is half a per cent faster: not worth its rounding.
     assert Runtime.of(tuned, "training", "0.5", CPU).how == Execution(channels_last=True)
     assert tuned.model_copy(update={"tuning": e.tuning}) == e
+
+
+def test_tune_leaves_out_what_cannot_run_and_says_why(workspace, monkeypatch, capsys):
+    write_experiment(workspace)
+    real = tuning.training_step
+
+    def without_fp32(experiment, network, runtime):
+        if runtime.how.precision == "fp32":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB\nmore words")
+        return real(experiment, network, runtime)
+
+    monkeypatch.setattr(tuning, "training_step", without_fp32)
+    monkeypatch.setattr(tuning, "interleaved", lambda work, n: {how: [1.0] for how in work})
+    found = tuning.tune(loading.load("tiny"), CPU)
+    assert found.training["dense"] == Execution(precision="bf16")
+    assert found.sampling["dense"] == Execution()
+    told = capsys.readouterr().out
+    assert "fp32 channels_last: left out (CUDA out of memory. Tried to allocate 9 GiB)\n" in told
+
+    def never(experiment, network, runtime):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(tuning, "training_step", never)
+    with pytest.raises(UserError, match="tiny: no training step of dense runs on"):
+        tuning.tune(loading.load("tiny"), CPU)
+
+
+@pytest.mark.parametrize("measured_here", [True, False])
+def test_a_tuning_of_another_device_is_told(workspace, capsys, measured_here):
+    device = device_name(CPU) if measured_here else "NVIDIA H100"
+    write_experiment(workspace)
+    e = loading.load("tiny").model_copy(update={"tuning": Tuning(device=device)})
+    cli._device(e)
+    told = capsys.readouterr().out
+    assert ("warning: tuned on NVIDIA H100, but this is " in told) != measured_here
 
 
 @pytest.mark.slow

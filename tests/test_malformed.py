@@ -85,6 +85,7 @@ VALUES = [
     ({"compute": {"device": "meta"}}, "compute.device: "),
     ({"compute": {"mem_mb": 1}}, "compute.mem_mb: "),
     ({"compute": {"micro_batch": 0}}, "compute.micro_batch: "),
+    ({"compute": {"gpus": 2, "device": "cuda"}}, "compute: 2 `gpus` need `device: auto`"),
     ({"tuning": {"training": {"0.5": {"precison": "bf16"}}}}, "did you mean 'precision'?"),
     ({"published": {"dataset": "cifar"}}, "did you mean 'cifar10'?"),
     ({"published": {"expert_iterations": {"many": 1}}}, "published.expert_iterations.many"),

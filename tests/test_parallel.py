@@ -61,6 +61,7 @@ def test_two_processes_train_and_sample_as_one(workspace):
         assert apart < 0.01 * torch.cat([a[n].flatten() for n in names]).norm()
     ledger = read_json(results / "dense/full/ledger.json")
     assert ledger["world"] == 2
+    assert ledger["device_seconds"] == pytest.approx(2 * ledger["seconds"], rel=1e-3)
     assert ledger["steps"] == read_json(one / "dense/full/ledger.json")["steps"]
     assert not (results / "dense/full/state").exists()
 

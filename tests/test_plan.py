@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import write_experiment
+from stages import run
 
 from ebdiff.errors import UserError
 from ebdiff.nets.memory import footprint
@@ -31,6 +32,7 @@ PACE = Pace(
     step={"dense": 2.0, "0.3": 1.5, "0.5": 0.8, "0.8": 0.5},
     image={"dense": 0.04, "0.3": 0.03, "0.5": 0.02, "0.8": 0.01},
     mask=0.0,
+    at_once=2,
     start={"training": 3.0, "predicting": 2.0, "pages": 1.5, "light": 0.5},
     process=3 * 10**8,
     told="made up",
@@ -115,7 +117,7 @@ def test_seconds_of_every_kind_of_job_by_hand(vary):
     assert by_name["sample.ta-eb.tsv"] == pytest.approx(2 + 23 * (3 * 0.03 + 7 * 0.01))
     assert by_name["select-eb-epoch.full.magnitude.ema.0.5.tsv"] == 3
     assert by_name["prune-per-epoch.full.magnitude.ema.tsv"] == 0.5  # taken while training
-    assert by_name["measure-cost.tsv"] == pytest.approx(3 + 13 * (2 + 1.5 + 0.8 + 0.5))
+    assert by_name["measure-cost.tsv"] == pytest.approx(3 + 13 * 2 * (2 + 1.5 + 0.8 + 0.5))
     assert by_name["table4.tsv"] == 0.5
     # Its search, masks, ticket, training, samples and metrics.
     alone = sum(s for n, s in by_name.items() if "eb-50" in n or "ema-0.5" in n or "ema.0.5" in n)
@@ -248,6 +250,22 @@ def test_disk_is_what_is_not_there_yet(tiny, plenty, tmp_path, monkeypatch):
     # 1797 digits of 8 x 8 and a label of 8 bytes each.
     later = prediction.Plan(times(tiny), CPU)
     assert sum(later.disk.values()) - later.disk_to_come == 1797 * (64 + 8)
+
+
+def test_a_plan_waits_for_no_gpu(tmp_path, monkeypatch):
+    """A training may hold the only one for days."""
+    write_experiment(tmp_path, {"compute.gpus": 1})
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def pick_device(name, own):
+        asked.append(own)
+        return CPU
+
+    monkeypatch.setattr("ebdiff.devices.pick_device", pick_device)
+    monkeypatch.setattr(pace, "_starts", lambda device: (PACE.start, 1))
+    assert run("plan", "tiny", "--step-ms", "5", "--devices", "1") == 0
+    assert asked == [False]
 
 
 @pytest.mark.slow

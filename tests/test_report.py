@@ -160,9 +160,10 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
 
 
 def ledger(steps):
-    process = {"started": "2026-01-02T03:04:05", "seconds": steps / 10, "steps": steps}
+    process = {"started": "2026-01-02T03:04:05", "world": 2, "seconds": steps / 10, "steps": steps}
     return {
-        "steps": steps, "seconds": steps / 10, "images": 64 * steps, "peak_mb": 300.0,
+        "steps": steps, "seconds": steps / 10, "device_seconds": steps / 5, "images": 64 * steps,
+        "peak_mb": 300.0,
         "device": "a quiet test machine", "threads": 1, "processes": [process],
         "versions": {"ebdiff": "0.1.0", "torch": "2.13.0"},
     }  # fmt: skip
@@ -242,14 +243,14 @@ def test_table4_speedups_and_seconds_by_hand():
         return [float(rows[title][k]) for k in keys]
 
     # c = 0.4 at 50 %; the ticket is found after 9 epochs of 29 steps = 261.
-    assert costs("Unpruned") == pytest.approx([1, 1, 1, 1, 80])
-    eb = [800 / 360, 800 / (360 + 261), 800 / (360 + 261), 800 / 225, 90 + 26.1]
+    assert costs("Unpruned") == pytest.approx([1, 1, 1, 1, 2 * 80])  # on two devices each
+    eb = [800 / 360, 800 / (360 + 261), 800 / (360 + 261), 800 / 225, 2 * (90 + 26.1)]
     assert costs(HOSTILE) == pytest.approx(eb)
     assert costs("Random ticket") == pytest.approx(eb)
-    assert costs("Scratch") == pytest.approx([800 / 1160] * 3 + [800 / 1025, 90 + 80])
-    assert costs("Finetune") == pytest.approx([800 / 840] * 3 + [800 / 825, 10 + 80])
+    assert costs("Scratch") == pytest.approx([800 / 1160] * 3 + [800 / 1025, 2 * (90 + 80)])
+    assert costs("Finetune") == pytest.approx([800 / 840] * 3 + [800 / 825, 2 * (10 + 80)])
     # 400 steps each at c = 0.70, 0.38, 0.25; one search serves all three.
-    ta = [800 / 280, 800 / (280 + 261), 800 / (532 + 261), 800 / 240, 120 + 26.1]
+    ta = [800 / 280, 800 / (280 + 261), 800 / (532 + 261), 800 / 240, 2 * (120 + 26.1)]
     assert costs("TA-EB") == pytest.approx(ta)
     assert float(rows["TA-EB"]["rate"]) == pytest.approx(0.64)
     assert float(rows["TA-EB"]["macs"]) == pytest.approx(0.24 * 18e6 + 0.2 * 7e6 + 0.56 * 2e6)

@@ -66,13 +66,21 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     return experiment
 
 
-def _device(experiment: Experiment) -> torch.device:
-    """The job's device; several processes of one job (torchrun) meet here."""
+def _device(experiment: Experiment, own: bool = True) -> torch.device:
+    """The job's device; several processes of one job (torchrun) meet here.
+
+    Args:
+        experiment: its `compute` and tuning.
+        own: wait for a GPU of its own where `compute.gpus` asks for one.
+    """
     from ebdiff import devices, parallel
     from ebdiff.nets.execution import Runtime
 
-    device = devices.pick_device(experiment.compute.device, own=experiment.compute.gpus > 0)
+    device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0)
     parallel.join(device)
+    tuned, here = experiment.tuning.device, devices.device_name(device)
+    if tuned not in ("", here) and parallel.first():
+        print(f"warning: tuned on {tuned}, but this is {here}: `ebdiff tune {experiment.name}`", flush=True)
     # Strict fp32 unless a network's own execution says otherwise.
     Runtime(device, deterministic=experiment.compute.deterministic).set_arithmetic()
     return device
@@ -376,7 +384,8 @@ def tune(name: Name, threads: Threads = None) -> None:
 def plan(
     name: Name,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time. Default: GPUs here, or cores / threads.")
+        int | None,
+        typer.Option(min=1, help="Jobs at a time. Default: GPUs here / compute.gpus, or cores / threads."),
     ] = None,
     step_ms: Annotated[
         float | None,
@@ -396,7 +405,7 @@ def plan(
     experiment = _begin(name, threads)
     from ebdiff.plan import page, prediction
 
-    planned = prediction.make(experiment, _device(experiment), devices, step_ms, images)
+    planned = prediction.make(experiment, _device(experiment, own=False), devices, step_ms, images)
     print(*page.page(planned), planned.write(), sep="\n\n")
 
 

@@ -354,11 +354,15 @@ class Evaluation(Strict):
 
 
 class Compute(Strict):
-    """What one job may use. Results depend on it by rounding only, but for `micro_batch` with dropout."""
+    """What one job may use. Results depend on it by rounding only; with dropout, `gpus` and `micro_batch`
+    draw other masks."""
 
     threads: int = Field(1, gt=0, description="Torch threads per process: of a job, or of each of its GPUs.")
     gpus: int = Field(
-        0, ge=0, description="GPUs per training or sampling job; several share its global batch (torchrun)."
+        0,
+        ge=0,
+        description="GPUs per training or sampling job, 1 for masks and metrics; several share its global "
+        "batch (torchrun), with dropout masks of their own.",
     )
     micro_batch: int | None = Field(
         None,
@@ -375,6 +379,12 @@ class Compute(Strict):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:0 ..."
     )
+
+    @model_validator(mode="after")
+    def _several(self) -> Compute:
+        if self.gpus > 1 and self.device != "auto":
+            raise ValueError(f"{self.gpus} `gpus` need `device: auto`; {self.device} is one device")
+        return self
 
 
 class Execution(Strict):

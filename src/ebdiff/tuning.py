@@ -12,6 +12,7 @@ from ebdiff import layout
 from ebdiff.config import Execution, Experiment, Tuning
 from ebdiff.cost import interleaved, network_of, rates, steps_at_once, training_step
 from ebdiff.devices import device_name
+from ebdiff.errors import UserError
 from ebdiff.files import write_text
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
@@ -35,7 +36,10 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
     """Time every candidate on every network, training and sampling, and write the fastest down.
 
     The file is configuration from then on: results depend on it, never on a later timing. Nothing
-    else may run on the machine.
+    else may run on the machine. A candidate that can't run is left out, with a word.
+
+    Raises:
+        UserError: no candidate of a network runs on this device.
     """
     chosen: dict[str, dict[str, Execution]] = {}
     told = []
@@ -45,10 +49,19 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
         for name, rate in rates(experiment).items():
             torch.compiler.reset()
             print(f"{use}, {name}", flush=True)
-            work = {
-                how: piece(experiment, network_of(experiment, rate), Runtime(device, how, **compute))
-                for how in candidates(device, compute["deterministic"])
-            }
+            work = {}
+            for how in candidates(device, compute["deterministic"]):
+                try:
+                    candidate = piece(
+                        experiment, network_of(experiment, rate), Runtime(device, how, **compute)
+                    )
+                    candidate()
+                    work[how] = candidate
+                except (MemoryError, RuntimeError) as error:  # of memory that ran out, or of a compiler
+                    reason = next(iter(str(error).splitlines()), "no reason given")
+                    print(f"{words(how)}: left out ({reason})", flush=True)
+            if not work:
+                raise UserError(f"{experiment.name}: no {use} step of {name} runs on {device_name(device)}")
             times = {how: median(seconds) / steps for how, seconds in interleaved(work, ROUNDS).items()}
             work.clear()
             best = next(how for how in times if times[how] <= WORTH * min(times.values()))

@@ -98,9 +98,9 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     stamp = {"digest": digest, "inputs": [sha256(p) for p in paths], "batch": batch}
     with _unfinished(layout.state_of(output), (count, size, size, channels), stamp) as place:
         mine = place.progress(parallel.rank())
-        drawn = {b for kept in place.all_progress() for b, _ in kept["done"]}
+        drawn, batches = place.drawn(), math.ceil(count / batch)
         parallel.barrier()  # before anybody adds to it
-        todo = [b for b in range(math.ceil(count / batch)) if b not in drawn]
+        todo = [b for b in range(batches) if b not in drawn]
         todo = todo[parallel.rank() :: parallel.world()]
         if drawn and parallel.first():
             print(f"{output}: going on, {len(drawn)} batches are drawn", flush=True)
@@ -119,9 +119,10 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
                     raise interrupts.Interrupted(
                         signalled(), f"sample {run}: images so far are kept; the same command goes on"
                     )
-        parallel.barrier()
         if not parallel.first():
             return
+        while len(place.drawn()) < batches:  # by the other processes; a signal can end this, but no barrier
+            time.sleep(0.1)
 
         seconds = max(kept["seconds"] for kept in place.all_progress())  # processes work side by side
         first = np.load(place.file, mmap_mode="r")[: GRID * GRID]
@@ -181,6 +182,10 @@ class Unfinished:
     def all_progress(self) -> list[dict[str, Any]]:
         """The progress of every process that ever drew for these samples."""
         return [self.progress(rank) for rank in sorted(map(_rank, self.folder.glob("progress-*.json")))]
+
+    def drawn(self) -> set[int]:
+        """The batches that some process has drawn."""
+        return {b for kept in self.all_progress() for b, _ in kept["done"]}
 
     def prepare(self) -> None:
         """Make sure that the file is there, and that only batches count as drawn which are whole in it."""

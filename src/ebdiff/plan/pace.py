@@ -45,6 +45,7 @@ class Pace:
         step: of a training step on a whole batch, by network.
         image: of one network evaluation per sampled image, by network.
         mask: of one magnitude mask.
+        at_once: training steps between two looks at the clock of `measure-cost`.
         start: of a job's start-up, by what it imports (`STARTS`).
         process: bytes that a training job's process holds beside its network.
         told: how they are known, in words.
@@ -53,6 +54,7 @@ class Pace:
     step: Mapping[str, float]
     image: Mapping[str, float]
     mask: float
+    at_once: int
     start: Mapping[str, float]
     process: int
     told: str
@@ -70,13 +72,14 @@ def measured(experiment: Experiment, device: torch.device) -> Pace:
                 runtime = Runtime.of(experiment, use, name, device)
                 work[use, name] = piece(small, network_of(experiment, rate), runtime)
     times = {key: median(seconds) for key, seconds in interleaved(work, ROUNDS).items()}
-    part = batch / images / steps_at_once(device)
+    at_once = steps_at_once(device)
+    part = batch / images / at_once
     step = known or {name: times["training", name] * part for name in rates(experiment)}
     image = {name: times["sampling", name] / small.sampling.batch for name in rates(experiment)}
     cut = f", {images} of {batch} images" if images < batch else ""
     source = f"step times of {layout.path(layout.COST, experiment=experiment.name)}, else measured"
     told = source if known else f"measured on {ROUNDS} steps{cut}"
-    return Pace(step, image, _mask_seconds(experiment), *_starts(device), told)
+    return Pace(step, image, _mask_seconds(experiment), at_once, *_starts(device), told)
 
 
 def stated(
@@ -88,7 +91,7 @@ def stated(
     # A backward pass costs two forward passes.
     image = {name: seconds / experiment.training.batch / 3 for name, seconds in step.items()}
     told = f"stated: {step_ms:g} ms per unpruned step, other networks by their MACs"
-    return Pace(step, image, _mask_seconds(experiment), *_starts(device), told)
+    return Pace(step, image, _mask_seconds(experiment), steps_at_once(device), *_starts(device), told)
 
 
 def known_steps(experiment: Experiment, device: torch.device) -> dict[str, float] | None:

@@ -95,7 +95,7 @@ class Times:
         step, where, expected = self.pace.step, job.where, self.expected
         match job.verb:
             case "measure-cost":
-                return (cost.WARMUP + cost.ROUNDS) * sum(step.values())
+                return (cost.WARMUP + cost.ROUNDS) * self.pace.at_once * sum(step.values())
             case "train-dense":
                 rule = self.experiment.searches[where["search"]]
                 masks = 2 * rule.horizon * len(rule.rates)  # of raw and of averaged weights

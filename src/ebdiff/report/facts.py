@@ -168,11 +168,16 @@ class RunFacts:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
         return search_steps(self._stories(seed))
 
-    def search_seconds(self, seed: int) -> dict[str, float]:
-        """Seconds charged to each of its searches: the ledger's, in proportion to the steps."""
+    def search_seconds(self, seed: int, kind: str = "seconds") -> dict[str, float]:
+        """Seconds charged to each of its searches: the ledger's, in proportion to the steps.
+
+        Args:
+            seed: of the run.
+            kind: `seconds`, or `device_seconds` to sum over devices.
+        """
         ledgers = {name: self.results.search_ledger(seed, name) for name in self.search_steps(seed)}
         return {
-            name: ledgers[name]["seconds"] * steps / ledgers[name]["steps"]
+            name: ledgers[name][kind] * steps / ledgers[name]["steps"]
             for name, steps in self.search_steps(seed).items()
         }
 
@@ -225,8 +230,8 @@ class RunFacts:
             if self._reference is None:
                 return None  # the dense training it is charged with belongs to no run
             trainings.add((self._reference.key, milestone(self._reference)))
-        spent = sum(self.results.ledger(seed, *training)["seconds"] for training in trainings)
-        return spent + sum(self.search_seconds(seed).values())
+        spent = sum(self.results.ledger(seed, *training)["device_seconds"] for training in trainings)
+        return spent + sum(self.search_seconds(seed, "device_seconds").values())
 
 
 def network(expert: Expert) -> str:

@@ -13,7 +13,7 @@ _SPEEDUPS = (
     "waits for its own search, searches side by side. Device time: every search and expert is summed. "
     "By MACs: as paper, if a step's time followed its MACs. Scratch and finetune are charged the unpruned "
     "training. Computing gradient criteria is not counted. "
-    "Training seconds are what the ledgers say was really spent, search included."
+    "Training seconds are what the ledgers say was really spent on all devices, search included."
 )
 
 

@@ -165,6 +165,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             **what,
             steps=state.step,
             seconds=round(state.seconds, 3),
+            device_seconds=round(state.device_seconds, 3),
             images=state.step * training.batch,
             intervals=intervals,
             horizon=search.horizon,

@@ -163,6 +163,7 @@ def finetune_region(
             **what,
             steps=state.step,
             seconds=round(state.seconds, 3),
+            device_seconds=round(state.device_seconds, 3),
             images=state.step * training.batch,
             processes=state.processes,
             execution=runtime.told(),

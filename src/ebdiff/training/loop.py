@@ -90,7 +90,8 @@ def train(
     runtime.set_arithmetic()
     denoiser = runtime.compiled(network)
 
-    process = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "steps": 0, "seconds": 0.0}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    process = {"started": started, "world": parallel.world(), "steps": 0, "seconds": 0.0}
     state.processes.append(process)
     began = saved = time.perf_counter()
     silent = job.stats is None or not parallel.first()
@@ -139,6 +140,7 @@ def train(
             # Several processes must stop at the same step.
             if state.step % agree == 0 and parallel.any_of(signalled() is not None, device):
                 save(state)
+                parallel.barrier()  # torchrun kills the first process soon after another one has ended
                 raise interrupts.Interrupted(
                     signalled() or interrupts.SIGNALS[0],
                     f"{job.name}: step {state.step} of {until} is saved; the same command goes on from it",

@@ -31,7 +31,7 @@ class State:
         ema: the moving average of every parameter, by name.
         m, v: Adam's first and second moments of every parameter, by name.
         step: optimiser steps done.
-        processes: one entry per process that trained: when it started, its steps and seconds.
+        processes: one entry per job that trained: when it started, its processes, steps and seconds.
         extra: further arrays that travel along (the masks of a search).
     """
 
@@ -53,8 +53,13 @@ class State:
 
     @property
     def seconds(self) -> float:
-        """Seconds inside training so far, over all processes."""
+        """Seconds inside training so far, over all jobs."""
         return sum(p["seconds"] for p in self.processes)
+
+    @property
+    def device_seconds(self) -> float:
+        """The same on each job's devices, summed."""
+        return sum(p["seconds"] * p["world"] for p in self.processes)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors: raw., ema., m., v. and extra."""
