@@ -306,8 +306,10 @@ def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "spared"),
-    [(layout.TICKET, (layout.DENSE_LAST, layout.MASKS)), (layout.SAMPLES, (layout.TICKET, layout.MILESTONE))],
-    ids=["a ticket", "samples"],
+    [
+        pytest.param(layout.TICKET, (layout.DENSE_LAST, layout.MASKS), id="a ticket"),
+        pytest.param(layout.SAMPLES, (layout.TICKET, layout.MILESTONE), id="samples", marks=pytest.mark.long),
+    ],
 )
 def test_the_command_that_a_message_names_remakes_what_is_damaged_and_nothing_before(
     tmp_path, made, monkeypatch, template, spared

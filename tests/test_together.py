@@ -166,7 +166,7 @@ def test_a_stage_that_another_process_holds_is_refused_in_one_line(project, verb
     ("stage", "outputs"),
     [
         (("prepare-data", "digits"), layout.DATA_FILES),
-        (("train-classifier", "digits"), (layout.CLASSIFIER,)),
+        pytest.param(("train-classifier", "digits"), (layout.CLASSIFIER,), marks=pytest.mark.long),
         (("reference-stats", "digits"), (layout.REFERENCE, layout.REFERENCE_FEATURES)),
         (("select-eb-epoch", "tiny", "--rate", "0.5"), (layout.TICKET, layout.STORY)),
     ],

@@ -276,7 +276,7 @@ def killed_at(command, cwd, step):
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_processes_end_with_the_bits_of_undisturbed_ones(workspace, vary):
     """Both long trainings, as real processes, each killed at two steps and started again."""
     changes = {"training.save_minutes": 1e-6, "training.log_every": 1}
