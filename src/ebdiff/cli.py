@@ -19,7 +19,7 @@ import typer
 
 import ebdiff
 from ebdiff import interrupts
-from ebdiff.errors import UserError, explained, out_of_memory, unknown
+from ebdiff.errors import UserError, explained, first_line, out_of_memory, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -499,7 +499,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or ["no more"])[0]
+        reason = first_line(error, "no more")
         print(
             f"ebdiff: not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network",
             file=sys.stderr,

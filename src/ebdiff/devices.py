@@ -13,7 +13,7 @@ from typing import TextIO
 
 import torch
 
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, first_line
 
 _leases: list[TextIO] = []  # open for as long as the process lives: closing one lets its GPU go
 
@@ -39,7 +39,7 @@ def pick_device(asked: str, own: bool = False) -> torch.device:
     try:
         device = torch.empty(0, device=asked).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"compute.device: {asked!r} can't be used here ({reason}); try auto or cpu") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)

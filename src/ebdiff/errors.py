@@ -67,6 +67,16 @@ def explained(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {what}" if error.filename else what
 
 
+def first_line(error: BaseException, otherwise: str = "no reason given") -> str:
+    """What a library's error says first; torch's go on for pages.
+
+    Args:
+        error: any.
+        otherwise: what to say of one without words.
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), otherwise)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out.
 

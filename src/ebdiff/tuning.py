@@ -12,7 +12,7 @@ from ebdiff import layout
 from ebdiff.config import Execution, Experiment, Tuning
 from ebdiff.cost import interleaved, network_of, rates, steps_at_once, training_step
 from ebdiff.devices import device_name
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, first_line
 from ebdiff.files import write_text
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
@@ -58,8 +58,7 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
                     candidate()
                     work[how] = candidate
                 except (MemoryError, RuntimeError) as error:  # of memory that ran out, or of a compiler
-                    reason = next(iter(str(error).splitlines()), "no reason given")
-                    print(f"{words(how)}: left out ({reason})", flush=True)
+                    print(f"{words(how)}: left out ({first_line(error)})", flush=True)
             if not work:
                 raise UserError(f"{experiment.name}: no {use} step of {name} runs on {device_name(device)}")
             times = {how: median(seconds) / steps for how, seconds in interleaved(work, ROUNDS).items()}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ebdiff.config import Network
-from ebdiff.errors import UserError
+from ebdiff.errors import UserError, first_line
 from ebdiff.nets.unet import UNet
 
 
@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # damaged files make torch's restricted reader raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error, type(error).__name__)
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     tensors = {name.removeprefix("module."): t.float() for name, t in found.items()}
     with torch.device("meta"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebdiff.config import Execution, Experiment
+from ebdiff.errors import first_line
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -90,8 +91,7 @@ class Runtime:
             try:
                 return run(x, t)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-                print(f"torch.compile failed, running without it: {reason}", flush=True)
+                print(f"torch.compile failed, running without it: {first_line(error)}", flush=True)
                 run = network
                 return network(x, t)
 

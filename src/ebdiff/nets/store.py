@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ebdiff.config import Network
 from ebdiff.draws import generator
-from ebdiff.errors import Unusable, UserError, damaged
+from ebdiff.errors import Unusable, UserError, damaged, first_line
 from ebdiff.files import CHECKSUM, TOLD, checksum, read_told, replacing
 from ebdiff.nets.unet import UNet
 
@@ -145,7 +145,7 @@ def build(config: Network, tensors: Mapping[str, Tensor]) -> UNet:
         adopt_shapes(network, tensors)
         network.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"tensors don't fit the network's config: {str(error).splitlines()[0]}") from None
+        raise UserError(f"tensors don't fit the network's config: {first_line(error)}") from None
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
