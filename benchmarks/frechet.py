@@ -14,8 +14,8 @@ import paired
 import plain
 import torch
 
-from ebdiff.cost import interleaved
-from ebdiff.metrics.frechet import Gaussian, frechet_distance
+from ebdiff.cost.measure import interleaved
+from ebdiff.metrics.distances import Gaussian, frechet_distance
 
 
 def features(rng: np.random.Generator, d: int) -> np.ndarray:

@@ -15,8 +15,8 @@ import paired
 import plain
 import torch
 
-from ebdiff.cost import interleaved
-from ebdiff.tickets import History, recent_distances
+from ebdiff.cost.measure import interleaved
+from ebdiff.tickets.history import History, recent_distances
 
 WINDOW = 5
 

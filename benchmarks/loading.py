@@ -17,9 +17,9 @@ import paired
 import plain
 import torch
 
-from ebdiff import layout
-from ebdiff.data.store import Images
-from ebdiff.files import load_memmap
+from ebdiff.data.dataset import Images
+from ebdiff.experiment import layout
+from ebdiff.system.files import load_memmap
 
 BATCH = 128
 

@@ -15,7 +15,7 @@ import paired
 import plain_pruning
 import torch
 
-from ebdiff.cost import interleaved
+from ebdiff.cost.measure import interleaved
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import fresh
 from ebdiff.pruning.graph import trace

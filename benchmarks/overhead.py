@@ -16,8 +16,8 @@ from pathlib import Path
 
 import paired
 
-from ebdiff import layout, loading
-from ebdiff.devices import pick_device
+from ebdiff.experiment import layout, load
+from ebdiff.system.devices import pick_device
 
 
 def wall_seconds(folder: Path) -> dict[str, float]:
@@ -44,7 +44,7 @@ def inside_seconds(results: Path, data: Path) -> float:
 def main(name: str, minutes: str | None = None) -> None:
     """Print the jobs that took longest, and the overhead; write it with the other figures."""
     results = layout.path(layout.EXPERIMENT, experiment=name)
-    data = layout.path(layout.DATA, dataset=loading.load(name).dataset.name)
+    data = layout.path(layout.DATA, dataset=load.load(name).dataset.name)
     jobs = wall_seconds(results / "benchmarks") | wall_seconds(data / "benchmarks")
     wall, inside = sum(jobs.values()), inside_seconds(results, data)
     for job, seconds in sorted(jobs.items(), key=lambda item: -item[1])[:12]:

@@ -16,12 +16,13 @@ from statistics import median
 import numpy as np
 import torch
 
-from ebdiff import loading
-from ebdiff.config import Execution, Experiment, Network
-from ebdiff.devices import device_name, pick_device
-from ebdiff.ledger import versions
+from ebdiff.cost.tune import candidates
+from ebdiff.experiment import load
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Execution, Network
 from ebdiff.nets.execution import CPU, GPU
-from ebdiff.tuning import candidates
+from ebdiff.system.devices import device_name, pick_device
+from ebdiff.system.ledger import versions
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks/out"
@@ -69,7 +70,7 @@ def arguments(description: str | None, argv: Sequence[str] | None, rounds: int) 
 
 def experiment(batch: int, tiny: bool) -> Experiment:
     """The paper's CIFAR-10 experiment at a batch size; tiny: two images, few steps, a very small network."""
-    found = loading.load("cifar10", ROOT / "config/experiments")
+    found = load.load("cifar10", ROOT / "config/experiments")
     training = found.training.model_copy(update={"batch": 2 if tiny else batch})
     found = found.model_copy(update={"training": training})
     if not tiny:

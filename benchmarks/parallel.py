@@ -22,9 +22,9 @@ import numpy as np
 import paired
 import torch
 
-from ebdiff import parallel
-from ebdiff.cost import network_of, timing_job
+from ebdiff.cost.measure import network_of, timing_job
 from ebdiff.nets.execution import Runtime
+from ebdiff.system import parallel
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 

@@ -18,15 +18,15 @@ import paired
 import plain
 import torch
 
-from ebdiff.config import Execution
-from ebdiff.cost import interleaved, network_of
-from ebdiff.data.store import to_uint8
-from ebdiff.diffusion.ensemble import generate
+from ebdiff.cost.measure import interleaved, network_of
+from ebdiff.cost.tune import words
+from ebdiff.data.dataset import to_uint8
+from ebdiff.diffusion.sample import generate
 from ebdiff.diffusion.sampling import Router, ddim
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.draws import image_noise
+from ebdiff.experiment.schema import Execution
 from ebdiff.nets.execution import Runtime
-from ebdiff.tuning import words
+from ebdiff.system.draws import image_noise
 
 CLOSE = 1e-3  # relative difference that 100 steps of fp32 rounding may make
 

@@ -19,19 +19,20 @@ import paired
 import plain
 import torch
 
-from ebdiff.config import Execution, Experiment
-from ebdiff.cost import interleaved, network_of, steps_at_once, timing_job, training_step
+from ebdiff.cost.measure import interleaved, network_of, steps_at_once, timing_job, training_step
+from ebdiff.cost.tune import words
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Execution
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
-from ebdiff.training.dense import KINDS
+from ebdiff.tickets.watch import KINDS
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
-from ebdiff.tuning import words
 
 RATES = (0.0, 0.3, 0.5, 0.8)  # 0: dense
 Key = tuple[float, Execution]

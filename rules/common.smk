@@ -3,8 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-from ebdiff import digests, inputs, layout, loading
-from ebdiff.errors import UserError, unknown
+from ebdiff.experiment import digests, inputs, layout
+from ebdiff.experiment import load as loading
+from ebdiff.system.errors import UserError, unknown
 from ebdiff.report import needs
 
 CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")

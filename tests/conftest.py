@@ -10,7 +10,7 @@ import yaml
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pools on two cores crawl
 
-from ebdiff import layout, loading
+from ebdiff.experiment import layout, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def vary():
     """The tiny experiment with some keys changed: vary({"training.batch": 8})."""
-    return lambda changes: loading.parse(changed(TINY, changes), "tiny.yaml")
+    return lambda changes: load.parse(changed(TINY, changes), "tiny.yaml")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def digits(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("digits")
     files = [folder / layout.path(t, dataset="digits") for t in layout.DATA_FILES]
-    prepare(loading.parse(deepcopy(TINY), "tiny.yaml"), *files)
+    prepare(load.parse(deepcopy(TINY), "tiny.yaml"), *files)
     return folder
 
 

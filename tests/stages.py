@@ -2,7 +2,9 @@
 
 import sys
 
-from ebdiff import cli, files, layout
+from ebdiff import cli
+from ebdiff.experiment import layout
+from ebdiff.system import files
 
 EXPERT = "full-magnitude-ema-0.5-t0-1000"
 # Every key but the name of a file: one of each kind that a stage reads.

@@ -5,7 +5,7 @@ import csv
 import pytest
 from conftest import ROOT
 
-from ebdiff.accounting import (
+from ebdiff.cost.accounting import (
     TrainedExpert,
     average,
     average_visited,

@@ -46,7 +46,7 @@ def test_two_processes_are_measured_and_count_the_same_losses(tmp_path):
 
 
 def test_pieces_of_work_take_turns_and_only_settled_calls_are_timed(monkeypatch):
-    from ebdiff import cost
+    from ebdiff.cost import measure
 
     called, clock = [], [0.0]
 
@@ -57,18 +57,18 @@ def test_pieces_of_work_take_turns_and_only_settled_calls_are_timed(monkeypatch)
 
         return work
 
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     work = {"a": piece("a", 5.0), "b": piece("b", 7.0)}
-    assert cost.interleaved(work, 2, warmup=1) == {"a": [5.0, 5.0], "b": [7.0, 7.0]}
+    assert measure.interleaved(work, 2, warmup=1) == {"a": [5.0, 5.0], "b": [7.0, 7.0]}
     assert "".join(called) == "ab" + "ab" * 2
     called.clear()
-    assert cost.interleaved(work, 2, warmup=1, settle=1) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert measure.interleaved(work, 2, warmup=1, settle=1) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
     assert "".join(called) == "ab" + "aabb" * 2
 
 
 def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
     """The same batch, noise and timesteps through both loops: the same weights and the same average."""
-    from ebdiff.cost import network_of, timing_job
+    from ebdiff.cost.measure import network_of, timing_job
     from ebdiff.diffusion.schedule import alphas_bar
     from ebdiff.nets.execution import Runtime
     from ebdiff.training.batches import Draws

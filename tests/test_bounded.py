@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import TINY, changed
 
-from ebdiff import layout, loading
-from ebdiff.files import sha256, write_json
+from ebdiff.experiment import layout, load
 from ebdiff.nets import store
+from ebdiff.system.files import sha256, write_json
 
 pytestmark = [
     pytest.mark.long,
@@ -33,7 +33,7 @@ import re, sys
 from pathlib import Path
 import torch, yaml
 from ebdiff import loading
-experiment = loading.parse(yaml.safe_load(Path("x.yaml").read_text()), "x.yaml")
+experiment = load.parse(yaml.safe_load(Path("x.yaml").read_text()), "x.yaml")
 {work}
 # Not getrusage: its peak is inherited from the parent process.
 print("peak", re.search("VmHWM:\\\\s*(\\\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -52,7 +52,7 @@ def peak(folder, images, work):
 @pytest.fixture
 def trained(tmp_path):
     """A folder with the one expert of the run `unpruned`, fresh weights."""
-    e = loading.parse(RAW, "x.yaml")
+    e = load.parse(RAW, "x.yaml")
     (expert,) = e.runs["unpruned"].experts
     tensors = {f"ema.{n}": t for n, t in store.fresh(e.network, 0, "x").state_dict().items()}
     where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
@@ -62,7 +62,7 @@ def trained(tmp_path):
 
 def test_sampling_holds_the_same_memory_for_ten_times_the_images(trained):
     work = (
-        "from ebdiff.diffusion.ensemble import sample\nsample(experiment, 'unpruned', 0, torch.device('cpu'))"
+        "from ebdiff.diffusion.sample import sample\nsample(experiment, 'unpruned', 0, torch.device('cpu'))"
     )
     few, many = (peak(trained, images, work) for images in (FEW, MANY))
     print(f"sampling {FEW} and {MANY} images: {few:.0f} and {many:.0f} MB")
@@ -85,7 +85,7 @@ def measured(tmp_path, monkeypatch):
     np.save(images, pixels)
     write_json(layout.path(layout.MANIFEST, dataset="data"), {"count": 40, "sha256": sha256(images)})
     train_classifier(pixels, np.arange(40) % 4, layout.path(layout.CLASSIFIER, dataset="data"))
-    reference_stats(loading.parse(RAW, "x.yaml"), "classifier")
+    reference_stats(load.parse(RAW, "x.yaml"), "classifier")
     return tmp_path
 
 

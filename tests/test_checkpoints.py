@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ebdiff.config import Network
-from ebdiff.errors import UserError
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.store import fresh
+from ebdiff.system.errors import UserError
 
 CONFIG = Network(image_size=8, width=16, multipliers=(1, 2), blocks=1, attention=(4,), norm_groups=4)
 

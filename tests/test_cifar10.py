@@ -6,7 +6,7 @@ import os
 import pytest
 from test_workflow import copied, snakemake
 
-from ebdiff import layout
+from ebdiff.experiment import layout
 
 pytestmark = pytest.mark.long
 

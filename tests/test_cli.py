@@ -5,7 +5,8 @@ import pytest
 import typer
 from conftest import write_experiment
 
-from ebdiff import cli, layout
+from ebdiff import cli
+from ebdiff.experiment import layout
 
 VERBS = sorted(command.callback.__name__.replace("_", "-") for command in cli.app.registered_commands)
 
@@ -141,8 +142,8 @@ def test_a_verb_alone_in_a_shell(workspace, verb):
 
 
 LIGHT = [
-    "config", "loading", "layout", "inputs", "accounting", "digests", "errors", "files", "draws",
-    "diffusion.schedule",
+    *(f"experiment.{name}" for name in ("experiment", "load", "layout", "inputs", "digests")),
+    *(f"system.{name}" for name in ("errors", "files", "draws")), "cost.accounting", "diffusion.schedule",
     *(f"report.{name}" for name in (
         "needs", "tables", "figures", "page", "paper", "reading", "results", "facts", "style",
     )),

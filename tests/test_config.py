@@ -5,8 +5,8 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, changed
 
-from ebdiff import loading
-from ebdiff.errors import UserError
+from ebdiff.experiment import load
+from ebdiff.system.errors import UserError
 
 EXPERIMENTS = ROOT / "config/experiments"
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -15,7 +15,7 @@ SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 def refusal(raw):
     """The message an experiment is refused with."""
     with pytest.raises(UserError) as caught:
-        loading.parse(raw, "config/experiments/x.yaml")
+        load.parse(raw, "config/experiments/x.yaml")
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("config/experiments/x.yaml: ")
@@ -33,7 +33,7 @@ def renamed(path, new):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_load(name):
-    experiment = loading.load(name, EXPERIMENTS)
+    experiment = load.load(name, EXPERIMENTS)
     assert experiment.name == name
     assert experiment.runs
 
@@ -120,7 +120,7 @@ def test_serve_spans_must_tile_all_timesteps(spans, words):
 
 
 def test_serve_spans_may_be_listed_in_any_order():
-    loading.parse(serving({"span": [500, 1000]}, {"span": [0, 500]}), "x.yaml")
+    load.parse(serving({"span": [500, 1000]}, {"span": [0, 500]}), "x.yaml")
 
 
 @pytest.mark.parametrize("span", [[0, 1001], [-1, 1000], [500, 500], [600, 400]])
@@ -213,7 +213,7 @@ def folder(tmp_path):
 
 def test_a_base_gives_what_the_file_leaves_out(folder):
     where = folder("child", {"base": "base", "training": {"batch": 8}, "tables": {"table4": ["eb-50"]}})
-    base, child = loading.load("base", where), loading.load("child", where)
+    base, child = load.load("base", where), load.load("child", where)
     assert child.name == "child"
     assert child.training == base.training.model_copy(update={"batch": 8})
     assert child.runs == base.runs
@@ -225,7 +225,7 @@ def test_null_removes_an_inherited_run_and_lists_are_replaced_whole(folder):
         "child",
         {"base": "base", "runs": {"eb-50": None}, "tables": {"table4": None}, "seeds": [3]},
     )
-    child = loading.load("child", where)
+    child = load.load("child", where)
     assert set(child.runs) == {"unpruned", "ta-eb"}
     assert child.tables == {}
     assert child.seeds == (3,)
@@ -234,7 +234,7 @@ def test_null_removes_an_inherited_run_and_lists_are_replaced_whole(folder):
 def test_bases_may_have_bases(folder):
     folder("middle", {"base": "base", "training": {"batch": 8}})
     where = folder("top", {"base": "middle", "training": {"clip": None}})
-    training = loading.load("top", where).training
+    training = load.load("top", where).training
     assert (training.batch, training.clip) == (8, None)
 
 
@@ -253,7 +253,7 @@ def test_bases_may_have_bases(folder):
 def test_a_broken_file_is_one_line_that_names_it(folder, name, content, words):
     where = folder(name, content)
     with pytest.raises(UserError, match=words.replace("?", r"\?")) as caught:
-        loading.load(name, where)
+        load.load(name, where)
     assert "\n" not in str(caught.value)
     assert f"{name}.yaml" in str(caught.value) or "bases.yaml" in str(caught.value)
 
@@ -261,7 +261,7 @@ def test_a_broken_file_is_one_line_that_names_it(folder, name, content, words):
 def test_an_unknown_experiment_gets_a_did_you_mean(folder):
     where = folder("child", {"base": "base"})
     with pytest.raises(UserError, match="did you mean 'child'"):
-        loading.load("chlid", where)
+        load.load("chlid", where)
 
 
 # --- scale ----------------------------------------------------------------------------------------------
@@ -321,14 +321,14 @@ def test_an_epoch_is_every_image_once_in_full_batches(vary, batch, steps):
 
 def test_the_schema_file_is_up_to_date():
     stored = json.loads((ROOT / "config/experiment.schema.json").read_text())
-    assert stored == loading.schema(), "run: ebdiff schema > config/experiment.schema.json"
+    assert stored == load.schema(), "run: ebdiff schema > config/experiment.schema.json"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_fit_the_schema(name):
     jsonschema = pytest.importorskip("jsonschema")
     raw = yaml.safe_load(Path(EXPERIMENTS / f"{name}.yaml").read_text())
-    jsonschema.validate(raw, loading.schema())
+    jsonschema.validate(raw, load.schema())
 
 
 @pytest.mark.parametrize(
@@ -338,12 +338,12 @@ def test_shipped_experiments_fit_the_schema(name):
 def test_the_schema_refuses_what_loading_refuses(path, value):
     jsonschema = pytest.importorskip("jsonschema")
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(changed(TINY, {path: value}), loading.schema())
+        jsonschema.validate(changed(TINY, {path: value}), load.schema())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits_full"])
 def test_tables_8_and_9_share_their_trainings(name):
-    e = loading.load(name, ROOT / "config/experiments")
+    e = load.load(name, ROOT / "config/experiments")
     experts = [x for table in ("table8", "table9") for run in e.tables[table] for x in e.runs[run].experts]
     assert len({x.key for x in experts}) == 7
     assert len({(x.key, x.iterations) for x in experts}) == 13

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 from ebdiff.pruning.count import count, meta_tensors
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.select import select, select_random

@@ -18,9 +18,10 @@ import pytest
 from conftest import TINY, changed
 from PIL import Image
 
-from ebdiff import files, inputs, loading
 from ebdiff.data import archives, cifar10, images, sources
-from ebdiff.errors import UserError
+from ebdiff.experiment import inputs, load
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 
 
 def picture(seed, width=16, height=16, channels=3):
@@ -48,7 +49,7 @@ def prepare(tmp_path):
         raw = changed(TINY, {"dataset": dataset, "network.image_size": size, "network.channels": channels})
         out = tmp_path / "out"
         paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
-        manifest = sources.prepare(loading.parse(raw, "x.yaml"), *paths, threads=threads)
+        manifest = sources.prepare(load.parse(raw, "x.yaml"), *paths, threads=threads)
         assert files.read_json(paths[2]) == manifest
         assert manifest["sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
         assert sorted(p.name for p in out.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
@@ -567,7 +568,7 @@ from ebdiff import loading
 from ebdiff.data.sources import prepare
 import yaml
 out = Path(sys.argv[1])
-experiment = loading.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
+experiment = load.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
 prepare(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
 # Not getrusage: its peak is inherited from the parent process.
 print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)

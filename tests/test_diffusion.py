@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff import layout
-from ebdiff.config import Diffusion, Sampling
-from ebdiff.diffusion import ensemble
+from ebdiff.diffusion import sample
 from ebdiff.diffusion.sampling import Router, ddim, ddpm
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.experiment import layout
+from ebdiff.experiment.schema import Diffusion, Sampling
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.training.state import State
@@ -218,7 +218,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     router = Router(serves, router_of(e).experts)
 
     def images(indices, seed=0):
-        return ensemble.generate(e, router, list(indices), seed, CPU).astype(int)
+        return sample.generate(e, router, list(indices), seed, CPU).astype(int)
 
     whole = images(range(64))
     sevens = np.concatenate([images(range(i, min(i + 7, 64))) for i in range(0, 64, 7)])
@@ -242,7 +242,7 @@ def experts(workspace, tiny):
 @pytest.mark.parametrize(("count", "batch"), [(23, 10), (20, 10), (3, 10), (1, 1)])
 def test_exactly_n_images_are_drawn(experts, vary, count, batch):
     e = vary({"sampling.images": count, "sampling.batch": batch, "sampling.steps": 4})
-    ensemble.sample(e, "ta-eb", 0, CPU)
+    sample.sample(e, "ta-eb", 0, CPU)
     folder = experts / "results/tiny/seed0/runs/ta-eb"
     images = np.load(folder / "samples.npy")
     assert (images.shape, images.dtype) == ((count, 8, 8, 1), np.uint8)
@@ -252,11 +252,11 @@ def test_exactly_n_images_are_drawn(experts, vary, count, batch):
 
 def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, capsys):
     folder = experts / "results/tiny/seed0/runs/ta-eb"
-    ensemble.sample(tiny, "ta-eb", 0, CPU)
+    sample.sample(tiny, "ta-eb", 0, CPU)
     whole = np.load(folder / "samples.npy")
     (folder / "samples.npy").unlink()
 
-    generate, drawn = ensemble.generate, []
+    generate, drawn = sample.generate, []
 
     def counting(experiment, router, indices, *rest):
         if len(drawn) == 2:
@@ -264,20 +264,20 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
         drawn.append(indices)
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(ensemble, "generate", counting)
+    monkeypatch.setattr(sample, "generate", counting)
     with pytest.raises(KeyboardInterrupt):
-        ensemble.sample(tiny, "ta-eb", 0, CPU)
+        sample.sample(tiny, "ta-eb", 0, CPU)
     assert not (folder / "samples.npy").exists()
     drawn.clear()
-    monkeypatch.setattr(ensemble, "generate", counting)
-    ensemble.sample(tiny, "ta-eb", 0, CPU)
+    monkeypatch.setattr(sample, "generate", counting)
+    sample.sample(tiny, "ta-eb", 0, CPU)
     assert drawn == [[20, 21, 22]]
     assert "going on, 2 batches are drawn" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
 
 def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypatch):
-    generate, calls = ensemble.generate, []
+    generate, calls = sample.generate, []
 
     def stopping(experiment, router, indices, *rest):
         calls.append(indices[0])
@@ -285,8 +285,8 @@ def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypat
             raise KeyboardInterrupt
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(ensemble, "generate", stopping)
+    monkeypatch.setattr(sample, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        ensemble.sample(vary({}), "ta-eb", 0, CPU)
-    ensemble.sample(vary({"sampling.steps": 9}), "ta-eb", 0, CPU)
+        sample.sample(vary({}), "ta-eb", 0, CPU)
+    sample.sample(vary({"sampling.steps": 9}), "ta-eb", 0, CPU)
     assert calls == [0, 10, 0, 10, 20]

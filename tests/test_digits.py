@@ -5,7 +5,7 @@ import json
 import pytest
 from test_workflow import copied, snakemake
 
-from ebdiff import layout
+from ebdiff.experiment import layout
 
 pytestmark = pytest.mark.long
 METHODS = ("unpruned", "eb-50", "ta-eb")

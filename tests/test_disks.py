@@ -11,7 +11,8 @@ import pytest
 from conftest import write_experiment
 from stages import EB, FID, SAMPLE, WHERE
 
-from ebdiff import files, layout
+from ebdiff.experiment import layout
+from ebdiff.system import files
 
 pytestmark = pytest.mark.slow
 MB = 2**20
@@ -155,7 +156,7 @@ def test_images_on_a_full_disk_end_in_one_line(tmp_path, small_disk, verb):
 def test_a_disk_that_fills_while_images_are_written(tmp_path, small_disk, monkeypatch, tiny):
     """Somebody else takes the room that was there at the beginning."""
     from ebdiff.data import sources
-    from ebdiff.errors import explained
+    from ebdiff.system.errors import explained
 
     monkeypatch.chdir(tmp_path)
     small_disk("resources").leave(50_000)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ebdiff.data.store import Images, batch_indices
-from ebdiff.draws import generator, image_noise
+from ebdiff.data.dataset import Images, batch_indices
+from ebdiff.system.draws import generator, image_noise
 
 
 def words(seed, stream, *position):

@@ -12,13 +12,15 @@ import yaml
 from conftest import write_experiment
 from test_training import job, same, start
 
-from ebdiff import cli, digests, loading, tuning
-from ebdiff.config import Execution, Tuning
-from ebdiff.devices import device_name
-from ebdiff.diffusion import ensemble
-from ebdiff.errors import UserError
+from ebdiff import cli
+from ebdiff.cost import tune
+from ebdiff.diffusion import sample
+from ebdiff.experiment import digests, load
+from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets import store
 from ebdiff.nets.execution import GPU, Runtime
+from ebdiff.system.devices import device_name
+from ebdiff.system.errors import UserError
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 
@@ -125,7 +127,7 @@ def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(works
 import sys; sys.path.insert(0, {tests!r})
 import torch
 from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
-e = loading.load("tiny")
+e = load.load("tiny")
 fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
 print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
 """
@@ -151,17 +153,15 @@ print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
 
 def test_tune_writes_what_the_workflow_then_reads(workspace, monkeypatch):
     write_experiment(workspace)
-    e = loading.load("tiny")
+    e = load.load("tiny")
     pretended = {"fp32": 3.0, "fp32 channels_last": 2.0, "bf16": 1.99, "bf16 channels_last": 4.0}
-    monkeypatch.setattr(
-        tuning, "interleaved", lambda work, n: {h: [pretended[tuning.words(h)]] for h in work}
-    )
-    tuning.tune(e, CPU)
+    monkeypatch.setattr(tune, "interleaved", lambda work, n: {h: [pretended[tune.words(h)]] for h in work})
+    tune.tune(e, CPU)
     text = (workspace / "config/tuning/tiny.yaml").read_text()
     assert text.startswith("# Written by `ebdiff tune tiny`")
     assert "training dense: fp32 3000.0 ms, fp32 channels_last 2000.0 ms" in text
 
-    tuned = loading.load("tiny")
+    tuned = load.load("tiny")
     assert set(tuned.tuning.training) == set(tuned.tuning.sampling) == {"dense", "0.3", "0.5", "0.8"}
     # bf16 is half a per cent faster: not worth its rounding.
     assert Runtime.of(tuned, "training", "0.5", CPU).how == Execution(channels_last=True)
@@ -170,16 +170,16 @@ def test_tune_writes_what_the_workflow_then_reads(workspace, monkeypatch):
 
 def test_tune_leaves_out_what_cannot_run_and_says_why(workspace, monkeypatch, capsys):
     write_experiment(workspace)
-    real = tuning.training_step
+    real = tune.training_step
 
     def without_fp32(experiment, network, runtime):
         if runtime.how.precision == "fp32":
             raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB\nmore words")
         return real(experiment, network, runtime)
 
-    monkeypatch.setattr(tuning, "training_step", without_fp32)
-    monkeypatch.setattr(tuning, "interleaved", lambda work, n: {how: [1.0] for how in work})
-    found = tuning.tune(loading.load("tiny"), CPU)
+    monkeypatch.setattr(tune, "training_step", without_fp32)
+    monkeypatch.setattr(tune, "interleaved", lambda work, n: {how: [1.0] for how in work})
+    found = tune.tune(load.load("tiny"), CPU)
     assert found.training["dense"] == Execution(precision="bf16")
     assert found.sampling["dense"] == Execution()
     told = capsys.readouterr().out
@@ -188,16 +188,16 @@ def test_tune_leaves_out_what_cannot_run_and_says_why(workspace, monkeypatch, ca
     def never(experiment, network, runtime):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(tuning, "training_step", never)
+    monkeypatch.setattr(tune, "training_step", never)
     with pytest.raises(UserError, match="tiny: no training step of dense runs on"):
-        tuning.tune(loading.load("tiny"), CPU)
+        tune.tune(load.load("tiny"), CPU)
 
 
 @pytest.mark.parametrize("measured_here", [True, False])
 def test_a_tuning_of_another_device_is_told(workspace, capsys, measured_here):
     device = device_name(CPU) if measured_here else "NVIDIA H100"
     write_experiment(workspace)
-    e = loading.load("tiny").model_copy(update={"tuning": Tuning(device=device)})
+    e = load.load("tiny").model_copy(update={"tuning": Tuning(device=device)})
     cli._device(e)
     told = capsys.readouterr().out
     assert ("warning: tuned on NVIDIA H100, but this is " in told) != measured_here
@@ -206,8 +206,8 @@ def test_a_tuning_of_another_device_is_told(workspace, capsys, measured_here):
 @pytest.mark.slow
 def test_tune_really_measures(workspace, capsys):
     write_experiment(workspace)
-    found = tuning.tune(loading.load("tiny"), CPU)
-    assert found == loading.load("tiny").tuning
+    found = tune.tune(load.load("tiny"), CPU)
+    assert found == load.load("tiny").tuning
     assert found.device
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_tuning_file_is_one_line(workspace, written, named):
     path.parent.mkdir()
     path.write_text(written)
     with pytest.raises(UserError, match=r"config/tuning/tiny\.yaml") as error:
-        loading.load("tiny")
+        load.load("tiny")
     assert named in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -256,10 +256,10 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
         return real(experiment, use, network, device)
 
     monkeypatch.setattr(Runtime, "of", spying)
-    e = loading.load("tiny")
-    monkeypatch.setattr(ensemble.store, "load", lambda path, prefix="": (None, e.network, {}))
-    monkeypatch.setattr(ensemble.store, "build", lambda c, t: store.fresh(c, 0, "x"))
-    monkeypatch.setattr(ensemble, "sha256", lambda path: "0")
-    ensemble.sample(e, "ta-eb", 0, CPU)
+    e = load.load("tiny")
+    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.network, {}))
+    monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
+    monkeypatch.setattr(sample, "sha256", lambda path: "0")
+    sample.sample(e, "ta-eb", 0, CPU)
     assert asked == [("sampling", "0.3"), ("sampling", "0.8")]
     assert yaml.safe_load("0.3") == 0.3

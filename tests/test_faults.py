@@ -15,9 +15,10 @@ from conftest import changed, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 from test_workflow import snakemake
 
-from ebdiff import files, layout, loading
-from ebdiff.errors import Unusable, UserError
+from ebdiff.experiment import layout, load
 from ebdiff.nets import store
+from ebdiff.system import files
+from ebdiff.system.errors import Unusable, UserError
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def everything():
 def test_damaged_readings_are_left_out_of_a_report_so_far_and_refused_by_a_whole_one(project, fault):
     from ebdiff.report.results import Results
 
-    experiment = loading.load("tiny")
+    experiment = load.load("tiny")
     expert = experiment.runs["eb-50"].experts[0]
     path = layout.path(layout.STATS, **WHERE)
     assert len(Results(experiment).losses(0, expert)) == 4
@@ -218,24 +219,24 @@ def test_a_damaged_tuning_is_one_line(tmp_path, monkeypatch, fault):
     path = tuning(tmp_path)
     FAULTS[fault](path, path.read_bytes())
     with pytest.raises(UserError, match=r"tuning/tiny\.yaml"):
-        loading.load("tiny")
+        load.load("tiny")
 
 
 def test_a_flipped_bit_of_a_tuning_is_an_error_harmless_or_other_settings(tmp_path, monkeypatch):
     """Configuration is the user's to edit and carries no checksum, but what it changes is never mixed."""
-    from ebdiff.digests import settings
+    from ebdiff.experiment.digests import settings
 
     write_experiment(tmp_path)
     monkeypatch.chdir(tmp_path)
     path = tuning(tmp_path)
-    whole = loading.load("tiny")
+    whole = load.load("tiny")
     content, ended = path.read_bytes(), Counter()
     for bit in range(8 * len(content)):
         data = bytearray(content)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            found = loading.load("tiny")
+            found = load.load("tiny")
         except UserError as error:
             assert "tiny.yaml" in str(error) and "\n" not in str(error)
             ended["one line that names the file"] += 1
@@ -290,7 +291,7 @@ def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
         "dataset.name": "mine",
         "dataset.subset": ...,
     }
-    experiment = loading.parse(changed(TINY, changes), "tiny.yaml")
+    experiment = load.parse(changed(TINY, changes), "tiny.yaml")
     outputs = [tmp_path / "data" / name for name in ("images.npy", "labels.npy", "manifest.json")]
     FAULTS[fault](path, path.read_bytes())
     with pytest.raises(UserError, match=r"train\.parquet") as caught:

@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ebdiff import loading, plain, tickets
-from ebdiff.config import Experiment
 from ebdiff.data import archives, images
-from ebdiff.errors import UserError
+from ebdiff.experiment import load, plain
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.nets import checkpoints
 from ebdiff.nets.unet import UNet
+from ebdiff.system.errors import UserError
+from ebdiff.tickets import history
 
 # The same examples every time: a failure is a finding, never bad luck.
 FUZZ = settings(
@@ -92,7 +93,7 @@ def test_an_experiment_with_any_values_anywhere_loads_or_is_refused(changes):
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took the place away
     text = yaml.safe_dump(raw, allow_unicode=True)
-    refused_or(lambda: loading.parse(plain.mapping(text, "a.yaml"), "a.yaml"))
+    refused_or(lambda: load.parse(plain.mapping(text, "a.yaml"), "a.yaml"))
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
@@ -119,7 +120,7 @@ def test_every_place_of_an_experiment_survives_every_kind_of_value(place):
         for step in above:
             inner = inner[step]
         inner[key] = value
-        refused_or(loading.parse, raw, "a.yaml")
+        refused_or(load.parse, raw, "a.yaml")
 
 
 @FUZZ
@@ -136,7 +137,7 @@ def test_a_damaged_experiment_loads_or_is_refused(data):
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(text) - 1))
         text[at : at + data.draw(st.integers(0, 3))] = data.draw(st.text(max_size=3))
-    refused_or(lambda: loading.parse(plain.mapping("".join(text), "a.yaml"), "a.yaml"))
+    refused_or(lambda: load.parse(plain.mapping("".join(text), "a.yaml"), "a.yaml"))
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -156,22 +157,22 @@ def damage(draw, content, most=3):
 def history_bytes(folder):
     rng = np.random.default_rng(0)
     masks = list(rng.integers(0, 256, (6, 2, 3), np.uint8))
-    history = tickets.History((0.3, 0.5), ("a", "b"), (9, 8), masks[0], masks[1:])
-    tickets.save_histories(folder / "masks.npz", {"ema": history}, "digest")
+    found = history.History((0.3, 0.5), ("a", "b"), (9, 8), masks[0], masks[1:])
+    history.save_histories(folder / "masks.npz", {"ema": found}, "digest")
     return (folder / "masks.npz").read_bytes()
 
 
 def use(path):
     """All that the stages do with a mask history."""
-    history = tickets.load_history(path, "ema")
-    for rate in history.rates:
-        distances = history.distances(rate)
-        assert distances.shape == (len(history.masks),) * 2
-        assert len(history.to_initial(rate)) == len(history.masks)
-        mask = history.mask(rate, 0)
-        assert (mask.dtype, mask.shape) == (np.dtype(bool), (history.length,))
-        tickets.chance(mask, history.widths)
-        tickets.first_settled(history.of_rate(rate), history.length, 3, 0.1)
+    found = history.load_history(path, "ema")
+    for rate in found.rates:
+        distances = found.distances(rate)
+        assert distances.shape == (len(found.masks),) * 2
+        assert len(found.to_initial(rate)) == len(found.masks)
+        mask = found.mask(rate, 0)
+        assert (mask.dtype, mask.shape) == (np.dtype(bool), (found.length,))
+        history.chance(mask, found.widths)
+        history.first_settled(found.of_rate(rate), found.length, 3, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ def test_mask_files_of_any_arrays_are_used_or_refused(folder):
 
 
 def test_damaged_checkpoints_are_refused(folder):
-    network = loading.parse(deepcopy(TINY), "x.yaml").network
+    network = load.parse(deepcopy(TINY), "x.yaml").network
     buffer = io.BytesIO()
     torch.save(UNet(network).state_dict(), buffer)
     content = buffer.getvalue()

@@ -22,11 +22,11 @@ from PIL import Image
 from test_report import ALL_TABLES, MORE, RAW, check_latex, fabricate
 from test_workflow import copied, edit, snakemake
 
-from ebdiff import layout, loading
 from ebdiff.data import archives, images, sources
-from ebdiff.errors import UserError
-from ebdiff.files import read_json, write_json
+from ebdiff.experiment import layout, load
 from ebdiff.report import figures, page, render, tables
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json, write_json
 
 # A file name may hold whatever but "/" and the null byte.
 HOSTILE = "a; touch pwned $(touch pwned) `touch pwned` ' \" \\ & | > pwned {x} {wildcards.seed} * \n -rf ü"
@@ -51,7 +51,7 @@ def prepare(tmp_path):
         dataset = {"name": "data", "source": "images", "path": str(path), **dataset}
         raw = changed(TINY, {"dataset": dataset, "network.channels": 3})
         paths = [tmp_path / "out" / name for name in ("images.npy", "labels.npy", "manifest.json")]
-        sources.prepare(loading.parse(raw, "x.yaml"), *paths)
+        sources.prepare(load.parse(raw, "x.yaml"), *paths)
         return np.load(paths[0]), read_json(paths[2])
 
     return run
@@ -210,7 +210,7 @@ def reported(attack, folder):
     for run in raw["runs"].values():
         run |= {"title": attack + run["title"], "note": attack}
     raw["dataset"]["path"] = attack
-    e = loading.parse(raw, "x.yaml")
+    e = load.parse(raw, "x.yaml")
     fabricate(e)
     where = dict(experiment=e.name, dataset=e.dataset.name)
     for template, keys in (
@@ -262,7 +262,7 @@ def test_no_text_of_an_experiment_becomes_markdown_or_latex(tmp_path, monkeypatc
     raw = deepcopy(RAW)
     for run in raw["runs"].values():
         run |= {"title": attack, "note": attack}
-    e = loading.parse(raw, "x.yaml")
+    e = load.parse(raw, "x.yaml")
     fabricate(e)
     _, markdown, tex = tables.write_table(e, "table4", tmp_path)
     text = tex.read_text()

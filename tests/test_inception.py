@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ebdiff import files, inputs, layout
-from ebdiff.config import Evaluation
-from ebdiff.errors import UserError
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import evaluate, inception
+from ebdiff.metrics.distances import Gaussian, frechet_distance
 from ebdiff.metrics.features import Extractor
-from ebdiff.metrics.frechet import Gaussian, frechet_distance
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 
 CPU = torch.device("cpu")
 

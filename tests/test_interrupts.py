@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from ebdiff import interrupts
+from ebdiff.system import interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import yaml
 from conftest import TINY, changed, write_experiment
 from test_workflow import copied, snakemake
 
-from ebdiff import cli, loading
-from ebdiff.errors import UserError
+from ebdiff import cli
+from ebdiff.experiment import load
+from ebdiff.system.errors import UserError
 
 FRESH = {"title": "A", "method": "control", "init": "fresh", "rate": 0.5}
 PART = {"rates": [0.5], "span": [0, 500]}
@@ -118,7 +119,7 @@ VALUES = [
 def refusal(folder, name="a"):
     """The line with which an experiment's file is refused."""
     with pytest.raises(UserError) as caught:
-        loading.load(name, folder)
+        load.load(name, folder)
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 1000
@@ -136,7 +137,7 @@ def test_a_malformed_value_is_one_line_that_names_file_and_key(tmp_path, changes
 
 def test_what_the_malformed_values_are_written_over_is_well_formed(tmp_path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({**TINY, "name": "a"}))
-    assert set(loading.load("a", tmp_path).runs) == set(TINY["runs"])
+    assert set(load.load("a", tmp_path).runs) == set(TINY["runs"])
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "a b", ".", "", "-x", "Ä", "a\n", "x" * 61, 5])
@@ -222,7 +223,7 @@ def test_merge_keys_may_repeat_what_they_merge(tmp_path):
         "  ta-eb: {<<: *b, title: C, iterations: 10}\n"
     )
     (tmp_path / "a.yaml").write_text(text)
-    runs = loading.load("a", tmp_path).runs
+    runs = load.load("a", tmp_path).runs
     assert [run.title for run in runs.values()] == ["U", "A", "B", "C"]
     assert [run.experts[0].iterations for run in runs.values()] == [80, 9, 9, 10]
 
@@ -360,7 +361,7 @@ def test_a_network_too_large_for_the_machine_is_one_line(run, monkeypatch, error
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(loading, "load", fails)
+    monkeypatch.setattr(load, "load", fails)
     status, printed = run("report", "tiny")
     assert status == 1 and len(printed.splitlines()) == 1
     assert "not enough memory" in printed and "compute.micro_batch" in printed
@@ -370,7 +371,7 @@ def test_a_defect_of_the_program_keeps_its_traceback(run, monkeypatch):
     def fails(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(loading, "load", fails)
+    monkeypatch.setattr(load, "load", fails)
     with pytest.raises(RuntimeError, match="a defect"):
         run("report", "tiny")
 

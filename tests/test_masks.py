@@ -8,8 +8,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from ebdiff.config import Diffusion, Network, Pruning
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.schema import Diffusion, Network, Pruning
 from ebdiff.nets import store
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.importance import accumulate_gradients, first_order, magnitude

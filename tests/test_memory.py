@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import write_experiment
 
-from ebdiff.config import Network
-from ebdiff.errors import UserError
+from ebdiff.experiment.schema import Network
 from ebdiff.nets import memory
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
 from ebdiff.pruning.count import meta_tensors
+from ebdiff.system.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL = Network(
@@ -22,8 +22,8 @@ SMALL = Network(
 MEASURED = """
 import sys
 import numpy as np, torch
-from ebdiff.config import Diffusion, Network, Training
-from ebdiff.data.store import Images
+from ebdiff.experiment.experiment import Diffusion, Network, Training
+from ebdiff.data.dataset import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.nets import store
@@ -145,7 +145,7 @@ def test_a_training_that_really_runs_out_of_memory_says_so(workspace):
     program = """
 import resource, torch
 from ebdiff import loading
-from ebdiff.training.dense import train_dense
+from ebdiff.training.train import train_dense
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()
 with open("/proc/self/status") as file:
     size = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmSize"))

@@ -3,13 +3,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ebdiff import files, layout
-from ebdiff.errors import UserError
+from ebdiff.experiment import layout
 from ebdiff.metrics import classifier, evaluate
+from ebdiff.metrics.distances import Gaussian, frechet_distance, kernel_distance, precision_recall, within
 from ebdiff.metrics.features import scratch
-from ebdiff.metrics.frechet import Gaussian, frechet_distance
-from ebdiff.metrics.kid import kernel_distance, within
-from ebdiff.metrics.precision_recall import precision_recall
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 
 
 def gaussian(mean, covariance):
@@ -156,7 +155,7 @@ def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((50, 4)), rng.standard_normal((33, 4))
     whole = kernel_distance(x, y)
-    monkeypatch.setattr("ebdiff.metrics.kid.BLOCK", 7)
+    monkeypatch.setattr("ebdiff.metrics.distances.BLOCK", 7)
     assert kernel_distance(x, y) == pytest.approx(whole, rel=1e-9)
 
 
@@ -182,7 +181,7 @@ def literal_share(points, centres, k=3):
 
 @pytest.mark.parametrize("block", [2048, 8])
 def test_precision_and_recall_are_the_literal_double_loop(block, monkeypatch):
-    monkeypatch.setattr("ebdiff.metrics.kid.BLOCK", block)
+    monkeypatch.setattr("ebdiff.metrics.distances.BLOCK", block)
     rng = np.random.default_rng(5)
     real, generated = rng.standard_normal((41, 3)), 0.8 + 0.5 * rng.standard_normal((29, 3))
     precision, recall = precision_recall(generated, real)

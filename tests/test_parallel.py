@@ -14,10 +14,11 @@ import torch
 from conftest import write_experiment
 from test_training import EB, same, tensors_of
 
-from ebdiff import cli, devices, parallel
-from ebdiff.errors import UserError
-from ebdiff.files import read_json
-from ebdiff.training import dense
+from ebdiff import cli
+from ebdiff.system import devices, parallel
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json
+from ebdiff.training import train
 
 CPU = torch.device("cpu")
 # Without attention: the gradient of k's bias is rounding alone, which Adam blows up.
@@ -126,7 +127,7 @@ def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
 def leasing(folder, gpus, own, count=1, **environment):
     """A process that leases a GPU, prints it and keeps it until its input closes."""
     program = (
-        "import sys; from ebdiff.devices import lease; "
+        "import sys; from ebdiff.system.devices import lease; "
         f"print(*lease({gpus}, {count}, {own}, 0.05), flush=True); sys.stdin.read()"
     )
     return subprocess.Popen(
@@ -215,7 +216,7 @@ def test_a_job_of_two_gpus_starts_itself_under_torchrun(workspace, monkeypatch):
     assert started == [([*torchrun, *verb], "7,5")]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # a machine without GPUs: one process
-    monkeypatch.setattr(dense, "train_dense", lambda *a: started.append("here"))
+    monkeypatch.setattr(train, "train_dense", lambda *a: started.append("here"))
     cli.train_dense("tiny")
     assert started[-1] == "here"
 

@@ -10,7 +10,6 @@ import torch
 from conftest import write_experiment
 from stages import run
 
-from ebdiff.errors import UserError
 from ebdiff.nets.memory import footprint
 from ebdiff.plan import pace, page, prediction
 from ebdiff.plan.expected import Expected
@@ -18,6 +17,7 @@ from ebdiff.plan.jobs import Job, jobs, needed_by, wall_seconds
 from ebdiff.plan.pace import Pace
 from ebdiff.plan.times import Times
 from ebdiff.pruning.count import meta_tensors
+from ebdiff.system.errors import UserError
 
 CPU = torch.device("cpu")
 # Made-up networks and times that are easy to add up.
@@ -262,7 +262,7 @@ def test_a_plan_waits_for_no_gpu(tmp_path, monkeypatch):
         asked.append(own)
         return CPU
 
-    monkeypatch.setattr("ebdiff.devices.pick_device", pick_device)
+    monkeypatch.setattr("ebdiff.system.devices.pick_device", pick_device)
     monkeypatch.setattr(pace, "_starts", lambda device: (PACE.start, 1))
     assert run("plan", "tiny", "--step-ms", "5", "--devices", "1") == 0
     assert asked == [False]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebdiff import config, layout, loading
-from ebdiff.digests import report_digest
-from ebdiff.errors import UserError
-from ebdiff.files import sha256, write_array, write_arrays, write_json, write_text
+from ebdiff.experiment import layout, load, schema
+from ebdiff.experiment.digests import report_digest
 from ebdiff.report import details, figures, needs, page, paper, protocol, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import sha256, write_array, write_arrays, write_json, write_text
 
 HOSTILE = r"EB <script>alert(1)</script> 50% & $\frac | _x_ {é} 漢"
 STEP_MS = {
@@ -99,7 +99,7 @@ def make(seeds=(0,), more=False, name="digits"):
     if more:
         raw["runs"] |= deepcopy(MORE)
         raw["tables"] = ALL_TABLES
-    return loading.parse(raw, "test.yaml")
+    return load.parse(raw, "test.yaml")
 
 
 # --- a results tree -----------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def metrics(fd, run, seed, protocols=("classifier",)):
 
 
 def story(e, ticket, seed, settled):
-    final = ticket["search"] == config.FINAL
+    final = ticket["search"] == schema.FINAL
     unit = "epoch" if final else e.searches[ticket["search"]].interval.unit
     interval = 0 if final else 8 + seed
     steps = 6 if unit == "iteration" else 29

@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 from test_report import check_latex, fabricate, rows_of
 
-from ebdiff import layout, loading
-from ebdiff.files import read_json, write_json
+from ebdiff.experiment import layout, load
 from ebdiff.report import needs, page, paper, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
+from ebdiff.system.files import read_json, write_json
 
 CRITERIA = ("magnitude", "taylor", "diff-pruning")
 REGIONS = [([0, 260], [0, 240]), ([240, 460], [240, 440]), ([440, 1000], None)]
@@ -68,7 +68,7 @@ def experiment(name, runs, listed, dense=800_000, **more):
         "runs": runs,
         "tables": listed,
     }
-    return loading.parse(deepcopy(raw) | more, "test.yaml")
+    return load.parse(deepcopy(raw) | more, "test.yaml")
 
 
 def cifar10(**more):
@@ -203,13 +203,13 @@ def test_every_published_cell_has_a_shipped_run(name):
     folder = ROOT / "config/experiments"
     if not (folder / f"{name}.yaml").is_file():
         pytest.skip(f"no {name}.yaml")
-    e = loading.load(name, folder)
+    e = load.load(name, folder)
     assert set(SHIPPED[name]) <= set(e.tables)
     assert paper.unmatched(e) == []
 
 
 def test_digits_full_has_every_cell_of_its_tables():
-    assert paper.unmatched(loading.load("digits_full", ROOT / "config/experiments")) == []
+    assert paper.unmatched(load.load("digits_full", ROOT / "config/experiments")) == []
 
 
 def test_what_looks_alike_is_not_the_same_cell():

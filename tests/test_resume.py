@@ -11,20 +11,21 @@ import pytest
 import torch
 from conftest import write_experiment
 
-from ebdiff import files, layout
-from ebdiff.data.store import Images
-from ebdiff.errors import UserError
+from ebdiff.data.dataset import Images
+from ebdiff.experiment import layout
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
-from ebdiff.training.dense import train_dense
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 from ebdiff.training.resume import resumable, stamp
+from ebdiff.training.train import train_dense
 
 CPU = torch.device("cpu")
 
 
 def test_a_lock_keeps_a_second_process_out_and_dies_with_the_first(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from ebdiff.files import holding\n"
+        "import sys, time; from pathlib import Path; from ebdiff.system.files import holding\n"
         f"with holding(Path({str(tmp_path / 'state')!r})): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
@@ -41,7 +42,7 @@ def test_a_lock_keeps_a_second_process_out_and_dies_with_the_first(tmp_path):
 
 def test_what_a_killed_write_left_goes_with_the_next_and_what_is_being_written_stays(tmp_path):
     write = (
-        "import sys, time; from pathlib import Path; from ebdiff.files import replacing\n"
+        "import sys, time; from pathlib import Path; from ebdiff.system.files import replacing\n"
         f"with replacing(Path({str(tmp_path / 'table.csv')!r})) as temporary:\n"
         "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)"
     )

@@ -4,7 +4,7 @@ import re
 import pytest
 from conftest import ROOT, TINY, changed
 
-from ebdiff import digests, loading
+from ebdiff.experiment import digests, load
 
 SOURCES = sorted((ROOT / "src/ebdiff").rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py"))]
@@ -134,7 +134,7 @@ STAGES = {
 
 def stages_changed_by(changes):
     def all_digests(changes):
-        e = loading.parse(changed(TINY, {**GRADIENT, **changes}), "x.yaml")
+        e = load.parse(changed(TINY, {**GRADIENT, **changes}), "x.yaml")
         return {name: stage(e) for name, stage in STAGES.items()}
 
     before, after = all_digests({}), all_digests(changes)
@@ -188,7 +188,7 @@ def test_a_like_run_milestone_follows_the_other_runs_experts():
 
     def digest(iterations):
         raw = changed(TINY, {"runs.like": like, "runs.ta-eb.iterations": iterations})
-        return digests.expert_digest(loading.parse(raw, "x"), "fresh-0.5-t0-1000", "like-ta-eb")
+        return digests.expert_digest(load.parse(raw, "x"), "fresh-0.5-t0-1000", "like-ta-eb")
 
     assert digest(20) == digest(20)
     assert digest(20) != digest(30)

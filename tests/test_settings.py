@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY, changed, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
-from ebdiff import digests, files, layout, loading
+from ebdiff.experiment import digests, layout, load
+from ebdiff.system import files
 
 # A key that only a stage uses, that stage's file, and the verb that would read it.
 CHANGES = [
@@ -85,7 +86,7 @@ def test_settings_follow_every_stage_before_and_no_other(tiny):
         "evaluation.precision_recall": (True, layout.METRICS),
     }
     for key, (value, first) in places.items():
-        other = loading.parse(changed(TINY, {key: value}), "tiny.yaml")
+        other = load.parse(changed(TINY, {key: value}), "tiny.yaml")
         for i, template in enumerate(after):
             path = layout.path(template, **WHERE)
             same = digests.settings(tiny, path) == digests.settings(other, path)
@@ -108,7 +109,7 @@ def test_every_file_that_carries_settings_has_a_digest_and_others_have_none(tiny
 
 def test_a_file_of_no_known_settings_is_read(tmp_path, monkeypatch, tiny):
     """Such as one written before files carried any."""
-    from ebdiff import inputs
+    from ebdiff.experiment import inputs
 
     monkeypatch.chdir(tmp_path)
     path = layout.path(layout.METRICS, **WHERE)

@@ -15,7 +15,7 @@ from conftest import write_experiment
 from test_training import same, tensors_of
 from test_workflow import BIN, Plan, copied, edit
 
-from ebdiff import layout
+from ebdiff.experiment import layout
 
 pytestmark = pytest.mark.long
 pytest.importorskip("snakemake_executor_plugin_slurm")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ebdiff.config import Diffusion, Speed
 from ebdiff.diffusion.timesteps import SpeeD
+from ebdiff.experiment.schema import Diffusion, Speed
 
 
 def law(lo=0, hi=1000, **settings):

@@ -6,8 +6,9 @@ import yaml
 from conftest import write_experiment
 from PIL import Image
 
-from ebdiff import loading, starter
-from ebdiff.errors import UserError
+from ebdiff import starter
+from ebdiff.experiment import load
+from ebdiff.system.errors import UserError
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def of(count, size=(64, 64), colour=True):
 
 def proposal(count, size, **look):
     text = starter.propose("mine", "~/images", size, of(count, **look))
-    return loading.parse({**yaml.safe_load(text), "name": "mine"}, "mine.yaml")
+    return load.parse({**yaml.safe_load(text), "name": "mine"}, "mine.yaml")
 
 
 def test_an_experiment_from_a_folder_of_images(project):
@@ -42,7 +43,7 @@ def test_an_experiment_from_a_folder_of_images(project):
     assert lines[-1].strip() == "snakemake --cores all --config experiments=mine"
     assert lines[0] == "12 images, 12 looked at"
     assert lines[1] == "sizes 64x64 (12); modes RGB (12); colour"
-    e = loading.load("mine")
+    e = load.load("mine")
     assert (e.dataset.path, e.dataset.crop) == (str(project / "photos"), "none")
     assert (e.network.image_size, e.network.channels) == (32, 3)
     assert list(e.runs) == ["unpruned", "eb-50", "random-ticket-50", "ta-eb"]
@@ -58,7 +59,7 @@ def test_the_proposed_experiment_prepares_its_images(project):
 
     starter.init("mine", str(fill(project / "photos", width=80, grey=True)), 16, force=False)
     paths = (project / name for name in ("images.npy", "labels.npy", "manifest.json"))
-    assert prepare(loading.of_dataset("mine"), *paths)["shape"] == [16, 16, 1]
+    assert prepare(load.of_dataset("mine"), *paths)["shape"] == [16, 16, 1]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_the_proposed_experiment_prepares_its_images(project):
 def test_the_crop_follows_the_sizes(project, width, height, crop):
     folder = fill(project / "photos", 4, width, height)
     starter.init("mine", str(folder), 64, force=False)
-    assert loading.load("mine").dataset.crop == crop
+    assert load.load("mine").dataset.crop == crop
 
 
 def test_the_papers_networks_come_back_at_the_papers_sizes():
@@ -114,7 +115,7 @@ def test_variables_and_quotes_stay_in_the_file(project, monkeypatch):
     fill(project / 'my "best" photos')
     monkeypatch.setenv("EBDIFF_TEST_HERE", str(project))
     starter.init("mine", '${EBDIFF_TEST_HERE}/my "best" photos', 32, force=False)
-    assert loading.load("mine").dataset.path == '${EBDIFF_TEST_HERE}/my "best" photos'
+    assert load.load("mine").dataset.path == '${EBDIFF_TEST_HERE}/my "best" photos'
 
 
 def test_an_experiment_is_not_overwritten_without_force(project):

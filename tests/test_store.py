@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff import files
-from ebdiff.data.store import Images, open_pixels
-from ebdiff.errors import UserError
+from ebdiff.data.dataset import Images, open_pixels
 from ebdiff.nets import store
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import select
 from ebdiff.pruning.surgery import cut
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 
 STORY = {"ticket": "é†", "rate": 0.5, "distances": [0.1, 0.2], "none": None}
 

@@ -5,22 +5,24 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff import layout, selection, tickets
-from ebdiff.errors import UserError
+from ebdiff.experiment import layout
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import select_random
-from ebdiff.tickets import (
+from ebdiff.system.errors import UserError
+from ebdiff.tickets import stages
+from ebdiff.tickets.history import (
     History,
     chance,
     first_settled,
     hamming,
+    hamming_matrix,
     last_distances,
     load_history,
     recent_distances,
     save_histories,
     settled,
 )
-from ebdiff.training import dense
+from ebdiff.training.train import train_dense
 
 LENGTH = 20
 
@@ -180,10 +182,10 @@ def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
 
 def search(experiment, **ticket):
     where = {"search": "full", "criterion": "magnitude", "weights": "ema", "seed": 0}
-    dense.train_dense(experiment, "full", 0, torch.device("cpu"))
-    selection.prune_per_epoch(experiment, **where, device=torch.device("cpu"))
-    tickets.hamming_matrix(experiment, **where)
-    return selection.select_eb_epoch(experiment, **where, rate=ticket.get("rate", 0.5))
+    train_dense(experiment, "full", 0, torch.device("cpu"))
+    stages.prune_per_epoch(experiment, **where, device=torch.device("cpu"))
+    hamming_matrix(experiment, **where)
+    return stages.select_eb_epoch(experiment, **where, rate=ticket.get("rate", 0.5))
 
 
 def test_a_search_that_settles_stops_and_says_so(workspace, vary):
@@ -221,12 +223,12 @@ def test_a_slow_average_is_called_near_its_initialisation(workspace, vary):
 def test_a_rate_that_was_not_searched_for_is_refused(workspace, tiny):
     search(tiny)
     with pytest.raises(UserError, match=r"rate .?0\.4.? is not known"):
-        selection.select_eb_epoch(tiny, "full", "magnitude", "ema", 0.4, 0)
+        stages.select_eb_epoch(tiny, "full", "magnitude", "ema", 0.4, 0)
 
 
 def test_a_random_ticket_is_cut_at_the_magnitude_tickets_interval(workspace, tiny):
     story = search(tiny)
-    random = selection.select_eb_epoch(tiny, "full", "random", "ema", 0.5, 0)
+    random = stages.select_eb_epoch(tiny, "full", "random", "ema", 0.5, 0)
     assert random["step"] == story["step"]
     assert random["params"] == story["params"]
     assert random["widths"] == story["widths"]

@@ -14,8 +14,9 @@ import pytest
 from conftest import write_experiment
 from stages import EB, SAMPLE, WHERE
 
-from ebdiff import files, layout
-from ebdiff.errors import UserError
+from ebdiff.experiment import layout
+from ebdiff.system import files
+from ebdiff.system.errors import UserError
 
 # --- the lock -----------------------------------------------------------------------------------------------
 
@@ -190,12 +191,12 @@ def test_two_of_a_stage_at_once_leave_the_same_files_as_one(project, stage, outp
 @pytest.mark.slow
 def test_a_report_so_far_while_results_are_being_replaced(project, monkeypatch):
     """Written again and again, removed in between as Snakemake does: every report is whole."""
-    from ebdiff import loading
+    from ebdiff.experiment import load
     from ebdiff.report.page import write_report
     from ebdiff.report.results import Results
 
     monkeypatch.chdir(project)
-    experiment = loading.load("tiny")
+    experiment = load.load("tiny")
     metrics, samples = layout.path(layout.METRICS, **WHERE), layout.path(layout.SAMPLES, **WHERE)
     ledger = layout.path(layout.SAMPLE_LEDGER, **WHERE)
     value, entry, pixels = files.read_json(metrics), files.read_json(ledger), np.load(samples)

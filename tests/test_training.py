@@ -12,19 +12,21 @@ import pytest
 import torch
 from conftest import write_experiment
 
-from ebdiff import cli, layout, selection
-from ebdiff.data.store import Images
+from ebdiff import cli
+from ebdiff.data.dataset import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
-from ebdiff.draws import generator
-from ebdiff.errors import UserError
-from ebdiff.files import write_json
+from ebdiff.experiment import layout
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
-from ebdiff.training import dense, experts
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import write_json
+from ebdiff.tickets import stages
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
+from ebdiff.training.train import finetune_region, milestone_steps, train_dense
 
 CPU = torch.device("cpu")
 DENSE = dict(experiment="tiny", seed=0, search="full")
@@ -191,7 +193,7 @@ def interrupted(e, monkeypatch, at, work):
 
 
 def search(e):
-    dense.train_dense(e, "full", 0, CPU)
+    train_dense(e, "full", 0, CPU)
 
 
 def artefacts():
@@ -300,8 +302,8 @@ def test_killed_processes_end_with_the_bits_of_undisturbed_ones(workspace, vary)
 
     shutil.rmtree("results")
     e = vary(changes)
-    dense.train_dense(e, "full", 0, CPU)
-    experts.finetune_region(e, "dense-full", "80", 0, CPU)
+    train_dense(e, "full", 0, CPU)
+    finetune_region(e, "dense-full", "80", 0, CPU)
     undisturbed = all_tensors()
     assert disturbed.keys() == undisturbed.keys()
     assert all(same(disturbed[n], undisturbed[n]) for n in undisturbed)
@@ -338,8 +340,8 @@ def test_weights_that_are_no_numbers_are_never_saved(workspace, tiny):
 
 def ticket(e, rate=0.5):
     search(e)
-    selection.prune_per_epoch(e, **TICKET, seed=0, device=CPU)
-    return selection.select_eb_epoch(e, **TICKET, rate=rate, seed=0)
+    stages.prune_per_epoch(e, **TICKET, seed=0, device=CPU)
+    return stages.select_eb_epoch(e, **TICKET, rate=rate, seed=0)
 
 
 def eb_at(*steps):
@@ -351,8 +353,8 @@ def eb_at(*steps):
 def test_two_milestones_are_one_long_training(workspace, vary):
     both, one = vary(eb_at(12, 40)), vary(eb_at(40))
     ticket(both)
-    experts.finetune_region(both, EB, "12", 0, CPU)
-    experts.finetune_region(both, EB, "40", 0, CPU)
+    finetune_region(both, EB, "12", 0, CPU)
+    finetune_region(both, EB, "40", 0, CPU)
     chained = tensors_of(milestone(EB, 40))
     ledger = json.loads(
         layout.path(layout.LEDGER, experiment="tiny", seed=0, expert=EB, milestone=40).read_text()
@@ -360,13 +362,13 @@ def test_two_milestones_are_one_long_training(workspace, vary):
     assert (ledger["steps"], ledger["images"]) == (40, 640)
     assert [p["steps"] for p in ledger["processes"]] == [12, 28]
     shutil.rmtree(milestone(EB, 40).parent)
-    experts.finetune_region(one, EB, "40", 0, CPU)
+    finetune_region(one, EB, "40", 0, CPU)
     assert same(tensors_of(milestone(EB, 40)), chained)
 
 
 def test_the_unpruned_network_goes_on_from_its_search_with_the_same_bits(workspace, tiny):
     search(tiny)
-    experts.finetune_region(tiny, "dense-full", "80", 0, CPU)
+    finetune_region(tiny, "dense-full", "80", 0, CPU)
     state = State.start(store.fresh(tiny.network, 0, "dense/full"), Runtime(CPU))
     run(tiny, 80, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 80)), state.tensors())
@@ -378,7 +380,7 @@ def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
     short = {"title": "S", "method": "control", "init": "dense", "iterations": 30}
     e = vary({"runs.short": short})
     search(e)
-    experts.finetune_region(e, "dense-full", "30", 0, CPU)
+    finetune_region(e, "dense-full", "30", 0, CPU)
     state = State.start(store.fresh(e.network, 0, "dense/full"), Runtime(CPU))
     run(e, 30, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 30)), state.tensors())
@@ -387,7 +389,7 @@ def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
 def test_an_expert_starts_from_its_tickets_weights_and_keeps_its_shapes(workspace, tiny):
     ticket(tiny)
     weights, config, _ = store.load(layout.path(layout.TICKET, experiment="tiny", seed=0, rate=0.5, **TICKET))
-    experts.finetune_region(tiny, EB, "40", 0, CPU)
+    finetune_region(tiny, EB, "40", 0, CPU)
     literal = State.start(store.build(config, weights), Runtime(CPU))
     run(tiny, 40, literal, name=f"expert/{EB}")
     assert same(tensors_of(milestone(EB, 40)), literal.tensors())
@@ -398,7 +400,7 @@ def test_a_fresh_expert_differs_from_the_ticket_by_its_weights_alone(workspace, 
     e = vary({"runs.scratch": scratch})
     ticket(e)
     inherited = store.load(layout.path(layout.TICKET, experiment="tiny", seed=0, rate=0.5, **TICKET))[0]
-    experts.finetune_region(e, "fresh-0.5-t0-1000", "1", 0, CPU)
+    finetune_region(e, "fresh-0.5-t0-1000", "1", 0, CPU)
     fresh = store.load(milestone("fresh-0.5-t0-1000", 1), "raw.")[0]
     assert {n: t.shape for n, t in fresh.items()} == {n: t.shape for n, t in inherited.items()}
     matrices = [n for n in fresh if fresh[n].dim() > 1]
@@ -409,7 +411,7 @@ def test_a_snapshot_expert_starts_from_the_weights_before_surgery(workspace, var
     part = {"title": "D", "method": "control", "init": "snapshot", "rate": 0.5, "iterations": 1}
     e = vary({"runs.dense-eb": part, "training.learning_rate": 1e-12})
     story = ticket(e)
-    experts.finetune_region(e, f"snapshot-{EB}", "1", 0, CPU)
+    finetune_region(e, f"snapshot-{EB}", "1", 0, CPU)
     path = layout.path(layout.SNAPSHOT, **DENSE, interval=story["interval"])
     found = store.load(milestone(f"snapshot-{EB}", 1), "raw.")[0]
     for name, before in store.load(path, "ema.")[0].items():
@@ -433,14 +435,14 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
 
     def steps(run):
         (expert,) = e.runs[run].experts
-        return experts.milestone_steps(e, expert, expert.iterations, 0)
+        return milestone_steps(e, expert, expert.iterations, 0)
 
     # TA-EB: 20 steps at 0.7 and 20 at 0.25 of a dense step, and one search of 60 dense steps: 79.
     assert steps("short") == 79
     assert steps("narrow") == round(79 / 0.4)
     # Scratch needs the dense network first: 80 dense steps, and 30 at 0.4.
     assert steps("like-scratch") == round((80 + 12) / 0.4)
-    assert experts.milestone_steps(e, e.runs["scratch"].experts[0], "30", 0) == 30
+    assert milestone_steps(e, e.runs["scratch"].experts[0], "30", 0) == 30
 
 
 def test_shapes_of_a_fresh_network_follow_from_config_and_rate(tiny):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import Dropout, UNet, attend, timestep_embedding
 
 CIFAR = Network()

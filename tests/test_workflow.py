@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_experiment
 
-from ebdiff import loading
+from ebdiff.experiment import load
 from ebdiff.plan.expected import Expected
 from ebdiff.plan.jobs import jobs
 
@@ -80,7 +80,7 @@ def edit(folder, name, path, value):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_plan_of_every_shipped_experiment_is_complete(project, name):
     plan = Plan(project, "--config", f"experiments={name}")
-    e = loading.load(name, project / "config/experiments")
+    e = load.load(name, project / "config/experiments")
     seeds = [(run, seed) for run in e.runs for seed in e.seeds_of(run)]
     assert plan.jobs["sample"] == plan.jobs["fid"] == len(seeds)
     expected = {
@@ -356,7 +356,7 @@ def test_every_job_left_its_log_and_benchmark(finished):
 
 @pytest.mark.slow
 def test_the_planned_jobs_made_the_planned_files_of_at_most_the_planned_sizes(finished):
-    experiment = loading.load("smoke", finished / "config/experiments")
+    experiment = load.load("smoke", finished / "config/experiments")
     cost = json.loads((results(finished) / "cost.json").read_text())
     expected = Expected(experiment, cost["networks"], count=1797)
     planned = jobs(experiment)

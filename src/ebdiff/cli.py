@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import ebdiff
-from ebdiff import interrupts
-from ebdiff.errors import UserError, explained, first_line, out_of_memory, unknown
+from ebdiff.system import interrupts
+from ebdiff.system.errors import UserError, explained, first_line, out_of_memory, unknown
 
 if TYPE_CHECKING:
     import torch
 
-    from ebdiff.config import Experiment
+    from ebdiff.experiment.experiment import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,9 +53,9 @@ SoFar = Annotated[
 
 def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> Experiment:
     """Load an experiment (or one that uses a dataset) and set the threads, before torch is imported."""
-    from ebdiff import loading
+    from ebdiff.experiment import load
 
-    experiment = loading.of_dataset(name) if dataset else loading.load(name)
+    experiment = load.of_dataset(name) if dataset else load.load(name)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
     count = str(max(1, threads // processes) if threads else experiment.compute.threads)
     os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -73,8 +73,8 @@ def _device(experiment: Experiment, own: bool = True) -> torch.device:
         experiment: its `compute` and tuning.
         own: wait for a GPU of its own where `compute.gpus` asks for one.
     """
-    from ebdiff import devices, parallel
     from ebdiff.nets.execution import Runtime
+    from ebdiff.system import devices, parallel
 
     device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0)
     parallel.join(device)
@@ -91,7 +91,7 @@ def _spread(experiment: Experiment) -> None:
     compute = experiment.compute
     if compute.gpus < 2 or compute.device != "auto" or "WORLD_SIZE" in os.environ:
         return
-    from ebdiff import devices
+    from ebdiff.system import devices
 
     gpus = devices.visible_gpus()
     processes = min(compute.gpus, len(gpus))
@@ -121,12 +121,12 @@ def _check_search(
 ) -> None:
     from typing import get_args
 
-    from ebdiff import config
+    from ebdiff.experiment import schema
 
-    known = [*experiment.searches, *([config.FINAL] if experiment.final_expert else [])]
+    known = [*experiment.searches, *([schema.FINAL] if experiment.final_expert else [])]
     _known(search, known, "--search")
-    _known(criterion, get_args(config.Criterion), "--criterion")
-    _known(weights, get_args(config.Weights), "--weights")
+    _known(criterion, get_args(schema.Criterion), "--criterion")
+    _known(weights, get_args(schema.Weights), "--weights")
 
 
 @app.command()
@@ -159,8 +159,8 @@ def prepare_data(
     Example: ebdiff prepare-data digits
     """
     experiment = _begin(dataset, threads, dataset=True)
-    from ebdiff import layout
     from ebdiff.data.sources import prepare
+    from ebdiff.experiment import layout
 
     files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
     entry = prepare(experiment, *files, threads=threads or experiment.compute.threads)
@@ -175,10 +175,10 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
     Example: ebdiff train-classifier digits
     """
     experiment = _begin(dataset, threads, dataset=True)
-    from ebdiff import inputs, layout
-    from ebdiff.data.store import open_labels, open_pixels
-    from ebdiff.files import write_json
+    from ebdiff.data.dataset import open_labels, open_pixels
+    from ebdiff.experiment import inputs, layout
     from ebdiff.metrics import classifier
+    from ebdiff.system.files import write_json
 
     inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset)])
     path = layout.path(layout.CLASSIFIER, dataset=dataset)
@@ -205,15 +205,15 @@ def reference_stats(
     experiment = _begin(dataset, threads, dataset=True)
     from typing import get_args
 
-    from ebdiff import config, loading
+    from ebdiff.experiment import load, schema
 
     protocol = protocol or experiment.evaluation.protocols[0]
-    _known(protocol, get_args(config.Protocol), "--protocol")
+    _known(protocol, get_args(schema.Protocol), "--protocol")
     if images == "1" or not re.fullmatch("all|[1-9][0-9]*", images):
         raise UserError(f"--images {images!r} is neither `all` nor a number from 2 on")
     from ebdiff.metrics import evaluate
 
-    experiment = loading.of_reference(dataset, protocol, images)
+    experiment = load.of_reference(dataset, protocol, images)
 
     evaluate.reference_stats(experiment, protocol, images, _device(experiment))
 
@@ -227,9 +227,10 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
     experiment = _begin(name, threads)
     _known(search, experiment.searches, "--search")
     _spread(experiment)
-    from ebdiff.training import dense
 
-    dense.train_dense(experiment, search, seed, _device(experiment))
+    from ebdiff.training import train
+
+    train.train_dense(experiment, search, seed, _device(experiment))
 
 
 @app.command()
@@ -247,15 +248,15 @@ def prune_per_epoch(
     """
     experiment = _begin(name, threads)
     _check_search(experiment, search, criterion, weights)
-    from ebdiff import inputs
+    from ebdiff.experiment import inputs
 
     if inputs.taken_while_training(search, criterion):
-        from ebdiff import tickets
+        from ebdiff.tickets import history
 
-        return tickets.take_masks(experiment, search, weights, seed)
-    from ebdiff import selection
+        return history.take_masks(experiment, search, weights, seed)
+    from ebdiff.tickets import stages
 
-    selection.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
+    stages.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
 
 
 @app.command()
@@ -273,9 +274,9 @@ def hamming_matrix(
     experiment = _begin(name)
     _known(search, experiment.searches, "--search")
     _check_search(experiment, search, criterion, weights)
-    from ebdiff import tickets
+    from ebdiff.tickets import history
 
-    tickets.hamming_matrix(experiment, search, criterion, weights, seed)
+    history.hamming_matrix(experiment, search, criterion, weights, seed)
 
 
 @app.command()
@@ -294,9 +295,9 @@ def select_eb_epoch(
     experiment = _begin(name)
     _check_search(experiment, search, criterion, weights)
     _known(rate, experiment.rates_of(search), "--rate")
-    from ebdiff import selection
+    from ebdiff.tickets import stages
 
-    story = selection.select_eb_epoch(experiment, search, criterion, weights, rate, seed)
+    story = stages.select_eb_epoch(experiment, search, criterion, weights, rate, seed)
     word = "settled" if story["settled"] else "NOT settled by the horizon"
     print(f"rate {rate}: {word}, {story['unit']} {story['interval']}, {story['params']:,} parameters")
 
@@ -318,9 +319,10 @@ def finetune_region(
     _known(expert, experts, "--expert")
     _known(milestone, experiment.all_milestones(expert), "--milestone")
     _spread(experiment)
-    from ebdiff.training import experts as stage
 
-    stage.finetune_region(experiment, expert, milestone, seed, _device(experiment))
+    from ebdiff.training import train
+
+    train.finetune_region(experiment, expert, milestone, seed, _device(experiment))
 
 
 @app.command()
@@ -332,9 +334,9 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
     experiment = _begin(name, threads)
     _known(run, experiment.runs, "--run")
     _spread(experiment)
-    from ebdiff.diffusion import ensemble
+    from ebdiff.diffusion import sample
 
-    ensemble.sample(experiment, run, seed, _device(experiment))
+    sample.sample(experiment, run, seed, _device(experiment))
 
 
 @app.command()
@@ -358,9 +360,9 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
     Example: ebdiff measure-cost digits
     """
     experiment = _begin(name, threads)
-    from ebdiff import cost
+    from ebdiff.cost import measure
 
-    for key, network in cost.measure_cost(experiment, _device(experiment))["networks"].items():
+    for key, network in measure.measure_cost(experiment, _device(experiment))["networks"].items():
         print(f"{key:>6}: {network['params']:>12,} parameters, {network['step_ms']:8.2f} ms per step")
 
 
@@ -374,9 +376,10 @@ def tune(name: Name, threads: Threads = None) -> None:
     Example: ebdiff tune cifar10
     """
     experiment = _begin(name, threads)
-    from ebdiff import layout, tuning
+    from ebdiff.cost import tune
+    from ebdiff.experiment import layout
 
-    tuning.tune(experiment, _device(experiment))
+    tune.tune(experiment, _device(experiment))
     print(layout.path(layout.TUNING, experiment=name).read_text(), end="")
 
 
@@ -410,7 +413,7 @@ def plan(
 
 
 def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
-    from ebdiff import layout
+    from ebdiff.experiment import layout
 
     folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=experiment.name)
     return folder / Path(template).parent.name
@@ -426,7 +429,7 @@ def table(
     """
     experiment = _begin(name)
     _known(table, experiment.tables, "table")
-    from ebdiff import layout
+    from ebdiff.experiment import layout
     from ebdiff.report.tables import write_table
 
     for path in write_table(experiment, table, _folder(experiment, layout.TABLE, so_far), partial=so_far):
@@ -442,7 +445,7 @@ def figure(
     Example: ebdiff figure digits figure2
     """
     experiment = _begin(name)
-    from ebdiff import layout
+    from ebdiff.experiment import layout
     from ebdiff.report.needs import FIGURES
 
     _known(figure, FIGURES, "figure")
@@ -459,7 +462,7 @@ def report(name: Name, so_far: SoFar = False) -> None:
     Example: ebdiff report digits --so-far
     """
     experiment = _begin(name)
-    from ebdiff import layout
+    from ebdiff.experiment import layout
     from ebdiff.report.page import write_report
 
     folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=name)
@@ -474,9 +477,9 @@ def schema() -> None:
 
     Example: ebdiff schema > config/experiment.schema.json
     """
-    from ebdiff import loading
+    from ebdiff.experiment import load
 
-    print(json.dumps(loading.schema(), indent=2))
+    print(json.dumps(load.schema(), indent=2))
 
 
 @app.command()

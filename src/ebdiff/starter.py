@@ -21,15 +21,15 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ebdiff import loading, plain
-from ebdiff.config import Dataset, Experiment
 from ebdiff.data.images import CELEBA_SIZE, Broken, converted, opened
 from ebdiff.data.sources import find
-from ebdiff.digests import data_digest
-from ebdiff.errors import UserError
-from ebdiff.files import write_text
-from ebdiff.progress import progress
-from ebdiff.sections import is_name
+from ebdiff.experiment import load, plain
+from ebdiff.experiment.digests import data_digest
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Dataset, is_name
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import write_text
+from ebdiff.system.progress import progress
 
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
@@ -211,7 +211,7 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
     )
 
 
-def init(name: str, images: str, size: int, force: bool, folder: Path = loading.EXPERIMENTS) -> list[str]:
+def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
     """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images.
 
     Args:
@@ -252,7 +252,7 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = loading.
 def _check_free(experiment: Experiment, folder: Path) -> None:
     """Refuse the name of a dataset that another experiment uses for other images."""
     try:
-        other = loading.of_dataset(experiment.dataset.name, folder)
+        other = load.of_dataset(experiment.dataset.name, folder)
     except UserError:
         return  # none uses it
     if other.name != experiment.name and data_digest(other) != data_digest(experiment):
@@ -262,4 +262,4 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
 
 
 def _checked(text: str, name: str, path: Path) -> Experiment:
-    return loading.parse({**plain.mapping(text, str(path)), "name": name}, str(path))
+    return load.parse({**plain.mapping(text, str(path)), "name": name}, str(path))

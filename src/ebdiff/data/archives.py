@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ebdiff.data.images import EXTENSIONS, FILE_BYTES, Broken, Item
-from ebdiff.errors import UserError
+from ebdiff.system.errors import UserError
 
 
 @dataclass(frozen=True)

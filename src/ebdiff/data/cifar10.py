@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ebdiff import layout
 from ebdiff.data.archives import Collection, open_path
 from ebdiff.data.images import Item
-from ebdiff.errors import UserError
-from ebdiff.files import replacing
-from ebdiff.progress import progress
+from ebdiff.experiment import layout
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import replacing
+from ebdiff.system.progress import progress
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"

@@ -20,16 +20,17 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
-from ebdiff import layout
-from ebdiff.config import Dataset, Experiment
 from ebdiff.data import archives, cifar10
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
-from ebdiff.digests import data_digest
-from ebdiff.errors import UserError, printable
-from ebdiff.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
-from ebdiff.inputs import given
-from ebdiff.progress import progress
+from ebdiff.experiment import layout
+from ebdiff.experiment.digests import data_digest
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.inputs import given
+from ebdiff.experiment.schema import Dataset
+from ebdiff.system.errors import UserError, printable
+from ebdiff.system.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
+from ebdiff.system.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
 NAMED = 5  # broken images named in a message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ebdiff.config import Diffusion, Sampling
+from ebdiff.experiment.schema import Diffusion, Sampling
 
 
 def alphas_bar(diffusion: Diffusion) -> np.ndarray:

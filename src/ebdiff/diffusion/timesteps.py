@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ebdiff.config import Diffusion, Speed
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.schema import Diffusion, Speed
 
 
 class TimestepLaw(Protocol):

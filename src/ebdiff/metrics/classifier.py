@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebdiff.data.store import to_float
-from ebdiff.draws import generator
-from ebdiff.errors import UserError
+from ebdiff.data.dataset import to_float
 from ebdiff.nets import store
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import UserError
 
 FEATURES, EPOCHS, BATCH, RATE = 64, 60, 64, 2e-3
 HELD_OUT = 0.25  # share of the images whose labels training never sees

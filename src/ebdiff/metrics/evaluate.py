@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebdiff import inputs, layout
-from ebdiff.config import Experiment
-from ebdiff.data.store import open_pixels
-from ebdiff.digests import digest, settings
-from ebdiff.draws import generator
-from ebdiff.errors import Unusable, UserError
-from ebdiff.files import (
+from ebdiff.data.dataset import open_pixels
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.digests import digest, settings
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.metrics.classifier import load_classifier
+from ebdiff.metrics.distances import Gaussian, frechet_distance, kernel_distance, precision_recall, within
+from ebdiff.metrics.features import Extractor, scratch
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import Unusable, UserError
+from ebdiff.system.files import (
     load_memmap,
     new_memmap,
     read_arrays,
@@ -26,11 +29,6 @@ from ebdiff.files import (
     write_arrays,
     write_json,
 )
-from ebdiff.metrics.classifier import load_classifier
-from ebdiff.metrics.features import Extractor, scratch
-from ebdiff.metrics.frechet import Gaussian, frechet_distance
-from ebdiff.metrics.kid import kernel_distance, within
-from ebdiff.metrics.precision_recall import precision_recall
 
 CONFIDENT = 0.9  # a sample the classifier gives at least this probability looks like a digit
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebdiff import layout
-from ebdiff.config import Evaluation
-from ebdiff.devices import device_name
-from ebdiff.files import naming, sha256, take_room
-from ebdiff.ledger import versions
+from ebdiff.experiment import layout
+from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import classifier, inception
-from ebdiff.progress import progress
+from ebdiff.system.devices import device_name
+from ebdiff.system.files import naming, sha256, take_room
+from ebdiff.system.ledger import versions
+from ebdiff.system.progress import progress
 
 NAMES = {"classifier": "classifier Fréchet distance", "legacy_pytorch": "FID", "clean": "clean FID"}
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebdiff.errors import UserError
-from ebdiff.inputs import given
+from ebdiff.experiment.inputs import given
+from ebdiff.system.errors import UserError
 
 DIMENSION = 2048
 CPU_BATCH = 8  # larger batches are no faster on a CPU and cost 40 MB per image

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ebdiff.config import Network
-from ebdiff.errors import UserError, first_line
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import UNet
+from ebdiff.system.errors import UserError, first_line
 
 
 def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebdiff.config import Execution, Experiment
-from ebdiff.errors import first_line
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Execution
+from ebdiff.system.errors import first_line
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 

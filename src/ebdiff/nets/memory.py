@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff import parallel
-from ebdiff.config import Network
-from ebdiff.errors import UserError, out_of_memory
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
 from ebdiff.nets.unet import UNet
+from ebdiff.system import parallel
+from ebdiff.system.errors import UserError, out_of_memory
 
 PER_PARAMETER = 20  # bytes: fp32 weight, gradient, Adam's two moments, moving average
 TEMPORARIES = 4  # tensors of the largest size that the backward pass of one layer works with

@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ebdiff.config import Network
-from ebdiff.draws import generator
-from ebdiff.errors import Unusable, UserError, damaged, first_line
-from ebdiff.files import CHECKSUM, TOLD, checksum, read_told, replacing
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import UNet
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import Unusable, UserError, damaged, first_line
+from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Mapping[str, Any]) -> None:

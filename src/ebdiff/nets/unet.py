@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from ebdiff.config import FINAL, Experiment, Expert
-from ebdiff.inputs import is_given
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.inputs import is_given
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import FINAL
 from ebdiff.metrics import classifier, inception
 from ebdiff.plan.jobs import Job
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.report.results import Results
-from ebdiff.training.experts import like_steps
+from ebdiff.training.train import like_steps
 
 
 class Expected(Results):

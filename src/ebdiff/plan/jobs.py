@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff import inputs, layout
-from ebdiff.config import FINAL, Experiment
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import FINAL
 from ebdiff.report import needs
 
 SEED = "seed{seed}/"

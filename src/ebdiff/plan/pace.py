@@ -12,28 +12,28 @@ from typing import Any
 
 import torch
 
-from ebdiff import layout
-from ebdiff.config import Experiment
-from ebdiff.cost import WARMUP, interleaved, network_of, rates, steps_at_once, training_step
-from ebdiff.devices import device_name
-from ebdiff.digests import cost_digest
-from ebdiff.files import read_json
+from ebdiff.cost.measure import WARMUP, interleaved, network_of, rates, steps_at_once, training_step
+from ebdiff.cost.tune import sampling_step
+from ebdiff.experiment import layout
+from ebdiff.experiment.digests import cost_digest
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import available_bytes, footprint
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import select
-from ebdiff.tuning import sampling_step
+from ebdiff.system.devices import device_name
+from ebdiff.system.files import read_json
 
 ROUNDS = 3
 BUDGET = 20.0  # seconds of timing, about; larger batches are timed in part
 # What a job imports, by kind of job.
 STARTS = {
-    "training": "ebdiff.training.experts",
-    "predicting": "ebdiff.diffusion.ensemble, ebdiff.metrics.evaluate",
+    "training": "ebdiff.training.train",
+    "predicting": "ebdiff.diffusion.sample, ebdiff.metrics.evaluate",
     "pages": "ebdiff.report.page",
-    "light": "ebdiff.tickets",
+    "light": "ebdiff.tickets.history",
 }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ebdiff.config import Expert
-from ebdiff.devices import device_name
+from ebdiff.experiment.runs import Expert
 from ebdiff.plan.prediction import Plan
 from ebdiff.report import columns, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column, Table, to_text
+from ebdiff.system.devices import device_name
 
 # What jobs leave on disk, in words.
 LEFT = {

@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
-from ebdiff import cost, layout
-from ebdiff.config import Experiment
+from ebdiff.cost import measure
 from ebdiff.data import cifar10
-from ebdiff.devices import device_name
-from ebdiff.digests import report_digest
-from ebdiff.errors import UserError
-from ebdiff.files import read_json, write_json
+from ebdiff.experiment import layout
+from ebdiff.experiment.digests import report_digest
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import Footprint, available_bytes, footprint
 from ebdiff.plan import pace
@@ -28,6 +26,9 @@ from ebdiff.plan.times import Times
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.report import text
 from ebdiff.report.facts import RunFacts
+from ebdiff.system.devices import device_name
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json, write_json
 
 KNOWN_COUNTS = {"bundled-digits": 1797, "cifar10": cifar10.COUNT}  # before they are prepared
 FAR = 0.05  # a realised rate this far from the asked one is told
@@ -219,7 +220,7 @@ def make(
     Raises:
         UserError: how many images there are isn't known.
     """
-    count, networks = images or _count(experiment), cost.counts(experiment)
+    count, networks = images or _count(experiment), measure.counts(experiment)
     if step_ms is None:
         speed = pace.measured(experiment, device)
     else:

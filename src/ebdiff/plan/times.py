@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from ebdiff import cost
-from ebdiff.config import FINAL, Experiment
+from ebdiff.cost import measure
 from ebdiff.diffusion.schedule import visited
-from ebdiff.inputs import taken_while_training
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.inputs import taken_while_training
+from ebdiff.experiment.schema import FINAL
 from ebdiff.metrics import classifier
 from ebdiff.plan.expected import Expected, feature_width
 from ebdiff.plan.jobs import Job, closure, jobs, wall_seconds
@@ -95,7 +96,7 @@ class Times:
         step, where, expected = self.pace.step, job.where, self.expected
         match job.verb:
             case "measure-cost":
-                return (cost.WARMUP + cost.ROUNDS) * self.pace.at_once * sum(step.values())
+                return (measure.WARMUP + measure.ROUNDS) * self.pace.at_once * sum(step.values())
             case "train-dense":
                 rule = self.experiment.searches[where["search"]]
                 masks = 2 * rule.horizon * len(rule.rates)  # of raw and of averaged weights

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.store import build
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.graph import trace

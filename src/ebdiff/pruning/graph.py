@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import UNet
 
 Side = Literal["out", "in", "norm"]

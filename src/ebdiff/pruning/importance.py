@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebdiff.config import Pruning
+from ebdiff.experiment.schema import Pruning
 
 Scores = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from ebdiff.config import Network
+from ebdiff.experiment.schema import Network
 from ebdiff.pruning.graph import mask_length, positions, trace
 
 

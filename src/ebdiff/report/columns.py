@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ebdiff.config import Experiment
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import paper, protocol, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column

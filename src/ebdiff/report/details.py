@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ebdiff.config import FINAL, Experiment
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import FINAL
 from ebdiff.report import notes, protocol, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column, Table

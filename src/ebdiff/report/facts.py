@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from ebdiff.accounting import (
+from ebdiff.cost.accounting import (
     AFTER_DENSE,
     Speedups,
     TrainedExpert,
@@ -16,8 +16,9 @@ from ebdiff.accounting import (
     search_steps,
     speedups,
 )
-from ebdiff.config import FINAL, Expert, Run
 from ebdiff.diffusion.schedule import visited
+from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.schema import FINAL
 from ebdiff.report.needs import milestone
 from ebdiff.report.results import Results
 

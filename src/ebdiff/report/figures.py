@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ebdiff.accounting import Speedups
-from ebdiff.config import Experiment
+from ebdiff.cost.accounting import Speedups
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import heatmaps, needs, protocol, style, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.needs import FIGURES, milestone

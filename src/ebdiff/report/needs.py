@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ebdiff import layout
-from ebdiff.accounting import AFTER_DENSE
-from ebdiff.config import FINAL, Experiment, Expert, Run
-from ebdiff.errors import UserError, unknown
+from ebdiff.cost.accounting import AFTER_DENSE
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.schema import FINAL
+from ebdiff.system.errors import UserError, unknown
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ebdiff import __version__, layout
-from ebdiff.config import Experiment
-from ebdiff.files import write_text
+from ebdiff import __version__
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import details, figures, protocol, reading, style, tables, text
 from ebdiff.report.needs import FIGURES, milestone
 from ebdiff.report.results import Results
+from ebdiff.system.files import write_text
 
 _SECTIONS = {
     "Quality against cost": ("figure1", "figure1b"),

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import cache
 from importlib import resources
 
-from ebdiff.accounting import AFTER_DENSE
-from ebdiff.config import Experiment
+from ebdiff.cost.accounting import AFTER_DENSE
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ebdiff.config import Experiment
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import paper, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results

@@ -8,20 +8,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
-from ebdiff.accounting import LEARNED
-from ebdiff.config import FINAL, Expert
+from ebdiff.cost.accounting import LEARNED
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import FINAL
 from ebdiff.report import needs, text
 from ebdiff.report.facts import RunFacts, network
 from ebdiff.report.results import Results
-from ebdiff.report.verdicts import (
-    COMPARABLE,
-    UNDECIDED,
-    Claim,
-    Difference,
-    comparable,
-    compare,
-    verdict,
-)
+from ebdiff.report.verdicts import COMPARABLE, UNDECIDED, Claim, Difference, comparable, compare, verdict
 
 # How a rival is called, and whether a run with its only expert is that rival.
 Rival = tuple[str, Callable[[RunFacts, Expert], bool]]

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ebdiff import inputs, layout
-from ebdiff.config import Experiment, Expert
-from ebdiff.digests import report_digest
-from ebdiff.errors import Missing, Unusable, damaged
-from ebdiff.files import load_memmap, read_arrays, read_json, sha256
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.digests import report_digest
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
 from ebdiff.report.needs import milestone
+from ebdiff.system.errors import Missing, Unusable, damaged
+from ebdiff.system.files import load_memmap, read_arrays, read_json, sha256
 
 Value = TypeVar("Value")
 

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ebdiff.files import write_bytes
+from ebdiff.system.files import write_bytes
 
 # Seaborn's "colorblind" palette, "ticks" style and "paper" context at 1.05, written out: importing
 # seaborn takes half as long as drawing a figure, and only the heat maps need it.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebdiff import layout
-from ebdiff.config import Experiment
-from ebdiff.files import write_text
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import needs, notes, text
 from ebdiff.report.columns import COSTS, columns_of
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
+from ebdiff.system.files import write_text
 
 _TICKETS = "Early-bird tickets by pruning rate and criterion"
 _METHODS = "Quality and training cost of every method"

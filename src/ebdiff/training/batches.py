@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff import parallel
-from ebdiff.data.store import Images, mirrored_float
+from ebdiff.data.dataset import Images, mirrored_float
 from ebdiff.diffusion.timesteps import TimestepLaw
-from ebdiff.draws import generator
+from ebdiff.system import parallel
+from ebdiff.system.draws import generator
 
 AHEAD = 3  # batches drawn before they are needed
 BLOCK = 1024  # images copied to a GPU at a time

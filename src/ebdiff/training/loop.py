@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebdiff import interrupts, parallel
-from ebdiff.config import Training
-from ebdiff.data.store import Images
+from ebdiff.data.dataset import Images
 from ebdiff.diffusion.timesteps import TimestepLaw
-from ebdiff.draws import generator
-from ebdiff.errors import UserError
+from ebdiff.experiment.schema import Training
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import enough
-from ebdiff.progress import progress
+from ebdiff.system import interrupts, parallel
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import UserError
+from ebdiff.system.progress import progress
 from ebdiff.training.batches import Draws
 from ebdiff.training.state import State, check_finite
 

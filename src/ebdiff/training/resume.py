@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff import layout, parallel
-from ebdiff.config import Network
-from ebdiff.errors import Unusable, UserError
-from ebdiff.files import holding, sha256, write_text
+from ebdiff.experiment import layout
+from ebdiff.experiment.schema import Network
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
+from ebdiff.system import parallel
+from ebdiff.system.errors import Unusable, UserError
+from ebdiff.system.files import holding, sha256, write_text
 from ebdiff.training.state import State
 
 STATE, ASIDE = "state.safetensors", "set-aside.safetensors"

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ebdiff.config import Network, Training
-from ebdiff.errors import Unusable, UserError
+from ebdiff.experiment.schema import Network, Training
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
+from ebdiff.system.errors import Unusable, UserError
 
 
 @dataclass

@@ -8,14 +8,15 @@ from statistics import median
 import torch
 import yaml
 
-from ebdiff import layout
-from ebdiff.config import Execution, Experiment, Tuning
-from ebdiff.cost import interleaved, network_of, rates, steps_at_once, training_step
-from ebdiff.devices import device_name
-from ebdiff.errors import UserError, first_line
-from ebdiff.files import write_text
+from ebdiff.cost.measure import interleaved, network_of, rates, steps_at_once, training_step
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
+from ebdiff.system.devices import device_name
+from ebdiff.system.errors import UserError, first_line
+from ebdiff.system.files import write_text
 
 ROUNDS = 5
 WORTH = 1.03  # a plainer candidate is kept unless another is this many times as fast

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import ebdiff
-from ebdiff import parallel
-from ebdiff.devices import device_name
+from ebdiff.system import parallel
+from ebdiff.system.devices import device_name
 
 
 def versions() -> dict[str, str]:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ebdiff import plain
-from ebdiff.config import Execution, Experiment, Expert, Interval, Run, Search, Tuning
-from ebdiff.digests import data_digest
-from ebdiff.errors import UserError, unknown
-from ebdiff.sections import is_name
+from ebdiff.experiment import plain
+from ebdiff.experiment.digests import data_digest
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.schema import Execution, Interval, Search, Tuning, is_name
+from ebdiff.system.errors import UserError, unknown
 
 EXPERIMENTS = Path("config/experiments")
 

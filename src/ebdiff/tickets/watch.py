@@ -1,4 +1,4 @@
-"""Dense training and the early-bird search (verb `train-dense`)."""
+"""What looks in on a search: masks after every interval, and when the tickets have settled."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebdiff import layout, parallel
-from ebdiff.config import Experiment, Search
-from ebdiff.data.store import Images
-from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.diffusion.timesteps import Antithetic
-from ebdiff.digests import dense_digest, settings
-from ebdiff.files import sha256, write_json, write_text
-from ebdiff.ledger import ledger
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import Search
 from ebdiff.nets import store
-from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
-from ebdiff.tickets import History, save_histories, settled
-from ebdiff.training.loop import Job, train
-from ebdiff.training.resume import resumable, stamp
+from ebdiff.system import parallel
+from ebdiff.tickets.history import History, settled
 from ebdiff.training.state import State
 
 KINDS = ("raw", "ema")
@@ -111,68 +104,3 @@ class Watch:
         story = {"step": state.step, "interval": interval, "settings": self.settings}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
         store.save(path, tensors, self.network, story)
-
-
-def train_dense(experiment: Experiment, name: str, seed: int, device: torch.device) -> None:
-    """Train the dense network of a search until its tickets settled, or to its horizon.
-
-    Writes snapshots, masks of every interval (raw and averaged), the full state at the end, and a
-    ledger. Killed and called again, it goes on and ends with the same bits.
-    """
-    search, training = experiment.searches[name], experiment.training
-    where = dict(experiment=experiment.name, seed=seed, search=name)
-    last = layout.path(layout.DENSE_LAST, **where)
-    images = Images.of(experiment)
-    runtime = Runtime.of(experiment, "training", "dense", device)
-    expected = stamp(dense_digest(experiment, name), images.sha256, [])
-    what = {"search": name, "seed": seed, "settings": settings(experiment, last)}
-    with resumable(last, what, expected, runtime) as place:
-        state = place.state
-        if state is None:
-            network = store.fresh(experiment.network, seed, f"dense/{name}")
-            state = State.start(network, runtime)
-        watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
-        watch.begin(state)
-        job = Job(
-            name=f"dense/{name}",
-            seed=seed,
-            images=images,
-            law=Antithetic(*search.span),
-            abar=alphas_bar(experiment.diffusion),
-            training=training,
-            runtime=runtime,
-            stats=place.stats,
-        )
-        interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-        keep = place.saver(experiment.network)
-
-        def save(state: State) -> None:
-            watch.carry(state)
-            keep(state)
-
-        train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
-
-        if not parallel.first():
-            return
-        state.extra = {}
-        state.save(last, experiment.network, place.story)
-        save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
-        watch.publish(layout.path(layout.SNAPSHOTS, **where))
-        write_text(layout.path(layout.DENSE_STATS, **where), place.stats.read_text())
-        intervals = len(watch.histories["raw"].masks)
-        entry = ledger(
-            device,
-            **what,
-            steps=state.step,
-            seconds=round(state.seconds, 3),
-            device_seconds=round(state.device_seconds, 3),
-            images=state.step * training.batch,
-            intervals=intervals,
-            horizon=search.horizon,
-            stopped="settled" if intervals < search.horizon else "horizon",
-            settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
-            processes=state.processes,
-            execution=runtime.told(),
-            stats_sha256=sha256(place.stats),
-        )
-        write_json(layout.path(layout.DENSE_LEDGER, **where), entry)

@@ -15,8 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ebdiff import layout
-from ebdiff.config import FINAL, Experiment, Expert
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import FINAL
 
 # Keys that change no result.
 BOOKKEEPING = {"log_every", "save_minutes"}

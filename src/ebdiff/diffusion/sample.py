@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff import inputs, interrupts, layout, parallel
-from ebdiff.config import Experiment
-from ebdiff.data.store import to_uint8
+from ebdiff.data.dataset import to_uint8
 from ebdiff.diffusion.sampling import SAMPLERS, Router
 from ebdiff.diffusion.schedule import alphas_bar, visited
-from ebdiff.digests import sample_digest, settings
-from ebdiff.draws import image_noise
-from ebdiff.errors import Missing, Unusable, UserError
-from ebdiff.files import (
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.digests import sample_digest, settings
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
+from ebdiff.system import interrupts, parallel
+from ebdiff.system.draws import image_noise
+from ebdiff.system.errors import Missing, Unusable, UserError
+from ebdiff.system.files import (
     checksum,
     holding,
     load_memmap,
@@ -34,10 +37,8 @@ from ebdiff.files import (
     sha256,
     write_json,
 )
-from ebdiff.ledger import ledger
-from ebdiff.nets import store
-from ebdiff.nets.execution import Runtime
-from ebdiff.progress import progress
+from ebdiff.system.ledger import ledger
+from ebdiff.system.progress import progress
 
 GRID = 10  # rows and columns of the preview
 

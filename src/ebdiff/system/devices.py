@@ -13,7 +13,7 @@ from typing import TextIO
 
 import torch
 
-from ebdiff.errors import UserError, first_line
+from ebdiff.system.errors import UserError, first_line
 
 _leases: list[TextIO] = []  # open for as long as the process lives: closing one lets its GPU go
 

@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebdiff import inputs, layout
-from ebdiff.accounting import LEARNED
-from ebdiff.config import FINAL, Experiment
-from ebdiff.data.store import Images, to_float
+from ebdiff.cost.accounting import LEARNED
+from ebdiff.data.dataset import Images, to_float
 from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.digests import settings
-from ebdiff.draws import generator
-from ebdiff.errors import UserError
-from ebdiff.files import read_json, write_json
-from ebdiff.ledger import ledger
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.digests import settings
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import FINAL
 from ebdiff.nets import store
 from ebdiff.pruning.count import count
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import Scores, accumulate_gradients, first_order, magnitude
 from ebdiff.pruning.select import Selector, realised_rate, select_random, widths
 from ebdiff.pruning.surgery import cut
-from ebdiff.tickets import (
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json, write_json
+from ebdiff.system.ledger import ledger
+from ebdiff.tickets.history import (
     History,
     chance,
     first_settled,

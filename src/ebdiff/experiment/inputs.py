@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ebdiff import layout
-from ebdiff.config import FINAL, Experiment, Expert
-from ebdiff.digests import settings
-from ebdiff.errors import Unusable, UserError, unknown
-from ebdiff.files import read_arrays, read_json, read_told
+from ebdiff.experiment import layout
+from ebdiff.experiment.digests import settings
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import FINAL
+from ebdiff.system.errors import Unusable, UserError, unknown
+from ebdiff.system.files import read_arrays, read_json, read_told
 
 
 def check(experiment: Experiment, paths: Iterable[Path]) -> None:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ebdiff.errors import Missing, Unusable, UserError, damaged
+from ebdiff.system.errors import Missing, Unusable, UserError, damaged
 
 CHECKSUM = "checksum"  # the name that a file's checksum goes by inside it
 TOLD = "ebdiff"  # the key of a safetensors file's metadata

@@ -12,26 +12,20 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ebdiff.errors import unknown
-from ebdiff.layout import TAKEN
-from ebdiff.sections import (
+from ebdiff.experiment.layout import TAKEN
+from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.schema import (
     FINAL,
     Compute,
-    Criterion,
     Dataset,
     Dense,
     Diffusion,
     Distinct,
     Evaluation,
-    Execution,
-    Expert,
-    Interval,
     Name,
     Network,
-    Protocol,
     Pruning,
     Published,
-    Run,
     Sampling,
     Search,
     Seed,
@@ -41,33 +35,8 @@ from ebdiff.sections import (
     Table,
     Training,
     Tuning,
-    Weights,
 )
-
-__all__ = [
-    "FINAL",
-    "Compute",
-    "Criterion",
-    "Dataset",
-    "Dense",
-    "Diffusion",
-    "Evaluation",
-    "Execution",
-    "Experiment",
-    "Expert",
-    "Interval",
-    "Network",
-    "Protocol",
-    "Pruning",
-    "Published",
-    "Run",
-    "Sampling",
-    "Search",
-    "Speed",
-    "Training",
-    "Tuning",
-    "Weights",
-]
+from ebdiff.system.errors import unknown
 
 
 class Experiment(Strict):

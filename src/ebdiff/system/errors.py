@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ebdiff import layout
+from ebdiff.experiment import layout
 
 
 def printable(text: object) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff import inputs, layout
-from ebdiff.config import Experiment
-from ebdiff.draws import generator
-from ebdiff.errors import UserError
-from ebdiff.files import load_memmap, read_json
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import UserError
+from ebdiff.system.files import load_memmap, read_json
 
 
 @lru_cache(maxsize=4)

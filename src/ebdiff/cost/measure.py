@@ -9,21 +9,21 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ebdiff import layout
-from ebdiff.config import Experiment
-from ebdiff.data.store import Images
+from ebdiff.data.dataset import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
-from ebdiff.digests import cost_digest
-from ebdiff.files import write_json
-from ebdiff.ledger import ledger
+from ebdiff.experiment import layout
+from ebdiff.experiment.digests import cost_digest
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
-from ebdiff.progress import progress
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import realised_rate, select_random
+from ebdiff.system.files import write_json
+from ebdiff.system.ledger import ledger
+from ebdiff.system.progress import progress
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 

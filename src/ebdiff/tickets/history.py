@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ebdiff import inputs, layout
-from ebdiff.config import Experiment
-from ebdiff.digests import settings
-from ebdiff.errors import Unusable
-from ebdiff.files import read_arrays, read_json, write_arrays, write_json
+from ebdiff.experiment import inputs, layout
+from ebdiff.experiment.digests import settings
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.system.errors import Unusable
+from ebdiff.system.files import read_arrays, read_json, write_arrays, write_json
 
 if TYPE_CHECKING:  # torch takes longer to import than a matrix takes to make
     from ebdiff.pruning.graph import Group

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ebdiff.errors import UserError
+from ebdiff.system.errors import UserError
 
 DEPTH = 10  # levels of nesting; an experiment has five
 VALUES = 10_000  # of one file; its aliases count as often as they stand there

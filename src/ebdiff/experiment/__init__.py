@@ -1,0 +1,1 @@
+"""What is asked: the typed experiment, where its files lie and which stages make them."""

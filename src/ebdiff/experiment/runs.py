@@ -1,0 +1,106 @@
+"""Experts and runs: what is trained from which beginning, and which experts make a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ebdiff.experiment.schema import (
+    Criterion,
+    Distinct,
+    Init,
+    Law,
+    Method,
+    Name,
+    Rate,
+    Seed,
+    Span,
+    Strict,
+    Weights,
+)
+
+
+class Expert(Strict):
+    """A network trained on a span of timesteps and serving one."""
+
+    init: Init = Field(
+        "inherit",
+        description="inherit: a ticket's weights; fresh: new weights of the same widths; "
+        "dense: the unpruned network; snapshot: the ticket's weights before surgery.",
+    )
+    search: Name = Field("full", description="The ticket's search, or `final`.")
+    criterion: Criterion = "magnitude"
+    weights: Weights = "ema"
+    rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
+    law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
+    span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
+    serve: Span = Field(None, description="Timesteps served; left out: the span.")
+    iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
+
+    @field_validator("iterations")
+    @classmethod
+    def _milestone(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value <= 0:
+            raise ValueError("iterations must be positive")
+        if isinstance(value, str) and not value.startswith("like-"):
+            raise ValueError(f"iterations must be a number or like-RUN, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _rate_given(self) -> Expert:
+        if (self.init == "dense") != (self.rate is None):
+            raise ValueError("give a rate to every expert except `init: dense`, which has none")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The expert's name: runs that list the same expert share it."""
+        span = f"t{self.span[0]}-{self.span[1]}"
+        law = "" if self.law == "uniform" else f"-{self.law}"
+        if self.init == "dense":
+            return f"dense-{self.search}{law}"
+        if self.init == "fresh":
+            return f"fresh-{self.rate}-{span}{law}"
+        prefix = "snapshot-" if self.init == "snapshot" else ""
+        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
+
+    @property
+    def network(self) -> str:
+        """Which network it is, as cost.json and the tuning call it: `dense` or its rate."""
+        return "dense" if self.init in ("dense", "snapshot") else str(self.rate)
+
+    @property
+    def continues_search(self) -> bool:
+        """Whether this is the unpruned network that goes on where its search stopped."""
+        return self.init == "dense" and self.law == "uniform"
+
+    @property
+    def needs_ticket(self) -> bool:
+        """Whether the expert starts from a ticket's file (inherit) or story (snapshot)."""
+        return self.init in ("inherit", "snapshot")
+
+
+class Run(Strict):
+    """A list of experts whose serve-spans tile [0, T): one row of a table.
+
+    Keys of an expert written on the run itself are defaults for all its experts.
+    """
+
+    title: str = Field(min_length=1, description="How tables and figures call it.")
+    method: Method = Field(description="Which accounting rule holds and which block it is in.")
+    seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")
+    note: str | None = Field(None, description="Footnote wherever the run appears.")
+    experts: tuple[Expert, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        shared = {k: raw[k] for k in raw if k in Expert.model_fields}
+        rest = {k: raw[k] for k in raw if k not in Expert.model_fields}
+        experts = rest.get("experts", [{}])
+        if isinstance(experts, list | tuple) and all(isinstance(e, dict) for e in experts):
+            rest["experts"] = [{**shared, **e} for e in experts]
+        return rest

@@ -1,0 +1,1 @@
+"""How a job lives: files, errors, devices, processes, signals, progress and randomness."""
