@@ -2,7 +2,7 @@
 
 Loading builds the dense network from the config, adopts the shapes found in the file for every
 convolution, linear layer and norm, then assigns the tensors: the same call reads dense networks,
-tickets and experts. The format notices no changed byte, so the metadata holds a checksum of everything.
+tickets and experts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,7 +23,7 @@ from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import UNet
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
-from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
+from ebdiff.system.files import TOLD, read_told, replacing
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Mapping[str, Any]) -> None:
@@ -50,7 +49,7 @@ def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict
 
 
 def story(path: Path) -> dict[str, Any]:
-    """Only the story of a stored network; reads no tensor, so the checksum isn't compared.
+    """Only the story of a stored network; reads no tensor.
 
     Raises:
         Missing, Unusable: as `load`.
@@ -62,15 +61,13 @@ def story(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-    """Write tensors atomically, with JSON metadata and a checksum of both."""
+    """Write tensors atomically, with JSON metadata."""
     # safetensors refuses views and channels_last.
     whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    found = checksum([_text(told), *(part for name in sorted(whole) for part in _buffers(name, whole[name]))])
-    # One key: safetensors writes several in random order, and equal files must have equal bytes.
-    metadata = {TOLD: json.dumps({CHECKSUM: found, **told})}
     with replacing(path) as temporary:
         try:
-            save_file(whole, temporary, metadata)
+            # One key: safetensors writes several in random order, and equal files must have equal bytes.
+            save_file(whole, temporary, {TOLD: json.dumps(told)})
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -83,37 +80,15 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises:
         Missing: it isn't there.
-        Unusable: it isn't what was written.
+        Unusable: it is no such file.
     """
-    told, tensors = read_told(path), {}
-
-    def parts() -> Iterator[Any]:  # one tensor at a time: a state holds four times what sampling needs
-        yield _text(told)
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                if name.startswith(prefix):
-                    tensors[name.removeprefix(prefix)] = tensor
-                yield from _buffers(name, tensor)
-
-    expected = told.pop(CHECKSUM, None)
+    told = read_told(path)
     try:
-        found = checksum(parts())
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in sorted(file.keys()) if name.startswith(prefix)]
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, told
     except (SafetensorError, OSError) as error:
         raise damaged(path, error) from None
-    if found != expected:
-        raise damaged(path, "its checksum differs")
-    return tensors, told
-
-
-def _text(told: Mapping[str, Any]) -> bytes:
-    return json.dumps(told).encode()
-
-
-def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
-    """What a checksum is made of: a tensor's name and form, and its bytes."""
-    form = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-    return form, tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def adopt_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

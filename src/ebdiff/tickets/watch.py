@@ -30,11 +30,8 @@ class Watch:
     learned ticket from one that a slow average merely hasn't left yet.
     """
 
-    def __init__(
-        self, experiment: Experiment, search: Search, snapshots: Path, settings: str, device: torch.device
-    ):
+    def __init__(self, experiment: Experiment, search: Search, snapshots: Path, device: torch.device):
         self.network, self.search, self.snapshots = experiment.network, search, snapshots
-        self.settings = settings
         groups = trace(experiment.network)
         self.selector = Selector(groups, search.rates, device)
         self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
@@ -101,6 +98,6 @@ class Watch:
 
     def _save_snapshot(self, state: State, interval: int) -> None:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
-        story = {"step": state.step, "interval": interval, "settings": self.settings}
+        story = {"step": state.step, "interval": interval}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
         store.save(path, tensors, self.network, story)
