@@ -178,12 +178,13 @@ def prepare(experiment: Experiment, threads: int = 1) -> dict:
     work = Work(experiment, "prepare-data")
     images, labels, manifest = map(work.path, layout.DATA_FILES)
     with holding(layout.state_of(images)):
-        entry = _prepare(experiment, images, labels, manifest, threads)
+        entry = write(experiment, images, labels, manifest, threads)
         work.end()
     return entry
 
 
-def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
+def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
+    """As `prepare`, to any place, without lock and record; the manifest comes last."""
     dataset, network = experiment.dataset, experiment.network
     if network.channels not in (1, 3):
         raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")

@@ -82,7 +82,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     router = Router([e.serve for e in experts], networks)
 
     count, batch = experiment.sampling.images, experiment.sampling.batch
-    batches = Batches(layout.state_of(output), digest(work.settings, work.read, batch))
+    batches = Batches(layout.state_of(output), digest(work.stamp, batch))
     with holding(batches.folder) if parallel.first() else nullcontext():
         if parallel.first():
             batches.forget_others()

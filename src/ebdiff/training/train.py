@@ -41,7 +41,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     work = Work(experiment, "train-dense", seed=seed, search=name)
     images = Images.of(experiment)
     runtime = Runtime.of(experiment, "training", "dense", device)
-    with resumable(work.path(layout.DENSE_LAST), work, runtime) as place:
+    with resumable(work.path(layout.DENSE_LAST), experiment.network, work.stamp, runtime) as place:
         state = place.state
         if state is None:
             state = State.start(store.fresh(experiment.network, seed, f"dense/{name}"), runtime)
@@ -208,7 +208,7 @@ def finetune_region(
     expert = experiment.experts()[key]
     steps = milestone_steps(experiment, expert, milestone, seed)
     runtime = Runtime.of(experiment, "training", expert.network, device)
-    with resumable(work.path(layout.MILESTONE), work, runtime) as place:
+    with resumable(work.path(layout.MILESTONE), experiment.network, work.stamp, runtime) as place:
         state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
         job = Job(
             name=_stream(expert),
