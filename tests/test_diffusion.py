@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import vouch
 
 from ebdiff.diffusion import sample
 from ebdiff.diffusion.sampling import Router, ddim, ddpm
@@ -239,10 +240,17 @@ def experts(workspace, tiny):
     return workspace
 
 
+def drawn(experiment):
+    """Sample TA-EB from the untrained experts, as if trained under the experiment's settings."""
+    for expert in experiment.runs["ta-eb"].experts:
+        vouch(experiment, "finetune-region", seed=0, expert=expert.key, milestone=expert.iterations)
+    sample.sample(experiment, "ta-eb", 0, CPU)
+
+
 @pytest.mark.parametrize(("count", "batch"), [(23, 10), (20, 10), (3, 10), (1, 1)])
 def test_exactly_n_images_are_drawn(experts, vary, count, batch):
     e = vary({"sampling.images": count, "sampling.batch": batch, "sampling.steps": 4})
-    sample.sample(e, "ta-eb", 0, CPU)
+    drawn(e)
     folder = experts / "results/tiny/seed0/runs/ta-eb"
     images = np.load(folder / "samples.npy")
     assert (images.shape, images.dtype) == ((count, 8, 8, 1), np.uint8)
@@ -252,26 +260,26 @@ def test_exactly_n_images_are_drawn(experts, vary, count, batch):
 
 def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, capsys):
     folder = experts / "results/tiny/seed0/runs/ta-eb"
-    sample.sample(tiny, "ta-eb", 0, CPU)
+    drawn(tiny)
     whole = np.load(folder / "samples.npy")
     (folder / "samples.npy").unlink()
 
-    generate, drawn = sample.generate, []
+    generate, indices_drawn = sample.generate, []
 
     def counting(experiment, router, indices, *rest):
-        if len(drawn) == 2:
+        if len(indices_drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(indices)
+        indices_drawn.append(indices)
         return generate(experiment, router, indices, *rest)
 
     monkeypatch.setattr(sample, "generate", counting)
     with pytest.raises(KeyboardInterrupt):
-        sample.sample(tiny, "ta-eb", 0, CPU)
+        drawn(tiny)
     assert not (folder / "samples.npy").exists()
-    drawn.clear()
+    indices_drawn.clear()
     monkeypatch.setattr(sample, "generate", counting)
-    sample.sample(tiny, "ta-eb", 0, CPU)
-    assert drawn == [[20, 21, 22]]
+    drawn(tiny)
+    assert indices_drawn == [[20, 21, 22]]
     assert "going on, 2 batches are drawn" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
@@ -287,6 +295,6 @@ def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypat
 
     monkeypatch.setattr(sample, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sample.sample(vary({}), "ta-eb", 0, CPU)
-    sample.sample(vary({"sampling.steps": 9}), "ta-eb", 0, CPU)
+        drawn(vary({}))
+    drawn(vary({"sampling.steps": 9}))
     assert calls == [0, 10, 0, 10, 20]

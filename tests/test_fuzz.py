@@ -158,7 +158,7 @@ def history_bytes(folder):
     rng = np.random.default_rng(0)
     masks = list(rng.integers(0, 256, (6, 2, 3), np.uint8))
     found = history.History((0.3, 0.5), ("a", "b"), (9, 8), masks[0], masks[1:])
-    history.save_histories(folder / "masks.npz", {"ema": found}, "digest")
+    history.save_histories(folder / "masks.npz", {"ema": found})
     return (folder / "masks.npz").read_bytes()
 
 

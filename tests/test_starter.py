@@ -58,8 +58,7 @@ def test_the_proposed_experiment_prepares_its_images(project):
     from ebdiff.data.sources import prepare
 
     starter.init("mine", str(fill(project / "photos", width=80, grey=True)), 16, force=False)
-    paths = (project / name for name in ("images.npy", "labels.npy", "manifest.json"))
-    assert prepare(load.of_dataset("mine"), *paths)["shape"] == [16, 16, 1]
+    assert prepare(load.load("mine"))["shape"] == [16, 16, 1]
 
 
 @pytest.mark.parametrize(

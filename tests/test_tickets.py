@@ -140,7 +140,7 @@ def history(tiny):
 
 def test_a_history_comes_back_as_it_was_saved(tmp_path, tiny, history):
     bare = History(history.rates, history.names, history.widths, None, history.masks[:2])
-    save_histories(tmp_path / "m.npz", {"raw": bare, "ema": history}, "digest")
+    save_histories(tmp_path / "m.npz", {"raw": bare, "ema": history})
     found = load_history(tmp_path / "m.npz", "ema", trace(tiny.network))
     assert (found.rates, found.names, found.widths) == (history.rates, history.names, history.widths)
     np.testing.assert_array_equal(found.masks, history.masks)
@@ -162,7 +162,7 @@ def test_distances_of_a_history_match_the_unpacked_masks(history):
 
 def test_a_history_of_another_network_is_refused(tmp_path, vary, history):
     path = tmp_path / "m.npz"
-    save_histories(path, {"ema": history}, "digest")
+    save_histories(path, {"ema": history})
     for change in ({"network.width": 16}, {"network.blocks": 2}, {"network.middle_attention": False}):
         with pytest.raises(UserError, match=r"m\.npz: masks of another network"):
             load_history(path, "ema", trace(vary(change).network))
@@ -172,7 +172,7 @@ def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
     path = tmp_path / "m.npz"
     with pytest.raises(UserError, match=r"m\.npz: missing"):
         load_history(path, "ema", trace(tiny.network))
-    save_histories(path, {"ema": history}, "digest")
+    save_histories(path, {"ema": history})
     with pytest.raises(UserError, match=r"m\.npz.*raw"):
         load_history(path, "raw", trace(tiny.network))
 
