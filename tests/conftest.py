@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 # 8x8 digits, 160 of them: an epoch is 10 steps, the search 60 at most.
 TINY = {
     "name": "tiny",
-    "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160},
+    "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160,
+                "image_size": 8, "channels": 1},
     "network": {
-        "image_size": 8, "channels": 1, "width": 8, "multipliers": [1, 1], "blocks": 1,
+        "width": 8, "multipliers": [1, 1], "blocks": 1,
         "attention": [], "dropout": 0.1, "norm_groups": 4,
     },
     "training": {

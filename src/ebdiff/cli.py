@@ -159,9 +159,10 @@ def prepare_data(
     Example: ebdiff prepare-data digits
     """
     experiment = _begin(dataset, threads, dataset=True)
-    from ebdiff.data.sources import prepare
     from ebdiff.experiment import layout
+    from ebdiff.experiment.registry import located
 
+    prepare = located(experiment.dataset.PREPARE)
     files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
     entry = prepare(experiment, *files, threads=threads or experiment.compute.threads)
     skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""

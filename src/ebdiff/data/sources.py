@@ -27,7 +27,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.digests import data_digest
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.inputs import given
-from ebdiff.experiment.schema import Dataset
+from ebdiff.experiment.members import ImagesConfig
 from ebdiff.system.errors import UserError, printable
 from ebdiff.system.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
 from ebdiff.system.progress import progress
@@ -58,7 +58,7 @@ def bundled_digits() -> Collection:
     return Collection("bundled digits", len(images), items, story)
 
 
-def find(dataset: Dataset) -> Collection:
+def find(dataset: ImagesConfig) -> Collection:
     """The images that `dataset` names, not yet read.
 
     Raises:
@@ -120,9 +120,9 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
     Raises:
         UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
     """
-    dataset, network = experiment.dataset, experiment.network
-    decode = partial(_decoded, size=network.image_size, channels=network.channels, crop=dataset.crop)
-    _write_header(file, found.count, network.image_size, network.channels)
+    dataset = experiment.dataset
+    decode = partial(_decoded, size=dataset.image_size, channels=dataset.channels, crop=dataset.crop)
+    _write_header(file, found.count, dataset.image_size, dataset.channels)
     labels: list[int | None] = []
     broken: list[str] = []
     with warnings.catch_warnings():
@@ -146,7 +146,7 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
     if len(labels) < FEWEST:
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
-    _write_header(file, len(labels), network.image_size, network.channels)
+    _write_header(file, len(labels), dataset.image_size, dataset.channels)
     return labels, len(broken)
 
 
@@ -176,13 +176,13 @@ def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, 
 
 
 def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
-    dataset, network = experiment.dataset, experiment.network
-    if network.channels not in (1, 3):
-        raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
+    dataset = experiment.dataset
+    if dataset.channels not in (1, 3):
+        raise UserError(f"dataset.channels is {dataset.channels}; images have 1 (grey) or 3 (RGB)")
     found = find(dataset)
     images.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(images)  # they take room
-    _check_room(images.parent, found.count * network.image_size**2 * network.channels)
+    _check_room(images.parent, found.count * dataset.image_size**2 * dataset.channels)
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped = write_images(found, file, experiment, threads)
@@ -196,7 +196,7 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
         **{"title": dataset.name, "origin": found.where, "licence": "not stated", **found.story},
         "count": len(classes),
         "skipped": skipped,
-        "shape": [network.image_size, network.image_size, network.channels],
+        "shape": [dataset.image_size, dataset.image_size, dataset.channels],
         "classes": max(classes) + 1 if labelled else 0,
         "sha256": checksum,
         "labels_sha256": sha256(labels),

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff.data.dataset import to_uint8
+from ebdiff.codecs.codec import open_codec
+from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import SAMPLERS, Router
-from ebdiff.diffusion.schedule import alphas_bar, visited
+from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.digests import sample_digest, settings
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import interrupts, parallel
-from ebdiff.system.draws import image_noise
+from ebdiff.system.draws import item_noise
 from ebdiff.system.errors import Missing, Unusable, UserError
 from ebdiff.system.files import (
     checksum,
@@ -35,6 +37,7 @@ from ebdiff.system.files import (
     read_json,
     replacing,
     sha256,
+    write_array,
     write_json,
 )
 from ebdiff.system.ledger import ledger
@@ -44,38 +47,44 @@ GRID = 10  # rows and columns of the preview
 
 
 def generate(
-    experiment: Experiment, router: Router, indices: list[int], seed: int, device: torch.device
-) -> np.ndarray:
-    """The images of given indices: uint8 (len(indices), H, W, C).
+    experiment: Experiment,
+    router: Router,
+    indices: list[int],
+    seed: int,
+    device: torch.device,
+    cond: Cond = UNCONDITIONAL,
+) -> torch.Tensor:
+    """The items of given numbers: float32 (len(indices), *items.shape).
 
     Args:
-        experiment: schedule and sampling settings.
+        experiment: process and sampling settings.
         router: the experts, on `device`.
-        indices: image numbers; noise depends on (seed, number) alone.
+        indices: their numbers; noise depends on (seed, number) alone.
+        device: where.
+        cond: what they are asked to be.
     """
-    network, sampling = experiment.network, experiment.sampling
-    shape = (network.channels, network.image_size, network.image_size)
+    diffusion, sampling = experiment.diffusion, experiment.sampling
 
     def noise(t: int) -> torch.Tensor:
-        return torch.from_numpy(image_noise(seed, indices, t, shape)).to(device)
+        return torch.from_numpy(item_noise(seed, indices, t, experiment.dataset.items.shape)).to(device)
 
     with torch.inference_mode():
-        images = SAMPLERS[sampling.sampler](
-            router,
-            noise(experiment.diffusion.timesteps),  # x_T
-            visited(experiment.diffusion, sampling),
-            alphas_bar(experiment.diffusion),
+        return SAMPLERS[sampling.sampler](
+            lambda x, t: router(x, t, cond),
+            noise(diffusion.timesteps),  # x_T
+            visited(diffusion, sampling),
+            Process(diffusion).abar,
             noise,
             sampling.clamp,
         )
-    return to_uint8(images)
 
 
 def sample(experiment: Experiment, run: str, seed: int, device: torch.device) -> None:
     """Draw exactly N images of a run, in batches that a killed job needn't draw again.
 
     Several processes (`torchrun`) take turns at the batches; an image depends on its number alone.
-    Writes samples.npy (uint8, N x H x W x C), a grid of the first 100 and a ledger.
+    Writes samples.npy (uint8, N x H x W x C), where the codec keeps them items.npy (float32), a grid of
+    the first 100 and a ledger.
 
     Raises:
         UserError: another process draws this run, or an expert is missing or damaged.
@@ -87,17 +96,23 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     inputs.check(experiment, paths)
     networks, execution = [], {}
     for expert, path in zip(experts, paths, strict=True):
-        tensors, config, _ = store.load(path, "ema.")
+        tensors, architecture, _ = store.load(path, "ema.")
         runtime = Runtime.of(experiment, "sampling", expert.network, device)
         execution[expert.network] = runtime.how.model_dump()
-        networks.append(runtime.denoiser(store.build(config, tensors)))
+        networks.append(runtime.denoiser(store.build(architecture, tensors)))
     router = Router([e.serve for e in experts], networks)
 
     count, batch = experiment.sampling.images, experiment.sampling.batch
-    size, channels = experiment.network.image_size, experiment.network.channels
+    items, codec = experiment.dataset.items, open_codec(experiment, device)
+    dataset = open_dataset(experiment) if items.classes or items.variable else None
+
+    def asked(indices: list[int]) -> Cond:
+        return UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
+
+    shape = codec.decode(torch.zeros(1, *items.shape, device=device), asked([0])).shape[1:]
     digest = sample_digest(experiment, run)
     stamp = {"digest": digest, "inputs": [sha256(p) for p in paths], "batch": batch}
-    with _unfinished(layout.state_of(output), (count, size, size, channels), stamp) as place:
+    with _unfinished(layout.state_of(output), (count, *shape), stamp) as place:
         mine = place.progress(parallel.rank())
         drawn, batches = place.drawn(), math.ceil(count / batch)
         parallel.barrier()  # before anybody adds to it
@@ -111,7 +126,11 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         with interrupts.noted() as signalled:
             for b in bar:
                 indices = list(range(b * batch, min((b + 1) * batch, count)))
-                images = generate(experiment, router, indices, seed, device)
+                cond = asked(indices)
+                x0 = generate(experiment, router, indices, seed, device, cond)
+                images = codec.decode(x0, cond)
+                if codec.keeps_items:
+                    write_array(place.items(b), x0.cpu().numpy())
                 place.write(indices[0], images)
                 mine["done"].append([b, checksum([images])])
                 mine["seconds"] = before + time.perf_counter() - began
@@ -141,6 +160,9 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             settings=settings(experiment, layout.path(layout.SAMPLE_LEDGER, **where)),
         )
         write_json(layout.path(layout.SAMPLE_LEDGER, **where), entry)
+        if codec.keeps_items:
+            kept = [np.load(place.items(b)) for b in range(batches)]
+            write_array(layout.path(layout.SAMPLE_ITEMS, **where), np.concatenate(kept))
         os.replace(place.file, output)
         print(f"{count} images, {entry['images_per_second']} images per second", flush=True)
 
@@ -163,6 +185,10 @@ class Unfinished:
     def file(self) -> Path:
         """The array."""
         return self.folder / "samples.npy"
+
+    def items(self, batch: int) -> Path:
+        """The items of a batch, where images don't tell all of them."""
+        return self.folder / f"items-{batch}.npy"
 
     def progress_file(self, rank: int) -> Path:
         """What a process has drawn."""

@@ -40,13 +40,12 @@ def digest(*parts: Any) -> str:
 
 def data_digest(e: Experiment) -> str:
     """`prepare-data` and `train-classifier`: the source alone."""
-    d = e.dataset  # where a local copy lies changes nothing; what it is made into does
-    return digest(d.name, d.source, d.hub, d.crop, d.broken, e.network.image_size, e.network.channels)
+    return digest(e.dataset.content)
 
 
 def _trained_on(e: Experiment) -> str:
     """What every training depends on; where a local copy of the data lies is no part of it."""
-    seen = (e.dataset.flip, e.dataset.subset)
+    seen = e.dataset.model_dump(mode="json", include=e.dataset.SEEN)
     # With dropout each micro-batch draws masks of its own.
     cut = [e.compute.micro_batch] if e.compute.micro_batch and e.network.dropout else []
     return digest(data_digest(e), seen, e.network, e.diffusion, e.training, *cut)
@@ -68,14 +67,14 @@ def masks_digest(e: Experiment, search: str, criterion: str, weights: str) -> st
     gradient = criterion in ("taylor", "diff-pruning")
     rates = e.rates_of(search)
     return digest(
-        search, criterion, weights, rates, e.network, *([e.pruning, e.diffusion] if gradient else [])
+        search, criterion, weights, rates, e.architecture, *([e.pruning, e.diffusion] if gradient else [])
     )
 
 
 def ticket_digest(e: Experiment, search: str, criterion: str, weights: str, rate: float) -> str:
     """`select-eb-epoch`."""
     rule = None if search == FINAL else (e.searches[search].window, e.searches[search].threshold)
-    return digest(search, criterion, weights, float(rate), rule, e.network)
+    return digest(search, criterion, weights, float(rate), rule, e.architecture)
 
 
 def expert_digest(e: Experiment, key: str, milestone: str) -> str:
@@ -93,15 +92,15 @@ def sample_digest(e: Experiment, run: str) -> str:
     sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
     experts = e.runs[run].experts
     how = _tuned(e, "sampling", *(x.network for x in experts))
-    return digest(sampling, e.diffusion, [(x.key, x.serve, x.iterations) for x in experts], *how)
+    return digest(sampling, e.diffusion, e.codec, [(x.key, x.serve, x.iterations) for x in experts], *how)
 
 
 def cost_digest(e: Experiment) -> str:
     """`measure-cost`."""
-    timed = (e.training.batch, e.training.clip, e.dataset.flip)
+    timed = (e.training.batch, e.training.clip)
     c = e.compute
     how = (c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training)
-    return digest(e.network, timed, e.rates(), *how)
+    return digest(e.architecture, timed, e.rates(), *how)
 
 
 def report_digest(e: Experiment) -> str:

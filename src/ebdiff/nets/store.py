@@ -1,7 +1,7 @@
-"""One way to store any network: safetensors whose metadata tells the network's config and story.
+"""One way to store any network: safetensors whose metadata tells its config, its items and its story.
 
-Loading builds the dense network from the config, adopts the shapes found in the file for every
-convolution, linear layer and norm, then assigns the tensors: the same call reads dense networks,
+Loading builds the dense network from config and items, adopts the shapes found in the file for every
+layer, then assigns the tensors: the same call reads dense networks,
 tickets and experts. The format notices no changed byte, so the metadata holds a checksum of everything.
 """
 
@@ -20,20 +20,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ebdiff.experiment.schema import Network
-from ebdiff.nets.unet import UNet
+from ebdiff.experiment.members import Architecture, Items, config_of
+from ebdiff.nets import denoiser
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
 from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Mapping[str, Any]) -> None:
-    """Write tensors atomically, with the network's config and story as JSON metadata."""
-    write(path, tensors, {"network": network.model_dump(mode="json"), "story": story})
+def save(
+    path: Path, tensors: Mapping[str, Tensor], architecture: Architecture, story: Mapping[str, Any]
+) -> None:
+    """Write tensors atomically, with the dense network's architecture and a story as JSON metadata."""
+    config, items = architecture
+    told = {"network": config.model_dump(mode="json"), "items": items._asdict(), "story": story}
+    write(path, tensors, told)
 
 
-def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict[str, Any]]:
-    """Read the tensors whose names begin with `prefix` (which is cut off), the config and the story.
+def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Architecture, dict[str, Any]]:
+    """Read the tensors whose names begin with `prefix` (cut off), the dense architecture and the story.
 
     Raises:
         Missing: it isn't there.
@@ -41,12 +46,13 @@ def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict
     """
     tensors, told = read(path, prefix)
     try:
-        config = Network.model_validate(told["network"])
-    except (KeyError, ValueError):  # pydantic's errors are ValueErrors
+        config = config_of("network", told["network"]).model_validate(told["network"])
+        items = Items(**{**told["items"], "shape": tuple(told["items"]["shape"])})
+    except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
         raise Unusable(path, "holds no ebdiff network") from None
     if not tensors:
         raise Unusable(path, f"holds nothing named {prefix}*")
-    return tensors, config, told["story"]
+    return tensors, Architecture(config, items), told["story"]
 
 
 def story(path: Path) -> dict[str, Any]:
@@ -117,30 +123,40 @@ def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
 
 
 def adopt_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Resize every convolution, linear layer and norm to the shapes in `tensors`, in place."""
-    for name, module in network.named_modules():
-        weight = tensors.get(f"{name}.weight")
-        if weight is None:
-            continue
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = weight.shape[:2]
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, nn.GroupNorm):
-            module.num_channels = weight.shape[0]
-        for key, parameter in module.named_parameters(recurse=False):
-            empty = torch.empty_like(tensors[f"{name}.{key}"], device=parameter.device)
-            setattr(module, key, nn.Parameter(empty))
-
-
-def build(config: Network, tensors: Mapping[str, Tensor]) -> UNet:
-    """A network of the given config and tensors, pruned or not, owning copies of them.
+    """Resize every layer to the shapes in `tensors`, in place.
 
     Raises:
-        UserError: the tensors don't belong to a network of that config.
+        KeyError: a parameter has no tensor.
+    """
+    for name, module in network.named_modules():
+        sizes = {}
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            tensor = tensors[f"{name}.{key}".removeprefix(".")]
+            sizes[key] = tuple(tensor.shape)
+            setattr(module, key, nn.Parameter(torch.empty_like(tensor, device=parameter.device)))
+        match module:
+            case nn.Conv2d():
+                module.out_channels, module.in_channels = sizes["weight"][:2]
+            case nn.Linear():
+                module.out_features, module.in_features = sizes["weight"]
+            case nn.Embedding():
+                module.num_embeddings, module.embedding_dim = sizes["weight"]
+            case nn.GroupNorm(affine=True):
+                (module.num_channels,) = sizes["weight"]
+            case nn.LayerNorm(elementwise_affine=True):
+                module.normalized_shape = sizes["weight"]
+            case nn.RNNBase():  # the other layers' sizes are read from their weights
+                module.input_size, module.hidden_size = sizes["weight_ih_l0"][1], sizes["weight_hh_l0"][1]
+
+
+def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Denoiser:
+    """A network of the given architecture and tensors, pruned or not, owning copies of them.
+
+    Raises:
+        UserError: the tensors don't belong to a network of that architecture.
     """
     with torch.device("meta"):
-        network = UNet(config)
+        network = denoiser.build(*architecture)
     try:
         adopt_shapes(network, tensors)
         network.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
@@ -154,23 +170,41 @@ def build(config: Network, tensors: Mapping[str, Tensor]) -> UNet:
 def initialise(network: nn.Module, seed: int, stream: str) -> None:
     """Fresh weights in place: PyTorch's defaults, U(-1, 1) / sqrt(fan-in), norms at identity.
 
-    Drawn from (seed, stream, layer) rather than torch's global generator, which keeps only 32
-    bits of its seed.
+    Of a recurrent layer fan-in is its hidden size; embeddings are standard normal. Drawn from (seed,
+    stream, layer) rather than torch's global generator, which keeps only 32 bits of its seed.
+
+    Raises:
+        TypeError: a layer for which there is no rule.
     """
     for i, module in enumerate(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        draws = generator(seed, f"{stream}/init", i)
+        for key, parameter in module.named_parameters(recurse=False):
+            values = _initial(module, key, tuple(parameter.shape), draws)
+            parameter.data = torch.from_numpy(values).to(parameter.device, torch.float32)
+
+
+def _initial(module: nn.Module, key: str, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
+    """The first values of a layer's parameter."""
+    match module:
+        case nn.Conv2d() | nn.Linear():
             bound = module.weight[0].numel() ** -0.5
-            draws = generator(seed, f"{stream}/init", i)
-            for parameter in module.parameters(recurse=False):
-                values = draws.uniform(-bound, bound, tuple(parameter.shape))
-                parameter.data = torch.from_numpy(values).to(parameter.device, torch.float32)
-        elif isinstance(module, nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+            return draws.uniform(-bound, bound, shape)
+        case nn.RNNBase():
+            bound = module.hidden_size**-0.5
+            return draws.uniform(-bound, bound, shape)
+        case nn.Embedding():
+            return draws.standard_normal(shape)
+        case nn.GroupNorm() | nn.LayerNorm():
+            return np.full(shape, 1.0 if key == "weight" else 0.0)
+    raise TypeError(f"no rule says how the {key} of a {type(module).__name__} begins")
 
 
-def fresh(config: Network, seed: int, stream: str) -> UNet:
-    """A dense network with fresh weights."""
-    network = UNet(config)
+def fresh(
+    architecture: Architecture, seed: int, stream: str, shapes: Mapping[str, Tensor] | None = None
+) -> Denoiser:
+    """A network with fresh weights: dense, or of the given shapes (meta tensors will do)."""
+    network = denoiser.build(*architecture)
+    if shapes is not None:
+        adopt_shapes(network, shapes)
     initialise(network, seed, stream)
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -106,8 +107,7 @@ class Expected(Results):
 
     @property
     def _image(self) -> int:
-        network = self.experiment.network
-        return network.image_size**2 * network.channels
+        return math.prod(self.experiment.dataset.items.shape)
 
     def _snapshots(self, search: str) -> int:
         """Snapshots of a search: every interval for gradient criteria, else one a ticket at most."""
@@ -126,7 +126,7 @@ class Expected(Results):
 
     @cached_property
     def _mask(self) -> int:
-        return -(-mask_length(trace(self.experiment.network)) // 8)
+        return -(-mask_length(trace(self.experiment.architecture)) // 8)
 
 
 def feature_width(protocol: str) -> int:

@@ -115,7 +115,7 @@ def _resized(experiment: Experiment, images: int) -> Experiment:
 
 def _images(experiment: Experiment, device: torch.device) -> int:
     """Images per timed step: the batch, or as many as fit the memory and, on a CPU, the time."""
-    needs = footprint(experiment.network, meta_tensors(experiment.network, 0))
+    needs = footprint(experiment.architecture, meta_tensors(experiment.architecture, 0))
     fit = needs.micro_batch(experiment.training.batch, available_bytes(device)) or 1
     if device.type == "cuda":
         return fit  # where a step's time isn't proportional to its images, and short
@@ -129,7 +129,7 @@ def _images(experiment: Experiment, device: torch.device) -> int:
 
 def _mask_seconds(experiment: Experiment) -> float:
     """Time of one magnitude mask of the unpruned network."""
-    network, groups = network_of(experiment, 0), trace(experiment.network)
+    network, groups = network_of(experiment, 0), trace(experiment.architecture)
     weights = {name: p.detach() for name, p in network.named_parameters()}
     began = time.perf_counter()
     select(groups, magnitude(weights), 0.5)

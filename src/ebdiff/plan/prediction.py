@@ -74,8 +74,8 @@ class Plan:
         found = {}
         for name, network in self.networks.items():
             how = Runtime.of(self.experiment, "training", name, self.device).how
-            shapes = meta_tensors(self.experiment.network, network["rate"])
-            found[name] = footprint(self.experiment.network, shapes, how.precision == "bf16")
+            shapes = meta_tensors(self.experiment.architecture, network["rate"])
+            found[name] = footprint(self.experiment.architecture, shapes, how.precision == "bf16")
         return found
 
     @property

@@ -143,8 +143,8 @@ class Times:
 
     def _features(self, protocol: str) -> float:
         """Seconds for the features of one image, by the MACs of their network."""
-        network = self.experiment.network
-        convolutions = network.image_size**2 * 9 * 32 * (network.channels + 64)
+        channels, *sides = self.experiment.dataset.items.shape
+        convolutions = math.prod(sides) * 9 * 32 * (channels + 64)
         small = convolutions + 1024 * classifier.FEATURES
         return self._mac * (small if protocol == "classifier" else INCEPTION_MACS)
 

@@ -33,9 +33,9 @@ class Watch:
     def __init__(
         self, experiment: Experiment, search: Search, snapshots: Path, settings: str, device: torch.device
     ):
-        self.network, self.search, self.snapshots = experiment.network, search, snapshots
+        self.architecture, self.search, self.snapshots = experiment.architecture, search, snapshots
         self.settings = settings
-        groups = trace(experiment.network)
+        groups = trace(experiment.architecture)
         self.selector = Selector(groups, search.rates, device)
         self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
         self.first_settled: dict[tuple[str, float], int] = {}
@@ -103,4 +103,4 @@ class Watch:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
         story = {"step": state.step, "interval": interval, "settings": self.settings}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
-        store.save(path, tensors, self.network, story)
+        store.save(path, tensors, self.architecture, story)

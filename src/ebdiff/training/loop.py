@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from ebdiff.data.dataset import Images
+from ebdiff.data.dataset import Dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.experiment.schema import Training
 from ebdiff.nets.execution import Runtime
@@ -36,9 +36,9 @@ class Job:
     Attributes:
         name: the stream of its randomness, such as ``dense/full``; also shown in progress lines.
         seed: the experiment's seed.
-        images: the training set.
+        dataset: the training set.
         law: draws (t, weight) for a batch.
-        abar: cumulative alphas, (T,).
+        process: noising and loss.
         training: batch, rates, decay.
         runtime: device, precision, micro-batch.
         stats: where a line per reading goes (JSON lines); None trains silently (timing).
@@ -46,9 +46,9 @@ class Job:
 
     name: str
     seed: int
-    images: Images
+    dataset: Dataset
     law: TimestepLaw
-    abar: np.ndarray
+    process: Process
     training: Training
     runtime: Runtime
     stats: Path | None = None
@@ -65,10 +65,10 @@ def train(
 ) -> None:
     """Train in place up to step `until`, or until `at_interval` asks to stop.
 
-    The loss is eps-MSE, summed over pixels and channels, weighted, and averaged over the batch
-    (DDPM Eq. 14). Every draw is a function of (seed, stream, step): going on from any saved state
-    gives the same bits as never having stopped. Several processes (`torchrun`) and micro-batches
-    share the global batch; without dropout they change its gradient by rounding only.
+    The loss is the process's, weighted, and averaged over the batch (DDPM Eq. 14). Every draw is a
+    function of (seed, stream, step): going on from any saved state gives the same bits as never having
+    stopped. Several processes (`torchrun`) and micro-batches share the global batch; without dropout
+    they change its gradient by rounding only.
 
     Args:
         state: where training stands; updated in place.
@@ -84,9 +84,8 @@ def train(
     """
     cfg, runtime, network = job.training, job.runtime, state.network.train()
     device, parameters = runtime.device, list(network.parameters())
-    level = torch.from_numpy(np.sqrt([job.abar, 1 - job.abar])).to(device, torch.float32)
     agree = 1 if parallel.world() == 1 else AGREE
-    draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, device)
+    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device)
     runtime.set_arithmetic()
     denoiser = runtime.compiled(network)
 
@@ -106,14 +105,13 @@ def train(
         for batch in draws.batches(range(state.step, until)):
             step, loss = state.step, torch.zeros((), device=device)
             network.zero_grad(set_to_none=True)
-            for i, (x0, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
-                signal, sigma = level[:, t, None, None, None]
+            for i, (x0, cond, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
                 if network.config.dropout:
                     rng = generator(job.seed, f"{job.name}/dropout", step, parallel.rank(), i)
                     torch.manual_seed(int(rng.integers(2**63)))
                 with runtime.autocast():
-                    predicted = denoiser(signal * x0 + sigma * eps, t)
-                part = ((predicted - eps).square().sum(dim=(1, 2, 3)) * weight).sum() / cfg.batch
+                    predicted = denoiser(job.process.noised(x0, t, eps), t, cond)
+                part = (job.process.loss(predicted, eps, cond.mask) * weight).sum() / cfg.batch
                 part.backward()
                 loss += part.detach()
             parallel.sum_gradients(parameters)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout
-from ebdiff.experiment.schema import Network
+from ebdiff.experiment.members import Architecture
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
@@ -51,10 +51,10 @@ class Place:
         """The readings so far (JSON lines)."""
         return self.folder / "stats.jsonl"
 
-    def saver(self, network: Network) -> Callable[[State], None]:
+    def saver(self, architecture: Architecture) -> Callable[[State], None]:
         """A function that keeps a state here; of several processes the first does."""
         path = self.folder / STATE
-        return lambda state: state.save(path, network, self.story) if parallel.first() else None
+        return lambda state: state.save(path, architecture, self.story) if parallel.first() else None
 
 
 @contextmanager

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ebdiff.experiment.schema import Network, Training
+from ebdiff.experiment.members import Architecture
+from ebdiff.experiment.schema import Training
 from ebdiff.nets import store
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.system.errors import Unusable, UserError
 
 
@@ -35,7 +36,7 @@ class State:
         extra: further arrays that travel along (the masks of a search).
     """
 
-    network: UNet
+    network: Denoiser
     ema: dict[str, Tensor]
     m: dict[str, Tensor]
     v: dict[str, Tensor]
@@ -44,7 +45,7 @@ class State:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, network: UNet, runtime: Runtime) -> State:
+    def start(cls, network: Denoiser, runtime: Runtime) -> State:
         """State at step 0: the average equals the weights, moments are zero."""
         network = runtime.place(network)
         weights = {n: p.detach() for n, p in network.named_parameters()}
@@ -69,12 +70,12 @@ class State:
             found[f"m.{name}"], found[f"v.{name}"] = self.m[name], self.v[name]
         return found
 
-    def save(self, path: Path, network: Network, story: dict[str, Any]) -> None:
+    def save(self, path: Path, architecture: Architecture, story: dict[str, Any]) -> None:
         """Write the state atomically.
 
         Args:
             path: where to.
-            network: config of the dense network.
+            architecture: of the dense network.
             story: what the file is; step and processes are added.
 
         Raises:
@@ -87,7 +88,7 @@ class State:
                     f"{path}: {name} is not finite at step {self.step}; "
                     "lower training.learning_rate or set training.clip"
                 )
-        store.save(path, tensors, network, {**story, "step": self.step, "processes": self.processes})
+        store.save(path, tensors, architecture, {**story, "step": self.step, "processes": self.processes})
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> State:
@@ -96,14 +97,14 @@ class State:
         Raises:
             UserError: unreadable, or not a training state.
         """
-        tensors, config, story = store.load(path)
+        tensors, architecture, story = store.load(path)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, rest = name.split(".", 1)
             parts.setdefault(kind, {})[rest] = tensor
         if not {"raw", "ema", "m", "v"} <= parts.keys() or "step" not in story:
             raise Unusable(path, "holds no training state")
-        state = cls.start(store.build(config, parts["raw"]), runtime)
+        state = cls.start(store.build(architecture, parts["raw"]), runtime)
 
         # In the network's order and memory format, which the file doesn't keep: tensors are updated by
         # position, and fused kernels walk raw memory.

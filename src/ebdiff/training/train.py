@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
-from ebdiff.data.dataset import Images
-from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.digests import dense_digest, expert_digest, settings
@@ -17,8 +17,8 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
 from ebdiff.system.files import read_json, sha256, write_json, write_text
@@ -39,29 +39,29 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     search, training = experiment.searches[name], experiment.training
     where = dict(experiment=experiment.name, seed=seed, search=name)
     last = layout.path(layout.DENSE_LAST, **where)
-    images = Images.of(experiment)
+    dataset = open_dataset(experiment)
     runtime = Runtime.of(experiment, "training", "dense", device)
-    expected = stamp(dense_digest(experiment, name), images.sha256, [])
+    expected = stamp(dense_digest(experiment, name), dataset.sha256, [])
     what = {"search": name, "seed": seed, "settings": settings(experiment, last)}
     with resumable(last, what, expected, runtime) as place:
         state = place.state
         if state is None:
-            network = store.fresh(experiment.network, seed, f"dense/{name}")
+            network = store.fresh(experiment.architecture, seed, f"dense/{name}")
             state = State.start(network, runtime)
         watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
         watch.begin(state)
         job = Job(
             name=f"dense/{name}",
             seed=seed,
-            images=images,
+            dataset=dataset,
             law=Antithetic(*search.span),
-            abar=alphas_bar(experiment.diffusion),
+            process=Process(experiment.diffusion),
             training=training,
             runtime=runtime,
             stats=place.stats,
         )
-        interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-        keep = place.saver(experiment.network)
+        interval = search.interval.steps or experiment.epoch_steps(len(dataset))
+        keep = place.saver(experiment.architecture)
 
         def save(state: State) -> None:
             watch.carry(state)
@@ -72,7 +72,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
         if not parallel.first():
             return
         state.extra = {}
-        state.save(last, experiment.network, place.story)
+        state.save(last, experiment.architecture, place.story)
         save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
         watch.publish(layout.path(layout.SNAPSHOTS, **where))
         write_text(layout.path(layout.DENSE_STATS, **where), place.stats.read_text())
@@ -135,26 +135,22 @@ def like_steps(
     return like_iterations(trained, before, step_time(expert))
 
 
-def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:
+def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> Denoiser:
     """The network at step 0: a ticket, a ticket's dense snapshot, or fresh weights."""
     if expert.init == "dense":
-        return store.fresh(experiment.network, seed, stream)
+        return store.fresh(experiment.architecture, seed, stream)
     if expert.init == "fresh":
-        network = store.build(
-            experiment.network,
-            {n: torch.empty(t.shape) for n, t in meta_tensors(experiment.network, expert.rate).items()},
-        )
-        store.initialise(network, seed, stream)
-        return network
+        shapes = meta_tensors(experiment.architecture, expert.rate)
+        return store.fresh(experiment.architecture, seed, stream, shapes)
     where = dict(experiment=experiment.name, seed=seed, **inputs.ticket_parts(expert))
     if expert.init == "inherit":
-        tensors, config, _ = store.load(layout.path(layout.TICKET, **where))
-        return store.build(config, tensors)
+        tensors, architecture, _ = store.load(layout.path(layout.TICKET, **where))
+        return store.build(architecture, tensors)
     interval = read_json(layout.path(layout.STORY, **where))["interval"]
-    tensors, config, _ = store.load(
+    tensors, architecture, _ = store.load(
         inputs.snapshot(experiment, expert.search, seed, interval), f"{expert.weights}."
     )
-    return store.build(config, tensors)
+    return store.build(architecture, tensors)
 
 
 def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
@@ -171,8 +167,8 @@ def _beginning(
     expert = experiment.experts()[key]
     paths = inputs.beginnings(experiment, key, milestone, seed)
     if inputs.is_given(experiment, key, milestone):
-        tensors = load_checkpoint(paths[0], experiment.network)
-        state = State.start(store.build(experiment.network, tensors), runtime)
+        tensors = load_checkpoint(paths[0], experiment.architecture)
+        state = State.start(store.build(experiment.architecture, tensors), runtime)
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     done = {path: store.story(path)["step"] for path in paths}
@@ -201,12 +197,12 @@ def finetune_region(
     expert, training = experiment.experts()[key], experiment.training
     where = dict(experiment=experiment.name, seed=seed, expert=key, milestone=milestone)
     output = layout.path(layout.MILESTONE, **where)
-    images = Images.of(experiment)
+    dataset = open_dataset(experiment)
     read = inputs.expert(experiment, key, milestone, seed)
     inputs.check(experiment, read)
 
     steps = milestone_steps(experiment, expert, milestone, seed)
-    expected = stamp(expert_digest(experiment, key, milestone), images.sha256, read)
+    expected = stamp(expert_digest(experiment, key, milestone), dataset.sha256, read)
     what = {"expert": key, "milestone": milestone, "seed": seed, "settings": settings(experiment, output)}
     runtime = Runtime.of(experiment, "training", expert.network, device)
     with resumable(output, what, expected, runtime) as place:
@@ -214,18 +210,18 @@ def finetune_region(
         job = Job(
             name=_stream(expert),
             seed=seed,
-            images=images,
+            dataset=dataset,
             law=_law(experiment, expert),
-            abar=alphas_bar(experiment.diffusion),
+            process=Process(experiment.diffusion),
             training=training,
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, steps, save=place.saver(experiment.network))
+        train(state, job, steps, save=place.saver(experiment.architecture))
 
         if not parallel.first():
             return
-        state.save(output, experiment.network, place.story)
+        state.save(output, experiment.architecture, place.story)
         write_text(layout.path(layout.STATS, **where), place.stats.read_text())
         entry = ledger(
             device,

@@ -1,0 +1,50 @@
+"""What turns items into images: metrics, figures and samples.npy see images and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff.data.dataset import Cond
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import CODECS
+
+
+class Codec:
+    """Opened once per job; may hold a network on the device.
+
+    Attributes:
+        keeps_items: whether samples are kept as items too, because images don't tell all of them.
+
+    Args:
+        experiment: with the section `codec`.
+        device: where items come from.
+    """
+
+    keeps_items = True
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.experiment, self.device = experiment, device
+
+    def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
+        """The images of items (B, *shape): uint8 (B, H, W, C).
+
+        Args:
+            items: on the codec's device.
+            cond: their labels and masks.
+        """
+        raise NotImplementedError
+
+    def encode(self, images: np.ndarray) -> Tensor:
+        """The items of images, where there is a way back: float32 (B, *shape).
+
+        Args:
+            images: uint8 (B, H, W, C).
+        """
+        raise NotImplementedError
+
+
+def open_codec(experiment: Experiment, device: torch.device) -> Codec:
+    """The codec of an experiment."""
+    return CODECS.member(experiment.codec.kind)(experiment, device)
