@@ -78,10 +78,7 @@ def counts(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 def network_of(experiment: Experiment, rate: float) -> UNet:
     """A network of a rate's widths with fresh weights: what it computes costs the same as a ticket's."""
-    shapes = meta_tensors(experiment.network, rate)
-    network = store.build(experiment.network, {n: torch.empty(t.shape) for n, t in shapes.items()})
-    store.initialise(network, 0, "cost")
-    return network
+    return store.fresh(experiment.network, 0, "cost", meta_tensors(experiment.network, rate))
 
 
 def interleaved(

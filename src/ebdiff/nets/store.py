@@ -1,7 +1,7 @@
 """One way to store any network: safetensors whose metadata tells the network's config and story.
 
 Loading builds the dense network from the config, adopts the shapes found in the file for every
-convolution, linear layer and norm, then assigns the tensors: the same call reads dense networks,
+layer, then assigns the tensors: the same call reads dense networks,
 tickets and experts. The format notices no changed byte, so the metadata holds a checksum of everything.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
 from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
 
+BUFFER = "buffer."  # what a network keeps beside its parameters, in a file of several kinds of weights
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Mapping[str, Any]) -> None:
     """Write tensors atomically, with the network's config and story as JSON metadata."""
@@ -34,6 +38,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], network: Network, story: Map
 
 def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Network, dict[str, Any]]:
     """Read the tensors whose names begin with `prefix` (which is cut off), the config and the story.
+
+    Under a prefix the network's buffers come along by their own names: all that `build` needs.
 
     Raises:
         Missing: it isn't there.
@@ -81,6 +87,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) ->
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` wrote: the tensors whose names begin with `prefix`, cut off, and the metadata.
 
+    Under a prefix those of a network's buffers too.
+
     Raises:
         Missing: it isn't there.
         Unusable: it isn't what was written.
@@ -92,8 +100,9 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 tensor = file.get_tensor(name)
-                if name.startswith(prefix):
-                    tensors[name.removeprefix(prefix)] = tensor
+                kind = next((k for k in (prefix, BUFFER) if name.startswith(k)), None)
+                if kind is not None:
+                    tensors[name.removeprefix(kind)] = tensor
                 yield from _buffers(name, tensor)
 
     expected = told.pop(CHECKSUM, None)
@@ -116,25 +125,46 @@ def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
     return form, tensor.reshape(-1).view(torch.uint8).numpy()
 
 
+def buffers(network: nn.Module) -> dict[str, Tensor]:
+    """What a network keeps beside its parameters, by the name that it has in a file: ``buffer.{name}``."""
+    kept = network.state_dict()  # without buffers that aren't meant to be kept
+    return {f"{BUFFER}{name}": kept[name] for name, _ in network.named_buffers() if name in kept}
+
+
 def adopt_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Resize every convolution, linear layer and norm to the shapes in `tensors`, in place."""
+    """Resize every layer to the shapes in `tensors`, in place; values are left open.
+
+    Raises:
+        KeyError: `tensors` lacks a parameter.
+    """
     for name, module in network.named_modules():
-        weight = tensors.get(f"{name}.weight")
-        if weight is None:
+        own = dict(module.named_parameters(recurse=False))
+        for key, parameter in own.items():
+            tensor = tensors[f"{name}.{key}" if name else key]
+            setattr(module, key, nn.Parameter(torch.empty_like(tensor, device=parameter.device)))
+        if not own:
             continue
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = weight.shape[:2]
+        if isinstance(module, nn.GRU):
+            module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+        elif isinstance(module, CONVOLUTIONS):
+            out, into = module.weight.shape[:2]
+            module.out_channels, module.in_channels = out, into * module.groups
         elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = module.weight.shape
         elif isinstance(module, nn.GroupNorm):
-            module.num_channels = weight.shape[0]
-        for key, parameter in module.named_parameters(recurse=False):
-            empty = torch.empty_like(tensors[f"{name}.{key}"], device=parameter.device)
-            setattr(module, key, nn.Parameter(empty))
+            module.num_channels = len(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(module.weight.shape)
 
 
 def build(config: Network, tensors: Mapping[str, Tensor]) -> UNet:
     """A network of the given config and tensors, pruned or not, owning copies of them.
+
+    Args:
+        config: of the dense network.
+        tensors: its parameters, and its buffers where it has some, by name.
 
     Raises:
         UserError: the tensors don't belong to a network of that config.
@@ -152,25 +182,41 @@ def build(config: Network, tensors: Mapping[str, Tensor]) -> UNet:
 
 
 def initialise(network: nn.Module, seed: int, stream: str) -> None:
-    """Fresh weights in place: PyTorch's defaults, U(-1, 1) / sqrt(fan-in), norms at identity.
+    """Fresh weights in place, as PyTorch's defaults: U(-1, 1) / sqrt(fan-in), norms at identity.
 
-    Drawn from (seed, stream, layer) rather than torch's global generator, which keeps only 32
-    bits of its seed.
+    A GRU's fan-in is its hidden size; an embedding is standard normal. Drawn from (seed, stream, layer)
+    rather than torch's global generator, which keeps only 32 bits of its seed. Buffers stay as the
+    constructor made them: it must draw random ones from `draws.generator`, or no training can be repeated.
+
+    Raises:
+        UserError: a layer with parameters of another kind.
     """
-    for i, module in enumerate(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            bound = module.weight[0].numel() ** -0.5
-            draws = generator(seed, f"{stream}/init", i)
-            for parameter in module.parameters(recurse=False):
-                values = draws.uniform(-bound, bound, tuple(parameter.shape))
-                parameter.data = torch.from_numpy(values).to(parameter.device, torch.float32)
-        elif isinstance(module, nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+    for i, (name, module) in enumerate(network.named_modules()):
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        draws = generator(seed, f"{stream}/init", i)
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            for key, parameter in own.items():
+                nn.init.constant_(parameter, float(key == "weight"))
+            continue
+        if isinstance(module, nn.Embedding):
+            draw = draws.standard_normal
+        elif isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.GRU)):
+            fan_in = module.hidden_size if isinstance(module, nn.GRU) else module.weight[0].numel()
+            draw = partial(draws.uniform, -(fan_in**-0.5), fan_in**-0.5)
+        else:
+            layer = f"{name or 'the whole'} ({type(module).__name__})"
+            raise UserError(f"network: {layer} has weights of its own, which can't be initialised")
+        for parameter in own.values():
+            values = torch.from_numpy(draw(size=tuple(parameter.shape)))
+            parameter.data = values.to(parameter.device, torch.float32)
 
 
-def fresh(config: Network, seed: int, stream: str) -> UNet:
-    """A dense network with fresh weights."""
+def fresh(config: Network, seed: int, stream: str, shapes: Mapping[str, Tensor] | None = None) -> UNet:
+    """A network with fresh weights, dense or of given shapes (meta tensors will do)."""
     network = UNet(config)
+    if shapes is not None:
+        adopt_shapes(network, shapes)
     initialise(network, seed, stream)
     return network

@@ -24,7 +24,7 @@ def meta_tensors(config: Network, rate: float) -> dict[str, Tensor]:
     Which channels go doesn't matter to a shape, so the mask is any of the rule's.
     """
     with torch.device("meta"):
-        tensors: dict[str, Tensor] = dict(UNet(config).named_parameters())
+        tensors: dict[str, Tensor] = UNet(config).state_dict()
     if rate == 0:
         return tensors
     return cut(config, tensors, select_random(trace(config), np.random.default_rng(0), rate))

@@ -16,7 +16,7 @@ def cut(config: Network, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dic
 
     Args:
         config: the dense network's config.
-        tensors: its parameters by name.
+        tensors: its parameters and buffers by name.
         mask: bool over all groups' channels, True = kept.
 
     Raises:
@@ -29,7 +29,7 @@ def cut(config: Network, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dic
     left = {key: np.flatnonzero(stays[where]) for key, where in positions(groups).items()}
     smaller = {}
     for name, tensor in tensors.items():
-        layer, kind = name.rsplit(".", 1)
+        layer, _, kind = name.rpartition(".")
         if tensor.dim() == 1 and (layer, "norm") in left:
             smaller[name] = tensor[left[layer, "norm"]]
             continue
