@@ -48,8 +48,8 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
         if state is None:
             network = store.fresh(experiment.network, seed, f"dense/{name}")
             state = State.start(network, runtime)
-        watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
-        watch.begin(state)
+        every = search.interval.steps or experiment.epoch_steps(len(images.pixels))
+        watch = Watch(experiment, search, every, place.folder / "snapshots", what["settings"], device)
         job = Job(
             name=f"dense/{name}",
             seed=seed,
@@ -60,18 +60,11 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             runtime=runtime,
             stats=place.stats,
         )
-        interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-        keep = place.saver(experiment.network)
-
-        def save(state: State) -> None:
-            watch.carry(state)
-            keep(state)
-
-        train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
+        train(state, job, every * search.horizon, hooks=[watch], save=place.saver(experiment.network))
 
         if not parallel.first():
             return
-        state.extra = {}
+        state.hooks = ()  # the masks go into a file of their own
         state.save(last, experiment.network, place.story)
         save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
         watch.publish(layout.path(layout.SNAPSHOTS, **where))
@@ -140,12 +133,8 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     if expert.init == "dense":
         return store.fresh(experiment.network, seed, stream)
     if expert.init == "fresh":
-        network = store.build(
-            experiment.network,
-            {n: torch.empty(t.shape) for n, t in meta_tensors(experiment.network, expert.rate).items()},
-        )
-        store.initialise(network, seed, stream)
-        return network
+        shapes = meta_tensors(experiment.network, expert.rate)
+        return store.fresh(experiment.network, seed, stream, shapes)
     where = dict(experiment=experiment.name, seed=seed, **inputs.ticket_parts(expert))
     if expert.init == "inherit":
         tensors, config, _ = store.load(layout.path(layout.TICKET, **where))
