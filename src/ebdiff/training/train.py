@@ -14,7 +14,7 @@ from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.digests import dense_digest, expert_digest, settings
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.runs import HOOKS, Expert, Run
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.execution import Runtime
@@ -210,7 +210,8 @@ def finetune_region(
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, steps, save=place.saver(experiment.network))
+        hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
+        train(state, job, steps, hooks=hooks, save=place.saver(experiment.network))
 
         if not parallel.first():
             return
