@@ -31,6 +31,7 @@ from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
 from ebdiff.tickets.watch import KINDS
+from ebdiff.training.hooks import Hook
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 
@@ -50,19 +51,26 @@ def plain_step(experiment: Experiment, network: UNet, device: torch.device, step
     return lambda: [trainer.step(x0) for _ in range(steps)]
 
 
-def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
-    """Some steps of our dense loop with the masks of a search, raw and averaged, after each of them."""
-    job, network = timing_job(experiment, runtime), network_of(experiment, 0.0)
-    state = State.start(network, runtime)
-    rates = experiment.searches["iterwise"].rates
-    selector = Selector(trace(experiment.network), rates, runtime.device)
+class Masks(Hook):
+    """The masks of a search, raw and averaged, after every step."""
 
-    def take(state: State) -> bool:
+    every = 1
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        rates = experiment.searches["iterwise"].rates
+        self.selector = Selector(trace(experiment.network), rates, device)
+
+    def interval(self, state: State) -> bool:
         for kind in KINDS:
-            selector(magnitude(state.weights(kind)))
+            self.selector(magnitude(state.view(kind)))
         return False
 
-    return lambda: train(state, job, state.step + steps, interval=1, at_interval=take, save=lambda s: None)
+
+def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
+    """Some steps of our dense loop, each followed by masks."""
+    job, hooks = timing_job(experiment, runtime), [Masks(experiment, runtime.device)]
+    state = State.start(network_of(experiment, 0.0), runtime)
+    return lambda: train(state, job, state.step + steps, hooks=hooks, save=lambda s: None)
 
 
 def check(experiment: Experiment, network: UNet, device: torch.device) -> None:

@@ -125,7 +125,7 @@ def test_the_average_follows_its_closed_form(workspace, vary, warm):
     decays = [min(0.8, (1 + i) / (10 + i)) if warm else 0.8 for i in range(8)]
     shares = [np.prod(decays)] + [(1 - d) * np.prod(decays[i + 1 :]) for i, d in enumerate(decays)]
     assert sum(shares) == pytest.approx(1)
-    for name, average in state.ema.items():
+    for name, average in state.view("ema").items():
         expected = sum(share * h[name] for share, h in zip(shares, history, strict=True))
         torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
 
@@ -157,10 +157,10 @@ def test_timesteps_come_from_the_span(workspace, tiny):
 
 
 def test_seeds_and_names_give_other_trainings(workspace, tiny):
-    first = run(tiny, 2).weights("raw")
-    assert same(first, run(tiny, 2).weights("raw"))
-    assert not same(first, run(tiny, 2, seed=1).weights("raw"))
-    assert not same(first, run(tiny, 2, name="other").weights("raw"))
+    first = run(tiny, 2).view("raw")
+    assert same(first, run(tiny, 2).view("raw"))
+    assert not same(first, run(tiny, 2, seed=1).view("raw"))
+    assert not same(first, run(tiny, 2, name="other").view("raw"))
 
 
 # --- resuming -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
 from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
 
+BUFFER = "buffer."  # what a network keeps beside its parameters, in a file of several kinds of weights
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def save(
     path: Path, tensors: Mapping[str, Tensor], architecture: Architecture, story: Mapping[str, Any]
@@ -39,6 +43,8 @@ def save(
 
 def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Architecture, dict[str, Any]]:
     """Read the tensors whose names begin with `prefix` (cut off), the dense architecture and the story.
+
+    Under a prefix the network's buffers come along by their own names: all that `build` needs.
 
     Raises:
         Missing: it isn't there.
@@ -87,6 +93,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) ->
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write` wrote: the tensors whose names begin with `prefix`, cut off, and the metadata.
 
+    Under a prefix those of a network's buffers too.
+
     Raises:
         Missing: it isn't there.
         Unusable: it isn't what was written.
@@ -98,8 +106,9 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 tensor = file.get_tensor(name)
-                if name.startswith(prefix):
-                    tensors[name.removeprefix(prefix)] = tensor
+                kind = next((k for k in (prefix, BUFFER) if name.startswith(k)), None)
+                if kind is not None:
+                    tensors[name.removeprefix(kind)] = tensor
                 yield from _buffers(name, tensor)
 
     expected = told.pop(CHECKSUM, None)
@@ -122,35 +131,46 @@ def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
     return form, tensor.reshape(-1).view(torch.uint8).numpy()
 
 
+def buffers(network: nn.Module) -> dict[str, Tensor]:
+    """What a network keeps beside its parameters, by the name that it has in a file: ``buffer.{name}``."""
+    kept = network.state_dict()  # without buffers that aren't meant to be kept
+    return {f"{BUFFER}{name}": kept[name] for name, _ in network.named_buffers() if name in kept}
+
+
 def adopt_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Resize every layer to the shapes in `tensors`, in place.
+    """Resize every layer to the shapes in `tensors`, in place; values are left open.
 
     Raises:
-        KeyError: a parameter has no tensor.
+        KeyError: `tensors` lacks a parameter.
     """
     for name, module in network.named_modules():
-        sizes = {}
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            tensor = tensors[f"{name}.{key}".removeprefix(".")]
-            sizes[key] = tuple(tensor.shape)
+        own = dict(module.named_parameters(recurse=False))
+        for key, parameter in own.items():
+            tensor = tensors[f"{name}.{key}" if name else key]
             setattr(module, key, nn.Parameter(torch.empty_like(tensor, device=parameter.device)))
-        match module:
-            case nn.Conv2d():
-                module.out_channels, module.in_channels = sizes["weight"][:2]
-            case nn.Linear():
-                module.out_features, module.in_features = sizes["weight"]
-            case nn.Embedding():
-                module.num_embeddings, module.embedding_dim = sizes["weight"]
-            case nn.GroupNorm(affine=True):
-                (module.num_channels,) = sizes["weight"]
-            case nn.LayerNorm(elementwise_affine=True):
-                module.normalized_shape = sizes["weight"]
-            case nn.RNNBase():  # the other layers' sizes are read from their weights
-                module.input_size, module.hidden_size = sizes["weight_ih_l0"][1], sizes["weight_hh_l0"][1]
+        if not own:
+            continue
+        if isinstance(module, nn.GRU):
+            module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+        elif isinstance(module, CONVOLUTIONS):
+            out, into = module.weight.shape[:2]
+            module.out_channels, module.in_channels = out, into * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = module.weight.shape
+        elif isinstance(module, nn.GroupNorm):
+            module.num_channels = len(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(module.weight.shape)
 
 
 def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Denoiser:
     """A network of the given architecture and tensors, pruned or not, owning copies of them.
+
+    Args:
+        architecture: of the dense network.
+        tensors: its parameters, and its buffers where it has some, by name.
 
     Raises:
         UserError: the tensors don't belong to a network of that architecture.
@@ -168,41 +188,41 @@ def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Denoiser
 
 
 def initialise(network: nn.Module, seed: int, stream: str) -> None:
-    """Fresh weights in place: PyTorch's defaults, U(-1, 1) / sqrt(fan-in), norms at identity.
+    """Fresh weights in place, as PyTorch's defaults: U(-1, 1) / sqrt(fan-in), norms at identity.
 
-    Of a recurrent layer fan-in is its hidden size; embeddings are standard normal. Drawn from (seed,
-    stream, layer) rather than torch's global generator, which keeps only 32 bits of its seed.
+    A GRU's fan-in is its hidden size; an embedding is standard normal. Drawn from (seed, stream, layer)
+    rather than torch's global generator, which keeps only 32 bits of its seed. Buffers stay as the
+    constructor made them: it must draw random ones from `draws.generator`, or no training can be repeated.
 
     Raises:
-        TypeError: a layer for which there is no rule.
+        UserError: a layer with parameters of another kind.
     """
-    for i, module in enumerate(network.modules()):
+    for i, (name, module) in enumerate(network.named_modules()):
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
         draws = generator(seed, f"{stream}/init", i)
-        for key, parameter in module.named_parameters(recurse=False):
-            values = _initial(module, key, tuple(parameter.shape), draws)
-            parameter.data = torch.from_numpy(values).to(parameter.device, torch.float32)
-
-
-def _initial(module: nn.Module, key: str, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
-    """The first values of a layer's parameter."""
-    match module:
-        case nn.Conv2d() | nn.Linear():
-            bound = module.weight[0].numel() ** -0.5
-            return draws.uniform(-bound, bound, shape)
-        case nn.RNNBase():
-            bound = module.hidden_size**-0.5
-            return draws.uniform(-bound, bound, shape)
-        case nn.Embedding():
-            return draws.standard_normal(shape)
-        case nn.GroupNorm() | nn.LayerNorm():
-            return np.full(shape, 1.0 if key == "weight" else 0.0)
-    raise TypeError(f"no rule says how the {key} of a {type(module).__name__} begins")
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            for key, parameter in own.items():
+                nn.init.constant_(parameter, float(key == "weight"))
+            continue
+        if isinstance(module, nn.Embedding):
+            draw = draws.standard_normal
+        elif isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.GRU)):
+            fan_in = module.hidden_size if isinstance(module, nn.GRU) else module.weight[0].numel()
+            draw = partial(draws.uniform, -(fan_in**-0.5), fan_in**-0.5)
+        else:
+            layer = f"{name or 'the whole'} ({type(module).__name__})"
+            raise UserError(f"network: {layer} has weights of its own, which can't be initialised")
+        for parameter in own.values():
+            values = torch.from_numpy(draw(size=tuple(parameter.shape)))
+            parameter.data = values.to(parameter.device, torch.float32)
 
 
 def fresh(
     architecture: Architecture, seed: int, stream: str, shapes: Mapping[str, Tensor] | None = None
 ) -> Denoiser:
-    """A network with fresh weights: dense, or of the given shapes (meta tensors will do)."""
+    """A network with fresh weights, dense or of given shapes (meta tensors will do)."""
     network = denoiser.build(*architecture)
     if shapes is not None:
         adopt_shapes(network, shapes)

@@ -14,7 +14,7 @@ from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.digests import dense_digest, expert_digest, settings
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.runs import HOOKS, Expert, Run
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.denoiser import Denoiser
@@ -48,8 +48,8 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
         if state is None:
             network = store.fresh(experiment.architecture, seed, f"dense/{name}")
             state = State.start(network, runtime)
-        watch = Watch(experiment, search, place.folder / "snapshots", what["settings"], device)
-        watch.begin(state)
+        every = search.interval.steps or experiment.epoch_steps(len(dataset))
+        watch = Watch(experiment, search, every, place.folder / "snapshots", what["settings"], device)
         job = Job(
             name=f"dense/{name}",
             seed=seed,
@@ -60,18 +60,11 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             runtime=runtime,
             stats=place.stats,
         )
-        interval = search.interval.steps or experiment.epoch_steps(len(dataset))
-        keep = place.saver(experiment.architecture)
-
-        def save(state: State) -> None:
-            watch.carry(state)
-            keep(state)
-
-        train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
+        train(state, job, every * search.horizon, hooks=[watch], save=place.saver(experiment.architecture))
 
         if not parallel.first():
             return
-        state.extra = {}
+        state.hooks = ()  # the masks go into a file of their own
         state.save(last, experiment.architecture, place.story)
         save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
         watch.publish(layout.path(layout.SNAPSHOTS, **where))
@@ -217,7 +210,8 @@ def finetune_region(
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, steps, save=place.saver(experiment.architecture))
+        hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
+        train(state, job, steps, hooks=hooks, save=place.saver(experiment.architecture))
 
         if not parallel.first():
             return
