@@ -162,7 +162,7 @@ def prepare_data(
     from ebdiff.experiment import layout
     from ebdiff.experiment.registry import located
 
-    prepare = located(experiment.dataset.PREPARE)
+    prepare = located(type(experiment.dataset).PREPARE)
     files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
     entry = prepare(experiment, *files, threads=threads or experiment.compute.threads)
     skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""
