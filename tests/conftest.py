@@ -11,6 +11,7 @@ import yaml
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pools on two cores crawl
 
 from ebdiff.experiment import layout, load
+from ebdiff.experiment.members import Architecture, Items, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,11 @@ TINY = {
     },
     "tables": {"table4": ["unpruned", "eb-50", "ta-eb"]},
 }  # fmt: skip
+
+
+def unet(side=32, channels=3, **config):
+    """The architecture of a U-Net for images of a size."""
+    return Architecture(UNetConfig(**config), Items((channels, side, side)))
 
 
 def changed(raw, changes):

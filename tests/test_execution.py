@@ -32,7 +32,7 @@ PLAIN = {"network.dropout": 0.0, "network.middle_attention": False}
 def trained(e, steps=4, runtime=None, state=None):
     runtime = runtime or Runtime(CPU)
     if state is None:
-        state = State.start(store.fresh(e.network, 0, "test"), runtime)
+        state = State.start(store.fresh(e.architecture, 0, "test"), runtime)
     train(state, job(e, runtime=runtime), steps, save=lambda s: None)
     return state
 
@@ -88,7 +88,7 @@ def test_channels_last_changes_rounding_only_and_goes_on_with_the_same_bits(work
     assert 0 < (a - b).norm() < 1e-5 * a.norm()
 
     half = trained(e, 2, last)
-    half.save(workspace / "half.safetensors", e.network, {})
+    half.save(workspace / "half.safetensors", e.architecture, {})
     half = State.load(workspace / "half.safetensors", last)
     on = trained(e, 4, last, half)
     assert same(state.tensors(), on.tensors())
@@ -107,9 +107,9 @@ def test_sampling_in_bf16_draws_nearly_the_same_images(vary):
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32))
     t = torch.full((4,), 500)
     with torch.inference_mode():
-        exact = Runtime(CPU).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+        exact = Runtime(CPU).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
         for how in (Execution(precision="bf16"), Execution(precision="bf16", channels_last=True)):
-            coarse = Runtime(CPU, how).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+            coarse = Runtime(CPU, how).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
             assert coarse.dtype == torch.float32
             assert 0 < (coarse - exact).abs().max() < 0.03 * exact.abs().max()
 
@@ -257,7 +257,7 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
 
     monkeypatch.setattr(Runtime, "of", spying)
     e = load.load("tiny")
-    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.network, {}))
+    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.architecture, {}))
     monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
     monkeypatch.setattr(sample, "sha256", lambda path: "0")
     sample.sample(e, "ta-eb", 0, CPU)

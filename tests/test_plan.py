@@ -193,7 +193,7 @@ def test_nothing_is_said_against_what_works(vary, plenty):
 
 def test_too_little_memory_names_the_micro_batch_that_fits(vary, plenty):
     e = vary({"compute": {"mem_mb": 4000}})
-    quarter = footprint(e.network, meta_tensors(e.network, 0)).bytes(4)
+    quarter = footprint(e.architecture, meta_tensors(e.architecture, 0)).bytes(4)
     plenty.memory = PACE.process + quarter
     (warning,) = warned(e)
     assert "dense network" in warning and "compute.micro_batch: 4 fits" in warning

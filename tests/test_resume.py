@@ -68,7 +68,9 @@ def test_others_may_read_what_they_may_by_the_users_mask(tmp_path, tiny):
     from ebdiff.nets import store
 
     (tmp_path / "plain").touch()
-    store.save(tmp_path / "x.safetensors", store.fresh(tiny.network, 0, "t").state_dict(), tiny.network, {})
+    store.save(
+        tmp_path / "x.safetensors", store.fresh(tiny.architecture, 0, "t").state_dict(), tiny.architecture, {}
+    )
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -120,11 +122,11 @@ def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
                 from ebdiff.training.state import State
 
                 assert not kept.stats.exists()
-                state = State.start(fresh(tiny.network, 0, "t"), Runtime(CPU))
+                state = State.start(fresh(tiny.architecture, 0, "t"), Runtime(CPU))
                 state.step = 10
             lines = [json.dumps({"step": step, "loss": 1.0}) for step in (5, 10, 15)]
             kept.stats.write_text("\n".join(lines) + '\n{"step": 2')
-            kept.saver(tiny.network)(state)
+            kept.saver(tiny.architecture)(state)
             raise KeyboardInterrupt
 
     interrupted("a")
@@ -150,7 +152,7 @@ def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place() as kept:
         kept.stats.write_text('{"step": 0}\n')
-        kept.saver(tiny.network)(State.start(fresh(tiny.network, 0, "t"), Runtime(CPU)))
+        kept.saver(tiny.architecture)(State.start(fresh(tiny.architecture, 0, "t"), Runtime(CPU)))
         patch.setattr(resume.shutil, "rmtree", killed)
     with place() as kept:
         assert kept.state is None
@@ -174,4 +176,4 @@ def test_pixels_that_are_not_the_manifests_are_refused(workspace, tiny):
 
 def test_images_of_another_size_than_the_networks_are_refused(workspace, vary):
     with pytest.raises(UserError, match=r"holds images of \(8, 8, 1\).*\(16, 16, 1\)"):
-        Images.of(vary({"network.image_size": 16}))
+        Images.of(vary({"dataset.image_size": 16}))

@@ -21,8 +21,8 @@ LOADING = """
 import sys, numpy as np, torch
 from ebdiff.nets import store
 torch.set_num_threads(1)
-tensors, config, story = store.load(sys.argv[1])
-network = store.build(config, tensors).eval()
+tensors, architecture, story = store.load(sys.argv[1])
+network = store.build(architecture, tensors).eval()
 x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
 with torch.no_grad():
     np.save(sys.argv[2], network(x, torch.tensor([0, 700])).numpy())
@@ -30,23 +30,23 @@ with torch.no_grad():
 
 
 def tensors_of(e, rate):
-    network = store.fresh(e.network, 0, "test")
+    network = store.fresh(e.architecture, 0, "test")
     tensors = {n: p.detach() for n, p in network.named_parameters()}
     if rate == 0:
         return tensors
-    return cut(e.network, tensors, select(trace(e.network), magnitude(tensors), rate))
+    return cut(e.architecture, tensors, select(trace(e.architecture), magnitude(tensors), rate))
 
 
 @pytest.mark.parametrize("rate", [0, 0.5])
 def test_a_network_gives_the_same_outputs_in_a_fresh_process(tmp_path, tiny, rate):
     tensors = tensors_of(tiny, rate)
     path, output = tmp_path / "net.safetensors", tmp_path / "out.npy"
-    store.save(path, tensors, tiny.network, STORY)
+    store.save(path, tensors, tiny.architecture, STORY)
     subprocess.run([sys.executable, "-c", LOADING, path, output], check=True)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
     torch.set_num_threads(1)
     with torch.no_grad():
-        expected = store.build(tiny.network, tensors).eval()(x, torch.tensor([0, 700])).numpy()
+        expected = store.build(tiny.architecture, tensors).eval()(x, torch.tensor([0, 700])).numpy()
     np.testing.assert_array_equal(np.load(output), expected)
     assert expected.std() > 0
 
@@ -57,13 +57,13 @@ def test_a_pruned_network_is_smaller(tiny):
     assert sizes[1] < 0.4 * sizes[0]
 
 
-def test_config_story_and_prefix_come_back(tmp_path, tiny):
+def test_architecture_story_and_prefix_come_back(tmp_path, tiny):
     path = tmp_path / "deep/net.safetensors"
     a, b = tensors_of(tiny, 0), tensors_of(tiny, 0.5)
     both = {**{f"raw.{n}": t for n, t in a.items()}, **{f"ema.{n}": t for n, t in b.items()}}
-    store.save(path, both, tiny.network, STORY)
-    tensors, config, story = store.load(path, "ema.")
-    assert (config, story, store.story(path)) == (tiny.network, STORY, STORY)
+    store.save(path, both, tiny.architecture, STORY)
+    tensors, architecture, story = store.load(path, "ema.")
+    assert (architecture, story, store.story(path)) == (tiny.architecture, STORY, STORY)
     assert tensors.keys() == b.keys()
     assert all(torch.equal(tensors[n], b[n]) for n in b)
 
@@ -73,7 +73,7 @@ def test_views_and_channels_last_are_stored(tmp_path, tiny):
     odd = {
         n: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for n, t in tensors.items()
     }
-    store.save(tmp_path / "n.safetensors", odd, tiny.network, {})
+    store.save(tmp_path / "n.safetensors", odd, tiny.architecture, {})
     found = store.load(tmp_path / "n.safetensors")[0]
     assert all(torch.equal(found[n], tensors[n]) for n in tensors)
 
@@ -81,7 +81,7 @@ def test_views_and_channels_last_are_stored(tmp_path, tiny):
 def test_a_built_network_owns_its_weights(tiny):
     tensors = tensors_of(tiny, 0)
     before = tensors["conv_in.weight"].clone()
-    store.build(tiny.network, tensors).conv_in.weight.data.zero_()
+    store.build(tiny.architecture, tensors).conv_in.weight.data.zero_()
     assert torch.equal(tensors["conv_in.weight"], before)
 
 
@@ -101,7 +101,7 @@ def damage(kind, path):
 @pytest.mark.parametrize("read", [store.load, store.story], ids=["load", "story"])
 def test_a_damaged_network_is_one_line_that_names_the_file(tmp_path, tiny, kind, read):
     path = tmp_path / "net.safetensors"
-    store.save(path, tensors_of(tiny, 0), tiny.network, STORY)
+    store.save(path, tensors_of(tiny, 0), tiny.architecture, STORY)
     damage(kind, path)
     with pytest.raises(UserError, match=r"net\.safetensors") as caught:
         read(path)
@@ -120,14 +120,14 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
 
 def test_tensors_of_another_architecture_are_refused(tiny, vary):
     with pytest.raises(UserError, match="don't fit"):
-        store.build(vary({"network.blocks": 2}).network, tensors_of(tiny, 0))
+        store.build(vary({"network.blocks": 2}).architecture, tensors_of(tiny, 0))
     with pytest.raises(UserError, match="don't fit"):
-        store.build(vary({"network.middle_attention": False}).network, tensors_of(tiny, 0))
+        store.build(vary({"network.middle_attention": False}).architecture, tensors_of(tiny, 0))
 
 
 def test_fresh_weights_follow_seed_and_stream(tiny):
     def weights(seed, stream):
-        return store.fresh(tiny.network, seed, stream).down[0].block[0].conv1.weight.detach()
+        return store.fresh(tiny.architecture, seed, stream).down[0].block[0].conv1.weight.detach()
 
     assert torch.equal(weights(0, "a"), weights(0, "a"))
     assert not torch.equal(weights(0, "a"), weights(1, "a"))
@@ -166,7 +166,7 @@ def test_unsavable_values_leave_no_file(tmp_path, tiny):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "nan.json", {"loss": float("nan")})
     with pytest.raises(TypeError):
-        store.save(tmp_path / "n.safetensors", tensors_of(tiny, 0), tiny.network, {"story": object()})
+        store.save(tmp_path / "n.safetensors", tensors_of(tiny, 0), tiny.architecture, {"story": object()})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,9 +233,9 @@ def test_one_changed_pixel_is_noticed(workspace, tiny):
         Images.of(tiny)
 
 
-def test_images_of_another_size_than_the_networks_are_refused(workspace, vary):
+def test_images_of_another_size_are_refused(workspace, vary):
     with pytest.raises(UserError, match=r"\(8, 8, 1\).*\(16, 16, 1\)"):
-        Images.of(vary({"network.image_size": 16}))
+        Images.of(vary({"dataset.image_size": 16}))
 
 
 def test_a_subset_beyond_the_data_is_refused(workspace, vary):

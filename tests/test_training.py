@@ -13,7 +13,8 @@ import torch
 from conftest import write_experiment
 
 from ebdiff import cli
-from ebdiff.data.dataset import Images
+from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
@@ -38,9 +39,9 @@ def job(e, **changes):
     settings = dict(
         name="test",
         seed=0,
-        images=Images.of(e),
+        dataset=open_dataset(e),
         law=Antithetic(0, 1000),
-        abar=alphas_bar(e.diffusion),
+        process=Process(e.diffusion),
         training=e.training,
         runtime=Runtime(CPU),
     )
@@ -48,7 +49,7 @@ def job(e, **changes):
 
 
 def start(e):
-    return State.start(store.fresh(e.network, 0, "test"), Runtime(CPU))
+    return State.start(store.fresh(e.architecture, 0, "test"), Runtime(CPU))
 
 
 def run(e, steps, state=None, **changes):
@@ -78,18 +79,18 @@ def test_the_loop_is_a_plain_loop_with_adam_clipping_and_warmup(workspace, vary,
     # Without attention: the gradient of k's bias is rounding alone, which Adam blows up.
     e = vary({"network.dropout": 0.0, "network.middle_attention": False,
               "training.clip": clip, "training.warmup": 3})  # fmt: skip
-    network, steps, norms = store.fresh(e.network, 0, "test"), 5, []
+    network, steps, norms = store.fresh(e.architecture, 0, "test"), 5, []
     parameters = list(network.parameters())
     m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
-    work = job(e)
+    work, abar = job(e), alphas_bar(e.diffusion)
     for i in range(steps):
-        x0 = work.images.batch(16, 0, "test", i)
+        x0 = work.dataset.batch(work.dataset.draw(16, 0, "test", i), CPU).x0
         t = work.law.draw(generator(0, "test/timestep", i), 16)[0]
         eps = torch.from_numpy(generator(0, "test/noise", i).standard_normal(x0.shape, np.float32))
         total = 0.0
         predicted = network(
-            torch.stack([work.abar[n] ** 0.5 * x for n, x in zip(t, x0, strict=True)]).float()
-            + torch.stack([(1 - work.abar[n]) ** 0.5 * x for n, x in zip(t, eps, strict=True)]).float(),
+            torch.stack([abar[n] ** 0.5 * x for n, x in zip(t, x0, strict=True)]).float()
+            + torch.stack([(1 - abar[n]) ** 0.5 * x for n, x in zip(t, eps, strict=True)]).float(),
             torch.from_numpy(t),
         )
         for image in range(16):  # summed over pixels and channels, averaged over the batch
@@ -169,7 +170,7 @@ def test_seeds_and_names_give_other_trainings(workspace, tiny):
 @pytest.mark.parametrize("stop", [1, 7])
 def test_a_saved_state_goes_on_with_the_same_bits(workspace, tiny, stop):
     through = run(tiny, 12)
-    run(tiny, stop).save(workspace / "state.safetensors", tiny.network, {})
+    run(tiny, stop).save(workspace / "state.safetensors", tiny.architecture, {})
     state = State.load(workspace / "state.safetensors", Runtime(CPU))
     assert state.step == stop
     run(tiny, 12, state)
@@ -331,7 +332,7 @@ def test_weights_that_are_no_numbers_are_never_saved(workspace, tiny):
     state = start(tiny)
     next(state.network.parameters()).data[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        state.save(workspace / "state.safetensors", tiny.network, {})
+        state.save(workspace / "state.safetensors", tiny.architecture, {})
     assert not list(workspace.glob("*.safetensors"))
 
 
@@ -369,7 +370,7 @@ def test_two_milestones_are_one_long_training(workspace, vary):
 def test_the_unpruned_network_goes_on_from_its_search_with_the_same_bits(workspace, tiny):
     search(tiny)
     finetune_region(tiny, "dense-full", "80", 0, CPU)
-    state = State.start(store.fresh(tiny.network, 0, "dense/full"), Runtime(CPU))
+    state = State.start(store.fresh(tiny.architecture, 0, "dense/full"), Runtime(CPU))
     run(tiny, 80, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 80)), state.tensors())
     processes = store.story(milestone("dense-full", 80))["processes"]
@@ -381,7 +382,7 @@ def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
     e = vary({"runs.short": short})
     search(e)
     finetune_region(e, "dense-full", "30", 0, CPU)
-    state = State.start(store.fresh(e.network, 0, "dense/full"), Runtime(CPU))
+    state = State.start(store.fresh(e.architecture, 0, "dense/full"), Runtime(CPU))
     run(e, 30, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 30)), state.tensors())
 
@@ -446,7 +447,7 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
 
 
 def test_shapes_of_a_fresh_network_follow_from_config_and_rate(tiny):
-    shapes = meta_tensors(tiny.network, 0.5)
+    shapes = meta_tensors(tiny.architecture, 0.5)
     assert shapes["conv_in.weight"].shape == (4, 1, 3, 3)
     assert shapes["temb.dense.0.weight"].shape == (16, 8)
     assert shapes["conv_out.weight"].shape == (1, 4, 3, 3)

@@ -59,9 +59,9 @@ class Process:
             mask: which entries of the first axis of an item count, bool (B, L); None: all.
         """
         apart = predicted - eps
-        error = apart.abs() if self.diffusion.error == "l1" else apart.square()
         if mask is not None:
-            error = error.masked_fill(~_along(mask, error), 0)
+            apart = apart.masked_fill(~_along(mask, apart), 0)
+        error = apart.abs() if self.diffusion.error == "l1" else apart.square()
         total = error.sum(dim=tuple(range(1, error.dim())))
         if self.diffusion.loss == "sum":
             return total
