@@ -70,9 +70,7 @@ def test_what_moved_to_the_dataset_is_told(key):
 @pytest.mark.parametrize("name", ["x", None, 3, ["unet"], {"a": 1}])
 def test_an_unknown_member_of_a_seam_is_one_line(section, key, name):
     message = refusal(changed(TINY, {f"{section}.{key}": name}))
-    assert (
-        f"{section}: {key} {str(name)!r} is not known; known: " in message.replace('"', "'") or key in message
-    )
+    assert f"{section}: {key} {str(name)!r} is not known; " in message
 
 
 def test_a_misspelt_key_of_an_expert_is_found_in_its_list():
