@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ebdiff.data.dataset import Images, open_pixels
 from ebdiff.nets import store
@@ -13,6 +14,7 @@ from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import select
 from ebdiff.pruning.surgery import cut
 from ebdiff.system import files
+from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 
 STORY = {"ticket": "é†", "rate": 0.5, "distances": [0.1, 0.2], "none": None}
@@ -136,6 +138,106 @@ def test_fresh_weights_follow_seed_and_stream(tiny):
     found = torch.cat([weights(seed, "a").flatten() for seed in range(20)])
     assert found.abs().max() <= 72**-0.5
     assert found.std().item() == pytest.approx(72**-0.5 / 3**0.5, rel=0.03)
+
+
+# --- layers of every kind -----------------------------------------------------------------------------------
+
+
+def layers(width, deep=2):
+    """One of each kind; `width` tells their sizes."""
+    return nn.ModuleDict({
+        "linear": nn.Linear(3 * width, width),
+        "one": nn.Conv1d(width, 2 * width, 3),
+        "two": nn.Conv2d(2 * width, width, 3, groups=width),
+        "three": nn.Conv3d(2, width, 1),
+        "group": nn.GroupNorm(2, 2 * width),
+        "layer": nn.LayerNorm(width),
+        "bare": nn.LayerNorm(width, elementwise_affine=False),
+        "gru": nn.GRU(width, 2 * width, num_layers=deep, bidirectional=True),
+        "class": nn.Embedding(5, width),
+    })  # fmt: skip
+
+
+def test_fresh_weights_are_the_literal_draws_of_each_layer():
+    network, seed = layers(4), 7
+    store.initialise(network, seed, "s")
+
+    def drawn(name, bound):
+        index = 1 + list(network).index(name)  # of all modules; the first is the whole
+        draws = generator(seed, "s/init", index)
+        for parameter in network[name].parameters():
+            expected = draws.uniform(-bound, bound, tuple(parameter.shape)).astype(np.float32)
+            np.testing.assert_array_equal(parameter.detach().numpy(), expected)
+
+    drawn("linear", 12**-0.5)  # its inputs
+    drawn("one", (4 * 3) ** -0.5)  # channels times kernel
+    drawn("two", (2 * 3 * 3) ** -0.5)  # of one of its groups
+    drawn("three", 2**-0.5)
+    drawn("gru", 8**-0.5)  # its hidden size, biases too
+    assert len(list(network["gru"].parameters())) == 16
+    expected = generator(seed, "s/init", 9).standard_normal((5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(network["class"].weight.detach().numpy(), expected)
+    for name in ("group", "layer"):
+        assert (network[name].weight == 1).all()
+        assert not network[name].bias.any()
+
+
+def test_bounds_are_those_of_pytorchs_own_initialisation():
+    torch.manual_seed(0)
+    own, ours = layers(16), layers(16)
+    store.initialise(ours, 0, "s")
+    for (name, a), b in zip(own.named_parameters(), ours.parameters(), strict=True):
+        if a.numel() > 30 and a.std() > 0:
+            assert b.std().item() == pytest.approx(a.std().item(), rel=0.35), name
+            if not name.startswith("class"):
+                assert b.abs().max().item() == pytest.approx(a.abs().max().item(), rel=0.15), name
+
+
+class Positions(nn.Module):
+    """A table of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), Positions()), r"1 \(Positions\)"),
+        (Positions(), r"the whole \(Positions\)"),
+        (nn.ModuleDict({"norm": nn.BatchNorm2d(3)}), r"norm \(BatchNorm2d\)"),
+        (nn.ModuleDict({"rnn": nn.LSTM(3, 3)}), r"rnn \(LSTM\)"),
+    ],
+)
+def test_layers_that_nothing_can_initialise_are_refused(network, named):
+    with pytest.raises(UserError, match=named) as error:
+        store.initialise(network, 0, "s")
+    assert "\n" not in str(error.value)
+
+
+def test_every_layer_adopts_the_shapes_of_a_smaller_one():
+    torch.manual_seed(0)
+    small, found = layers(4), layers(8)
+    store.adopt_shapes(found, dict(small.named_parameters()))
+    found.load_state_dict(small.state_dict(), assign=True)
+    x = torch.randn(5, 1, 4)  # steps, items, width
+    inputs = {
+        "linear": torch.randn(2, 12), "one": torch.randn(2, 4, 6), "three": torch.randn(2, 2, 3, 3, 3),
+        "group": torch.randn(2, 8, 3), "layer": x, "gru": x, "class": torch.tensor([4, 0]),
+    }  # fmt: skip
+    for name, given in inputs.items():
+        a, b = small[name](given), found[name](given)
+        a, b = (a[0], b[0]) if name == "gru" else (a, b)
+        assert torch.equal(a, b), name
+        assert repr(small[name]) == repr(found[name])
+
+
+def test_a_built_network_with_a_missing_tensor_names_it(tiny):
+    tensors = tensors_of(tiny, 0)
+    del tensors["mid.block_1.conv1.bias"]
+    with pytest.raises(UserError, match=r"don't fit .*mid\.block_1\.conv1\.bias"):
+        store.build(tiny.network, tensors)
 
 
 # --- whole files ----------------------------------------------------------------------------------------

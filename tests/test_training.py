@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
+from safetensors.torch import save_file
 
 from ebdiff import cli
 from ebdiff.data.dataset import open_dataset
@@ -375,6 +377,29 @@ def test_the_unpruned_network_goes_on_from_its_search_with_the_same_bits(workspa
     assert same(tensors_of(milestone("dense-full", 80)), state.tensors())
     processes = store.story(milestone("dense-full", 80))["processes"]
     assert [p["steps"] for p in processes] == [60, 20]
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_a_public_checkpoints_first_updates_are_adams(workspace, vary, warmup):
+    """From zero moments Adam's first update is the learning rate, whatever the gradient's size."""
+    longer = {"title": "L", "method": "control", "init": "dense"}
+    e = vary({
+        "dense.from": "public.safetensors", "dense.iterations": 800_000, "training.warmup": warmup,
+        "runs.one": {**longer, "iterations": 800_001}, "runs.two": {**longer, "iterations": 800_002},
+    })  # fmt: skip
+    given = {n: p.detach() for n, p in store.fresh(e.network, 3, "public").named_parameters()}
+    save_file(given, "public.safetensors")
+    weights = [given]
+    for steps in (800_000, 800_001, 800_002):
+        finetune_region(e, "dense-full", str(steps), 0, CPU)
+        weights.append(store.load(milestone("dense-full", steps), "raw.")[0])
+    assert same(weights[0], weights[1])
+    for update, (before, after) in enumerate(pairwise(weights[1:]), 1):
+        moved = torch.cat([(after[n] - before[n]).abs().flatten() for n in given])
+        rate = e.training.learning_rate * min(1, update / max(1, warmup))
+        assert moved.max() < 1.01 * rate
+        if update == 1:
+            assert moved.median() == pytest.approx(rate, rel=0.01)
 
 
 def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):

@@ -90,7 +90,9 @@ class Training(Strict):
 
     batch: int = Field(128, gt=0, le=10**6, description="Images per step (global batch).")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's rate, constant after warm-up.")
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up; scaled by `scale`.")
+    warmup: int = Field(
+        0, ge=0, description="Steps of linear warm-up, also of a continued checkpoint; scaled by `scale`."
+    )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the weight average.")
     ema_warmup: bool = Field(False, description="Use min(decay, (1+i)/(10+i)) at step i.")

@@ -67,15 +67,15 @@ class Watch(Hook):
             if state.step == 0:
                 history.initial = self.masks(state, kind)
             else:
-                history.initial = state.extra[f"{kind}.initial"].numpy()
-                history.masks = list(state.extra[f"{kind}.masks"].numpy())
+                history.initial = state.extra[f"watch.{kind}.initial"].numpy()
+                history.masks = list(state.extra[f"watch.{kind}.masks"].numpy())
         for interval in range(len(self.histories["raw"].masks)):
             self._settle(interval)
 
     def carry(self) -> dict[str, Tensor]:
         """The masks so far: (R, bytes) initial ones, and (intervals, R, bytes)."""
         return {
-            f"{kind}.{name}": torch.from_numpy(history.arrays()[name])
+            f"watch.{kind}.{name}": torch.from_numpy(history.arrays()[name])
             for kind, history in self.histories.items()
             for name in ("initial", "masks")
         }
