@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.data.dataset import Cond
+from ebdiff.data.dataset import Cond, to_uint8
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import CODECS
 
 
 class Codec:
-    """Opened once per job; may hold a network on the device.
+    """Opened once per job; may hold a network. Those that know a way back add `encode(images) -> items`.
 
     Attributes:
         keeps_items: whether samples are kept as items too, because images don't tell all of them.
@@ -28,7 +28,7 @@ class Codec:
         self.experiment, self.device = experiment, device
 
     def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
-        """The images of items (B, *shape): uint8 (B, H, W, C).
+        """The images of items (B, *items.shape): uint8 (B, H, W, C).
 
         Args:
             items: on the codec's device.
@@ -36,13 +36,15 @@ class Codec:
         """
         raise NotImplementedError
 
-    def encode(self, images: np.ndarray) -> Tensor:
-        """The items of images, where there is a way back: float32 (B, *shape).
 
-        Args:
-            images: uint8 (B, H, W, C).
-        """
-        raise NotImplementedError
+class Identity(Codec):
+    """Items are images in [-1, 1]."""
+
+    keeps_items = False
+
+    def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
+        """Clipped and rounded."""
+        return to_uint8(items)
 
 
 def open_codec(experiment: Experiment, device: torch.device) -> Codec:

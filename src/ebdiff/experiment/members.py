@@ -203,7 +203,7 @@ class IdentityConfig(CodecConfig):
     kind: Literal["identity"] = "identity"
 
 
-CODECS.register("identity", IdentityConfig, "ebdiff.codecs.identity:Identity")
+CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")
 
 # The sections that members fill: who there is, and who is meant where the section doesn't say.
 SECTIONS = {"network": (NETWORKS, "unet"), "dataset": (DATASETS, "images"), "codec": (CODECS, "identity")}

@@ -18,18 +18,18 @@ Side = Literal["out", "in", "norm"]
 
 @dataclass(frozen=True)
 class Member:
-    """One dimension of one layer that a group couples.
+    """One dimension of one layer's weight that a group couples.
 
     Attributes:
-        layer: the module's name; of a recurrent module, whose weights have a suffix, with that: `gru_hh_l0`.
-        side: `out` or `in` channels of its weight, or the channels of a `norm`.
+        weight: its name, such as `conv_in.weight` or `gru.weight_hh_l0`; the bias goes with its outputs.
+        side: `out` or `in` channels of it, or the channels of a `norm`.
         channels: indices along that dimension; a slice where they are consecutive.
         roots: for each of them, the root's channel it follows.
         width: size of the whole dimension in the dense network.
-        across: size of the layer's other dimension; 0 for a norm.
+        across: size of the weight's other dimension; 0 for a norm.
     """
 
-    layer: str
+    weight: str
     side: Side
     channels: slice | np.ndarray
     roots: np.ndarray

@@ -6,7 +6,6 @@ doesn't name its groups. Which channels go is decided in `select.py`.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 import numpy as np
@@ -62,16 +61,11 @@ def trace(architecture: Architecture) -> tuple[Group, ...]:
                 side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
                 width, across = module.weight.shape[:2] if side == "out" else module.weight.shape[1::-1]
             channels, roots = _span(np.array(item.idxs)), np.array(item.root_idxs)
-            members.append(Member(names[module], side, channels, roots, width, across))
+            members.append(Member(f"{names[module]}.weight", side, channels, roots, width, across))
         root = members[0]
-        groups.append(Group(root.layer, len(root.roots), norm_groups, tuple(members)))
+        name = root.weight.removesuffix(".weight")
+        groups.append(Group(name, len(root.roots), norm_groups, tuple(members)))
     return tuple(groups)
-
-
-def layer_of(name: str) -> tuple[str, str] | None:
-    """A parameter's layer, as members are named by it, and `weight` or `bias`; None of another one."""
-    found = re.fullmatch(r"(.*)\.(weight|bias)(\w*)", name)
-    return found and (found[1] + found[3], found[2])
 
 
 def mask_length(groups: tuple[Group, ...]) -> int:
@@ -85,17 +79,17 @@ def split(groups: tuple[Group, ...], mask: np.ndarray) -> list[np.ndarray]:
 
 
 def positions(groups: tuple[Group, ...]) -> dict[tuple[str, Side], np.ndarray]:
-    """Where in a mask the fate of every channel stands, for both sides of every layer.
+    """Where in a mask the fate of every channel stands, for both sides of every weight.
 
     Returns:
-        int64 positions along each (layer, side) that some group prunes; `mask_length(groups)` where a
+        int64 positions along each (weight, side) that some group prunes; `mask_length(groups)` where a
         channel of it stays whatever the mask.
     """
     length, first = mask_length(groups), 0
     found: dict[tuple[str, Side], np.ndarray] = {}
     for group in groups:
         for m in group.members:
-            where = found.setdefault((m.layer, m.side), np.full(m.width, length))
+            where = found.setdefault((m.weight, m.side), np.full(m.width, length))
             where[m.channels] = first + m.roots
         first += group.width
     return found

@@ -1,13 +1,12 @@
 """How channels are ranked: per-weight scores from which every group's importances are summed.
 
-A score is kept per layer with the kernel already summed: a matrix (out, in) for convolutions and
-linear layers, a vector for norms. Magnitude, Taylor and Diff-Pruning differ in the scores alone.
-Scores stay on the weights' device.
+A score is kept per weight with the kernel already summed: a matrix (out, in), a vector for norms.
+Magnitude, Taylor and Diff-Pruning differ in the scores alone. Scores stay on the weights' device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import Batch
 from ebdiff.diffusion.process import Process
 from ebdiff.experiment.schema import Pruning
-from ebdiff.pruning.graph import layer_of
 
 Scores = dict[str, Tensor]
 
@@ -24,16 +22,12 @@ def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
     """Squared weights, summed over the kernel; biases and norms count for nothing.
 
     Args:
-        tensors: a network's parameters (and buffers) by name.
+        tensors: a network's parameters by name.
 
     Returns:
-        matrices (out, in) by layer name, on the parameters' device.
+        matrices (out, in) by weight, on the parameters' device.
     """
-    return {
-        layer: _over_kernel(tensors[name].detach().square())
-        for layer, name in _weights(tensors)
-        if tensors[name].dim() > 1
-    }
+    return {name: _over_kernel(w.detach().square()) for name, w in tensors.items() if w.dim() > 1}
 
 
 def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
@@ -43,19 +37,11 @@ def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
         network: the dense network.
         gradients: accumulated loss gradients by parameter name.
     """
-    parameters, scores = dict(network.named_parameters()), {}
-    for layer, name in _weights(parameters):
-        product = parameters[name].detach() * gradients[name]
-        scores[layer] = _over_kernel(product.square()) if product.dim() > 1 else product.abs()
-    return scores
 
+    def score(product: Tensor) -> Tensor:
+        return _over_kernel(product.square()) if product.dim() > 1 else product.abs()
 
-def _weights(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Layer and name of every weight among tensors' names."""
-    for name in names:
-        match layer_of(name):
-            case layer, "weight":
-                yield layer, name
+    return {name: score(p.detach() * gradients[name]) for name, p in network.named_parameters()}
 
 
 def _over_kernel(squares: Tensor) -> Tensor:
@@ -68,7 +54,7 @@ def _over_kernel(squares: Tensor) -> Tensor:
     if squares.device.type == "cpu" and squares.is_contiguous():
         flat = squares.flatten(2)
         return flat @ flat.new_ones(flat.shape[2])
-    return squares.sum(dim=(2, 3))
+    return squares.sum(dim=tuple(range(2, squares.dim())))
 
 
 def accumulate_gradients(

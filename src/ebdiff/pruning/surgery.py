@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ebdiff.experiment.members import Architecture
-from ebdiff.pruning.graph import layer_of, mask_length, positions, trace
+from ebdiff.pruning.graph import mask_length, positions, trace
 
 
 def cut(architecture: Architecture, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dict[str, Tensor]:
@@ -29,13 +29,12 @@ def cut(architecture: Architecture, tensors: Mapping[str, Tensor], mask: np.ndar
     left = {key: np.flatnonzero(stays[where]) for key, where in positions(groups).items()}
     smaller = {}
     for name, tensor in tensors.items():
-        layer, kind = layer_of(name) or (name, "")
-        if tensor.dim() == 1 and (layer, "norm") in left:
-            smaller[name] = tensor[left[layer, "norm"]]
-            continue
-        if (layer, "out") in left:
-            tensor = tensor[left[layer, "out"]]
-        if kind == "weight" and (layer, "in") in left:
-            tensor = tensor[:, left[layer, "in"]]
+        layer, _, key = name.rpartition(".")
+        weight = f"{layer}.{key.replace('bias', 'weight')}"
+        for side in ("norm", "out"):
+            if (weight, side) in left:
+                tensor = tensor[left[weight, side]]
+        if (name, "in") in left:
+            tensor = tensor[:, left[name, "in"]]
         smaller[name] = tensor
     return smaller
