@@ -132,7 +132,7 @@ def test_a_replaced_step_leaves_the_optimiser_out_but_counter_and_average_go_on(
     state = hooked(e, 6, Recorder(at=replaced))
     assert (state.step, state.updates) == (6, 4)
 
-    literal = store.fresh(e.network, 0, "test")
+    literal = store.fresh(e.architecture, 0, "test")
     adam = torch.optim.Adam(literal.parameters(), lr=e.training.learning_rate, fused=True)
     average = {n: p.detach().clone() for n, p in literal.named_parameters()}
     for step in range(6):

@@ -6,6 +6,7 @@ import torch
 from test_training import run, same, start
 from torch import nn
 
+from ebdiff.experiment.members import NETWORKS, UNetConfig
 from ebdiff.experiment.schema import Execution, Training
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
@@ -144,7 +145,7 @@ def test_weights_that_a_network_moves_away_are_noticed(workspace, tiny):
     parameter = next(state.network.parameters())
     parameter.data = parameter.data.clone()
     with pytest.raises(RuntimeError, match="left the state"):
-        state.save(workspace / "state.safetensors", tiny.network, {})
+        state.save(workspace / "state.safetensors", tiny.architecture, {})
 
 
 # --- buffers ------------------------------------------------------------------------------------------------
@@ -153,24 +154,29 @@ def test_weights_that_a_network_moves_away_are_noticed(workspace, tiny):
 class Fourier(UNet):
     """A network with fixed random frequencies."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, items):
+        super().__init__(config, items)
         draws = generator(3, "frequencies").standard_normal(8, np.float32)
         self.register_buffer("frequencies", torch.from_numpy(draws))
         self.register_buffer("scratch", torch.zeros(2, device="cpu"), persistent=False)
 
-    def forward(self, x, t):
+    def forward(self, x, t, cond=None):
         return super().forward(x, t) + self.frequencies.mean()
 
 
-def test_buffers_are_saved_and_come_back_with_every_kind_of_weights(workspace, tiny, monkeypatch):
-    monkeypatch.setattr(store, "UNet", Fourier)
+@pytest.fixture
+def fourier(monkeypatch):
+    """Such a network wherever a U-Net is asked for."""
+    monkeypatch.setitem(NETWORKS._members, "unet", (UNetConfig, Fourier))
+
+
+def test_buffers_are_saved_and_come_back_with_every_kind_of_weights(workspace, tiny, fourier):
     through, state = start(tiny), start(tiny)
     for cut_short in (through, state):
         cut_short.network.frequencies += 1  # not what the constructor draws
     run(tiny, 6, through)
     path = workspace / "state.safetensors"
-    run(tiny, 3, state).save(path, tiny.network, {})
+    run(tiny, 3, state).save(path, tiny.architecture, {})
     assert {n for n in state.tensors() if n.startswith("buffer.")} == {"buffer.frequencies"}
 
     again = State.load(path, Runtime(CPU))
@@ -180,21 +186,20 @@ def test_buffers_are_saved_and_come_back_with_every_kind_of_weights(workspace, t
     assert same(again.tensors(), through.tensors())
 
     for prefix in ("raw.", "ema."):
-        tensors, config, _ = store.load(path, prefix)
-        network = store.build(config, tensors)
+        tensors, architecture, _ = store.load(path, prefix)
+        network = store.build(architecture, tensors)
         assert torch.equal(network.frequencies, through.network.frequencies)
-        mask = np.ones(mask_length(trace(config)), bool)
-        assert torch.equal(cut(config, tensors, mask)["frequencies"], through.network.frequencies)
+        mask = np.ones(mask_length(trace(architecture)), bool)
+        assert torch.equal(cut(architecture, tensors, mask)["frequencies"], through.network.frequencies)
 
 
-def test_a_fresh_network_has_the_constructors_buffers_whatever_its_widths(tiny, monkeypatch):
+def test_a_fresh_network_has_the_constructors_buffers_whatever_its_widths(tiny, fourier):
     from ebdiff.pruning.count import meta_tensors
 
-    shapes = meta_tensors(tiny.network, 0.5)
-    monkeypatch.setattr(store, "UNet", Fourier)
+    shapes = meta_tensors(tiny.architecture, 0.5)
     for given in (None, shapes):
-        found = store.fresh(tiny.network, 0, "s", given).frequencies
-        assert torch.equal(found, Fourier(tiny.network).frequencies)
+        found = store.fresh(tiny.architecture, 0, "s", given).frequencies
+        assert torch.equal(found, Fourier(*tiny.architecture).frequencies)
 
 
 # --- chance -------------------------------------------------------------------------------------------------

@@ -387,7 +387,7 @@ def test_a_public_checkpoints_first_updates_are_adams(workspace, vary, warmup):
         "dense.from": "public.safetensors", "dense.iterations": 800_000, "training.warmup": warmup,
         "runs.one": {**longer, "iterations": 800_001}, "runs.two": {**longer, "iterations": 800_002},
     })  # fmt: skip
-    given = {n: p.detach() for n, p in store.fresh(e.network, 3, "public").named_parameters()}
+    given = {n: p.detach() for n, p in store.fresh(e.architecture, 3, "public").named_parameters()}
     save_file(given, "public.safetensors")
     weights = [given]
     for steps in (800_000, 800_001, 800_002):
