@@ -28,7 +28,7 @@ class Codec:
         self.experiment, self.device = experiment, device
 
     def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
-        """The images of items (B, *items.shape): uint8 (B, H, W, C).
+        """The images of items (B, *items.shape): uint8 (B, H, W, C). Called without gradients.
 
         Args:
             items: on the codec's device.

@@ -109,7 +109,8 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     def asked(indices: list[int]) -> Cond:
         return UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
 
-    shape = codec.decode(torch.zeros(1, *items.shape, device=device), asked([0])).shape[1:]
+    with torch.inference_mode():
+        shape = codec.decode(torch.zeros(1, *items.shape, device=device), asked([0])).shape[1:]
     digest = sample_digest(experiment, run)
     stamp = {"digest": digest, "inputs": [sha256(p) for p in paths], "batch": batch}
     with _unfinished(layout.state_of(output), (count, *shape), stamp) as place:
@@ -128,7 +129,8 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
                 indices = list(range(b * batch, min((b + 1) * batch, count)))
                 cond = asked(indices)
                 x0 = generate(experiment, router, indices, seed, device, cond)
-                images = codec.decode(x0, cond)
+                with torch.inference_mode():
+                    images = codec.decode(x0, cond)
                 if codec.keeps_items:
                     write_array(place.items(b), x0.cpu().numpy())
                 place.write(indices[0], images)

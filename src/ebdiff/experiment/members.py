@@ -145,6 +145,11 @@ class DatasetConfig(Strict):
         raise NotImplementedError
 
     @property
+    def known_count(self) -> int | None:
+        """How many items there are, where that is known before they are prepared."""
+        return None
+
+    @property
     def content(self) -> dict[str, Any]:
         """The keys that say what is prepared; where a local copy lies is none of them."""
         return self.model_dump(mode="json", exclude={"path", *self.SEEN})
@@ -181,6 +186,10 @@ class ImagesConfig(DatasetConfig):
         if self.source == "images" and not (self.path or self.hub):
             raise ValueError("give `path` (folder, zip or parquet) or `hub` with source images")
         return self
+
+    @property
+    def known_count(self) -> int | None:
+        return {"bundled-digits": 1797, "cifar10": 50_000}.get(self.source)
 
     @property
     def items(self) -> Items:

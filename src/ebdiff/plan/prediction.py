@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ebdiff.cost import measure
-from ebdiff.data import cifar10
 from ebdiff.experiment import layout
 from ebdiff.experiment.digests import report_digest
 from ebdiff.experiment.experiment import Experiment
@@ -30,7 +29,6 @@ from ebdiff.system.devices import device_name
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json
 
-KNOWN_COUNTS = {"bundled-digits": 1797, "cifar10": cifar10.COUNT}  # before they are prepared
 FAR = 0.05  # a realised rate this far from the asked one is told
 
 
@@ -244,8 +242,8 @@ def _count(experiment: Experiment) -> int:
     manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
     if manifest.exists():
         return read_json(manifest)["count"]
-    if experiment.dataset.source in KNOWN_COUNTS:
-        return KNOWN_COUNTS[experiment.dataset.source]
+    if experiment.dataset.known_count:
+        return experiment.dataset.known_count
     raise UserError(
         f"{manifest}: missing, so the number of images isn't known; give --images, or prepare them with "
         f"`snakemake --cores all {manifest}`"
