@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     batches = 2 if args.tiny else 40
     data, what = pixels(batches * BATCH)
-    images, dataset = Images(data, flip=True, sha256=""), plain.Dataset(data)
+    images, dataset = Images(data, flip=True), plain.Dataset(data)
 
     # The same pictures: ours without flips, theirs put straight by hand.
-    straight = Images(data, flip=False, sha256="").batch(len(data), 0, "loading", 0)
+    straight = Images(data, flip=False).batch(len(data), 0, "loading", 0)
     order, _ = images.draw(len(data), 0, "loading", 0)
     theirs = torch.stack([dataset[i] for i in order[:BATCH]])
     same = [bool((a - b).abs().max() < 1e-6) for a, b in zip(straight[:BATCH], theirs, strict=True)]

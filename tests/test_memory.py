@@ -42,7 +42,7 @@ with open("/proc/self/status") as file:
 network = store.build(config, {n: torch.zeros(t.shape) for n, t in shapes.items()})
 state = State.start(network, Runtime(CPU))
 pixels = np.zeros((batch, config.image_size, config.image_size, config.channels), np.uint8)
-images, abar = Images(pixels, flip=False, sha256=""), alphas_bar(Diffusion())
+images, abar = Images(pixels, flip=False), alphas_bar(Diffusion())
 job = Job("m", 0, images, Antithetic(0, 1000), abar, training, Runtime(CPU))
 train(state, job, 3, save=lambda s: None)
 # Not getrusage: its peak is inherited from the parent process.

@@ -13,8 +13,8 @@ from ebdiff.data.dataset import Images
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
-from ebdiff.experiment.digests import cost_digest
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.records import Work
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.unet import UNet
@@ -39,13 +39,13 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     alike; medians are reported. Timed is the real training loop on random images of the right
     size, each network executed as it will be: nothing else may run on the machine.
     """
-    networks, work = counts(experiment), {}
+    work, networks, steps = Work(experiment, "measure-cost"), counts(experiment), {}
     for name, rate in rates(experiment).items():
         runtime = Runtime.of(experiment, "training", name, device)
-        work[name] = training_step(experiment, network_of(experiment, rate), runtime)
+        steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
 
     began = time.perf_counter()
-    for name, seconds in interleaved(work, ROUNDS).items():
+    for name, seconds in interleaved(steps, ROUNDS).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
         networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     result = {
@@ -54,10 +54,9 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         "counter": COUNTER,
         "networks": networks,
         **ledger(device, seconds=round(time.perf_counter() - began, 3)),
-        "torch": torch.__version__,
-        "settings": cost_digest(experiment),
     }
-    write_json(layout.path(layout.COST, experiment=experiment.name), result)
+    write_json(work.path(layout.COST), result)
+    work.end()
     return result
 
 
@@ -111,7 +110,7 @@ def timing_job(experiment: Experiment, runtime: Runtime) -> Job:
     return Job(
         name="cost",
         seed=0,
-        images=Images(pixels, flip=experiment.dataset.flip, sha256=""),
+        images=Images(pixels, flip=experiment.dataset.flip),
         law=Antithetic(0, experiment.diffusion.timesteps),
         abar=alphas_bar(experiment.diffusion),
         training=experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9}),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.experiment import inputs, layout
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import load_memmap, read_json
+from ebdiff.system.files import load_memmap
 
 
 @lru_cache(maxsize=4)
@@ -62,26 +62,22 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).contiguous().numpy()
 
 
-def open_pixels(dataset: str) -> tuple[np.ndarray, str]:
-    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped, and their SHA-256.
+def open_pixels(dataset: str) -> np.ndarray:
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped.
 
     Raises:
-        Missing: they aren't there.
-        Unusable: damaged, or not the images of their manifest.
+        Missing, Unusable: they aren't there, or are no whole file.
     """
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    return load_memmap(layout.path(layout.IMAGES, dataset=dataset), manifest["sha256"]), manifest["sha256"]
+    return load_memmap(layout.path(layout.IMAGES, dataset=dataset))
 
 
 def open_labels(dataset: str) -> np.ndarray:
     """All labels of `resources/data/{dataset}`, int64 (N,), or (0,) where there are none.
 
     Raises:
-        Missing: they aren't there.
-        Unusable: damaged.
+        Missing, Unusable: as `open_pixels`.
     """
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset), manifest.get("labels_sha256")))
+    return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
 @dataclass(frozen=True)
@@ -91,23 +87,20 @@ class Images:
     Attributes:
         pixels: uint8 (N, H, W, C), memory-mapped.
         flip: whether each image is mirrored with probability 1/2.
-        sha256: hash of the image file.
     """
 
     pixels: np.ndarray
     flip: bool
-    sha256: str
 
     @classmethod
     def of(cls, experiment: Experiment) -> Images:
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, damaged, made under other settings, fewer than the subset, or of another size
-                than the network's.
+            UserError: missing, fewer than the subset, or of another size than the network's.
         """
         dataset, network = experiment.dataset, experiment.network
-        pixels, sha256 = open_pixels(dataset.name)
+        pixels = open_pixels(dataset.name)
         size = (network.image_size, network.image_size, network.channels)
         if pixels.shape[1:] != size:
             raise UserError(
@@ -118,8 +111,7 @@ class Images:
             raise UserError(
                 f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
             )
-        inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset.name)])
-        return cls(pixels[: dataset.subset], dataset.flip, sha256)
+        return cls(pixels[: dataset.subset], dataset.flip)
 
     def draw(self, size: int, seed: int, stream: str, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images the batch of a step holds and which of them are mirrored: (size,) each."""

@@ -24,12 +24,12 @@ from ebdiff.data import archives, cifar10
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
-from ebdiff.experiment.digests import data_digest
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.inputs import given
+from ebdiff.experiment.places import given
+from ebdiff.experiment.records import Work
 from ebdiff.experiment.schema import Dataset
 from ebdiff.system.errors import UserError, printable
-from ebdiff.system.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
+from ebdiff.system.files import holding, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
@@ -159,23 +159,32 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
-    """Read the experiment's source and write images, labels and, last, a manifest.
+def prepare(experiment: Experiment, threads: int = 1) -> dict:
+    """Read the experiment's source and write its images, labels and manifest (verb `prepare-data`).
+
+    Images are uint8 (N, H, W, C), labels int64 (N,), or (0,) without labels.
 
     Args:
         experiment: names source, crop, size and channels.
-        images, labels, manifest: where to write: uint8 (N, H, W, C), int64 (N,) or (0,) without labels, JSON.
         threads: images decoded at a time; changes no result.
+
+    Returns:
+        the manifest.
 
     Raises:
         UserError: one line on what is wrong with the source, or another process is preparing the same;
             nothing is written then.
     """
+    work = Work(experiment, "prepare-data")
+    images, labels, manifest = map(work.path, layout.DATA_FILES)
     with holding(layout.state_of(images)):
-        return _prepare(experiment, images, labels, manifest, threads)
+        entry = write(experiment, images, labels, manifest, threads)
+        work.end()
+    return entry
 
 
-def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
+def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
+    """As `prepare`, to any place, without lock and record; the manifest comes last."""
     dataset, network = experiment.dataset, experiment.network
     if network.channels not in (1, 3):
         raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
@@ -186,7 +195,6 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped = write_images(found, file, experiment, threads)
-        checksum = sha256(temporary)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
@@ -198,9 +206,6 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
         "skipped": skipped,
         "shape": [network.image_size, network.image_size, network.channels],
         "classes": max(classes) + 1 if labelled else 0,
-        "sha256": checksum,
-        "labels_sha256": sha256(labels),
-        "settings": data_digest(experiment),
     }
     write_json(manifest, entry)
     return entry
