@@ -47,9 +47,9 @@ rule smoke:
 
 rule tables:
     input:
-        of_all(tables_of),
+        of_all(lambda name: those_of(name, "tables")),
 
 
 rule figures:
     input:
-        of_all(figures_of),
+        of_all(lambda name: those_of(name, "figures")),

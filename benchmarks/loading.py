@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     batches = 2 if args.tiny else 40
     data, what = pixels(batches * BATCH)
-    images, dataset = Images(data, flip=True, sha256=""), plain.Dataset(data)
+    images, dataset = Images(data, flip=True), plain.Dataset(data)
 
     # The same pictures: ours without flips, theirs put straight by hand.
     order = batch_indices(len(data), len(data), 0, "loading", 0)

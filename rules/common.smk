@@ -1,12 +1,13 @@
-# The experiments, and the input functions that hide the special cases.
-# Which files a stage reads is spelt in ebdiff.inputs, where they lie in ebdiff.layout.
+# The experiments, and one call for each part of a rule. What a stage reads, makes and depends on is spelt in
+# ebdiff.experiment.stages, where its files lie in ebdiff.experiment.layout.
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
-from ebdiff.experiment import digests, inputs, layout
+from ebdiff.experiment import jobs, layout
 from ebdiff.experiment import load as loading
+from ebdiff.experiment.stages import STAGES, taken_while_training
 from ebdiff.system.errors import UserError, unknown
-from ebdiff.report import needs
 
 CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
 
@@ -20,22 +21,68 @@ def stop(message):
     raise SystemExit(f"ebdiff: {message}")
 
 
+def checked(function, *arguments, **named):
+    """Call a function of the package; a user error becomes one line."""
+    try:
+        return function(*arguments, **named)
+    except (UserError, OSError) as error:
+        stop(error)
+
+
 @cache
 def load(name):
     """An experiment by name; a mistake in its file is one line, before anything starts."""
     return checked(loading.load, name)
 
 
-@cache
-def load_dataset(name):
-    """Some experiment that uses a dataset."""
-    return checked(loading.of_dataset, name)
+def experiment(w):
+    """The experiment of a job; of a stage that several share, one of them."""
+    if hasattr(w, "experiment"):
+        return load(w.experiment)
+    if hasattr(w, "protocol"):
+        return checked(jobs.of_reference, w.dataset, w.protocol, w.number)
+    return checked(jobs.of_dataset, w.dataset)
 
 
-@cache
-def load_reference(dataset, protocol, count):
-    """The experiment that asks for reference statistics."""
-    return checked(loading.of_reference, dataset, protocol, count)
+def job(verb, w):
+    """A stage with the wildcards that Snakemake found."""
+    own = [
+        name for name in STAGES[verb].wildcards if name not in ("experiment", "dataset")
+    ]
+    where = {name: getattr(w, name) for name in own}
+    return checked(jobs.Job.of, experiment(w), verb, **where)
+
+
+def reads(verb):
+    """A rule's input: what its stage reads, and what it may go on from."""
+
+    def paths(w):
+        here = job(verb, w)
+        return [str(path) for path in checked(lambda: here.reads + here.continues)]
+
+    return paths
+
+
+def makes(verb):
+    """A rule's output."""
+    return [directory(t) if t == layout.SNAPSHOTS else t for t in STAGES[verb].makes]
+
+
+def digest(verb):
+    """A rule's params: a hash of the configuration that its stage depends on."""
+    return lambda w: job(verb, w).digest
+
+
+def log_of(verb):
+    return STAGES[verb].note("logs", "log")
+
+
+def benchmark_of(verb):
+    return STAGES[verb].note("benchmarks", "tsv")
+
+
+def priority_of(verb):
+    return STAGES[verb].priority
 
 
 def names(key):
@@ -47,50 +94,9 @@ def names(key):
     return listed
 
 
-def experiment(w):
-    return load(w.experiment)
-
-
-def checked(function, *arguments):
-    """Call a function of the package; a user error becomes one line."""
-    try:
-        return function(*arguments)
-    except (UserError, OSError) as error:
-        stop(error)
-    except KeyError as error:
-        stop(f"the experiment has no {error}; asked for by a target's name")
-
-
-def of(function, *wildcards):
-    """An input or params function: `function(experiment, *wildcards)`."""
-    return lambda w: checked(
-        function, experiment(w), *(getattr(w, name) for name in wildcards)
-    )
-
-
-def of_dataset(w):
-    return digests.data_digest(load_dataset(w.dataset))
-
-
-def images(w):
-    """The images of an experiment and their manifest."""
-    return expand([layout.IMAGES, layout.MANIFEST], dataset=experiment(w).dataset.name)
-
-
 def all_cores(w):
     """Every core of this machine; a cluster's job is made exclusive instead (`slurm_extra`)."""
     return workflow.cores if workflow.local_exec else experiment(w).compute.threads
-
-
-def compute_reference(key):
-    """As `compute`, for reference statistics."""
-    return lambda w: getattr(
-        load_reference(w.dataset, w.protocol, w.number).compute, key
-    )
-
-
-def of_reference(w):
-    return digests.reference_digest(load_dataset(w.dataset), w.protocol, w.number)
 
 
 def compute(key):
@@ -107,27 +113,10 @@ def one_gpu(w):
     return min(1, experiment(w).compute.gpus)
 
 
-def grow(amount, of=compute):
+def grow(amount):
     """A resource that doubles with every retry: a key of `compute`, or a number."""
-    first = of(amount) if isinstance(amount, str) else lambda w: amount
+    first = compute(amount) if isinstance(amount, str) else lambda w: amount
     return lambda w, attempt: first(w) * 2 ** (attempt - 1)
-
-
-def table_inputs(w):
-    return needs.paths(
-        experiment(w), checked(needs.table_needs, experiment(w), w.table)
-    )
-
-
-def figure_inputs(w):
-    return needs.paths(
-        experiment(w), checked(needs.figure_needs, experiment(w), w.figure)
-    )
-
-
-def final(template, extension):
-    """A table's or figure's template with its extension filled in."""
-    return template.replace("{ext}", extension)
 
 
 config = {"experiments": [], "runs": [], **config}
@@ -137,22 +126,14 @@ EXPERIMENTS = names("experiments")
 RUNS = names("runs")
 
 
-def tables_of(name):
-    return expand(
-        layout.TABLE,
-        experiment=name,
-        table=load(name).tables,
-        ext=layout.TABLE_EXTENSIONS,
-    )
+def pages_of(name):
+    """The tables and figures of an experiment."""
+    return [str(path) for path in jobs.Job.of(load(name), "tabulate").makes]
 
 
-def figures_of(name):
-    return expand(
-        layout.FIGURE,
-        experiment=name,
-        figure=needs.FIGURES,
-        ext=layout.FIGURE_EXTENSIONS,
-    )
+def those_of(name, kind):
+    """Its tables, or its figures."""
+    return [path for path in pages_of(name) if f"/{kind}/" in path]
 
 
 def metrics_of(name, runs):
@@ -199,5 +180,3 @@ wildcard_constraints:
     expert="[a-z0-9][a-z0-9_.-]*",
     milestone="[1-9][0-9]*|like-[a-z0-9_-]+",
     run="[a-z0-9][a-z0-9_-]*",
-    table=r"table\d|controls",
-    figure=r"figure\d[a-z]?",

@@ -3,13 +3,12 @@
 
 rule prepare_data:
     output:
-        layout.IMAGES,
-        layout.LABELS,
-        layout.MANIFEST,
+        makes("prepare-data"),
     log:
-        layout.log("prepare-data", layout.DATA),
+        log_of("prepare-data"),
     benchmark:
-        layout.benchmark("prepare-data", layout.DATA)
+        benchmark_of("prepare-data")
+    priority: priority_of("prepare-data")
     localrule: True  # it may need the network, which compute nodes often lack
     conda:
         CONDA
@@ -19,23 +18,21 @@ rule prepare_data:
         runtime=60,
         gpu=0,
     params:
-        digest=of_dataset,
+        digest=digest("prepare-data"),
     shell:
         "ebdiff prepare-data {wildcards.dataset:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule train_classifier:
     input:
-        images=layout.IMAGES,
-        labels=layout.LABELS,
-        manifest=layout.MANIFEST,
+        reads("train-classifier"),
     output:
-        network=layout.CLASSIFIER,
-        ledger=layout.CLASSIFIER_LEDGER,
+        makes("train-classifier"),
     log:
-        layout.log("train-classifier", layout.DATA),
+        log_of("train-classifier"),
     benchmark:
-        layout.benchmark("train-classifier", layout.DATA)
+        benchmark_of("train-classifier")
+    priority: priority_of("train-classifier")
     conda:
         CONDA
     threads: 1
@@ -44,32 +41,30 @@ rule train_classifier:
         runtime=grow(60),
         gpu=0,
     params:
-        digest=of_dataset,
+        digest=digest("train-classifier"),
     shell:
         "ebdiff train-classifier {wildcards.dataset:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule reference_stats:
     input:
-        lambda w: inputs.reference(w.dataset, w.protocol),
+        reads("reference-stats"),
     output:
-        statistics=layout.REFERENCE,
-        features=layout.REFERENCE_FEATURES,
+        makes("reference-stats"),
     log:
-        layout.log("reference-{protocol}-{number}", layout.DATA),
+        log_of("reference-stats"),
     benchmark:
-        layout.benchmark("reference-{protocol}-{number}", layout.DATA)
+        benchmark_of("reference-stats")
+    priority: priority_of("reference-stats")
     conda:
         CONDA
-    threads: compute_reference("threads")
+    threads: compute("threads")
     resources:
-        mem_mb=grow("mem_mb", of=compute_reference),
-        runtime=grow("runtime", of=compute_reference),
-        gpu=lambda w: (
-            0 if w.protocol == "classifier" else min(1, compute_reference("gpus")(w))
-        ),
+        mem_mb=grow("mem_mb"),
+        runtime=grow("runtime"),
+        gpu=lambda w: 0 if w.protocol == "classifier" else one_gpu(w),
     params:
-        digest=of_reference,
+        digest=digest("reference-stats"),
     shell:
         "ebdiff reference-stats {wildcards.dataset:q} --protocol {wildcards.protocol}"
         " --images {wildcards.number} --threads {threads} > {log:q} 2>&1"

@@ -3,12 +3,12 @@
 
 rule measure_cost:
     output:
-        layout.COST,
+        makes("measure-cost"),
     log:
-        layout.log("measure-cost"),
+        log_of("measure-cost"),
     benchmark:
-        layout.benchmark("measure-cost")
-    priority: 100
+        benchmark_of("measure-cost")
+    priority: priority_of("measure-cost")
     conda:
         CONDA
     # All cores, only to be alone: timed are as many threads as training uses.
@@ -19,7 +19,7 @@ rule measure_cost:
         gpu=one_gpu,
         slurm_extra="--exclusive",
     params:
-        digest=of(digests.cost_digest),
+        digest=digest("measure-cost"),
         threads=compute("threads"),
     shell:
         "ebdiff measure-cost {wildcards.experiment:q} --threads {params.threads} > {log:q} 2>&1"
@@ -27,18 +27,14 @@ rule measure_cost:
 
 rule train_dense:
     input:
-        images=images,
+        reads("train-dense"),
     output:
-        snapshots=directory(layout.SNAPSHOTS),
-        masks=layout.DENSE_MASKS,
-        last=layout.DENSE_LAST,
-        ledger=layout.DENSE_LEDGER,
-        stats=layout.DENSE_STATS,
+        makes("train-dense"),
     log:
-        layout.log("seed{seed}/train-dense.{search}"),
+        log_of("train-dense"),
     benchmark:
-        layout.benchmark("seed{seed}/train-dense.{search}")
-    priority: 50  # everything else waits for it
+        benchmark_of("train-dense")
+    priority: priority_of("train-dense")
     conda:
         CONDA
     threads: job_threads
@@ -47,7 +43,7 @@ rule train_dense:
         runtime=grow("runtime"),
         gpu=compute("gpus"),
     params:
-        digest=of(digests.dense_digest, "search"),
+        digest=digest("train-dense"),
     shell:
         "ebdiff train-dense {wildcards.experiment:q} --search {wildcards.search:q}"
         " --seed {wildcards.seed} --threads {threads} > {log:q} 2>&1"

@@ -3,16 +3,14 @@
 
 rule sample:
     input:
-        of(inputs.experts, "run", "seed"),
+        reads("sample"),
     output:
-        samples=layout.SAMPLES,
-        grid=layout.SAMPLES_PNG,
-        ledger=layout.SAMPLE_LEDGER,
+        makes("sample"),
     log:
-        layout.log("seed{seed}/sample.{run}"),
+        log_of("sample"),
     benchmark:
-        layout.benchmark("seed{seed}/sample.{run}")
-    priority: 20
+        benchmark_of("sample")
+    priority: priority_of("sample")
     conda:
         CONDA
     threads: job_threads
@@ -21,7 +19,7 @@ rule sample:
         runtime=grow("runtime"),
         gpu=compute("gpus"),
     params:
-        digest=of(digests.sample_digest, "run"),
+        digest=digest("sample"),
     shell:
         "ebdiff sample {wildcards.experiment:q} --run {wildcards.run:q} --seed {wildcards.seed}"
         " --threads {threads} > {log:q} 2>&1"
@@ -29,16 +27,14 @@ rule sample:
 
 rule fid:
     input:
-        of(inputs.references),
-        samples=layout.SAMPLES,
-        ledger=layout.SAMPLE_LEDGER,
+        reads("fid"),
     output:
-        layout.METRICS,
+        makes("fid"),
     log:
-        layout.log("seed{seed}/fid.{run}"),
+        log_of("fid"),
     benchmark:
-        layout.benchmark("seed{seed}/fid.{run}")
-    priority: 10
+        benchmark_of("fid")
+    priority: priority_of("fid")
     conda:
         CONDA
     threads: compute("threads")
@@ -47,7 +43,7 @@ rule fid:
         runtime=grow("runtime"),
         gpu=one_gpu,
     params:
-        digest=of(digests.metrics_digest),
+        digest=digest("fid"),
     shell:
         "ebdiff fid {wildcards.experiment:q} --run {wildcards.run:q} --seed {wildcards.seed}"
         " --threads {threads} > {log:q} 2>&1"

@@ -3,17 +3,14 @@
 
 rule finetune_region:
     input:
-        of(inputs.expert, "expert", "milestone", "seed"),
-        images=images,
+        reads("finetune-region"),
     output:
-        state=layout.MILESTONE,
-        ledger=layout.LEDGER,
-        stats=layout.STATS,
+        makes("finetune-region"),
     log:
-        layout.log("seed{seed}/finetune-region.{expert}.{milestone}"),
+        log_of("finetune-region"),
     benchmark:
-        layout.benchmark("seed{seed}/finetune-region.{expert}.{milestone}")
-    priority: 30
+        benchmark_of("finetune-region")
+    priority: priority_of("finetune-region")
     conda:
         CONDA
     threads: job_threads
@@ -22,7 +19,7 @@ rule finetune_region:
         runtime=grow("runtime"),
         gpu=compute("gpus"),
     params:
-        digest=of(digests.expert_digest, "expert", "milestone"),
+        digest=digest("finetune-region"),
     shell:
         "ebdiff finetune-region {wildcards.experiment:q} --expert {wildcards.expert:q}"
         " --milestone {wildcards.milestone:q} --seed {wildcards.seed} --threads {threads}"

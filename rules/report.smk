@@ -1,70 +1,51 @@
 # Tables, figures and the page. None of these verbs imports torch: no job of a cluster is worth their seconds.
 
 
-rule write_table:
-    input:
-        table_inputs,
-    output:
-        csv=final(layout.TABLE, "csv"),
-        md=report(
-            final(layout.TABLE, "md"), category="{experiment}", subcategory="tables"
-        ),
-        tex=final(layout.TABLE, "tex"),
-    log:
-        layout.log("{table}"),
-    benchmark:
-        layout.benchmark("{table}")
-    localrule: True
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=10,
-        gpu=0,
-    params:
-        digest=of(digests.report_digest),
-    shell:
-        "ebdiff table {wildcards.experiment:q} {wildcards.table} --final > {log:q} 2>&1"
+# A rule for each experiment, because which tables there are is its own business.
+for name in loading.names():
+    try:
+        pages = pages_of(name)
+    except SystemExit:  # a broken file is reported when it is asked for
+        continue
 
-
-rule draw_figure:
-    input:
-        figure_inputs,
-    output:
-        pdf=final(layout.FIGURE, "pdf"),
-        png=report(
-            final(layout.FIGURE, "png"), category="{experiment}", subcategory="figures"
-        ),
-    log:
-        layout.log("{figure}"),
-    benchmark:
-        layout.benchmark("{figure}")
-    localrule: True
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        mem_mb=800,
-        runtime=10,
-        gpu=0,
-    params:
-        digest=of(digests.report_digest),
-    shell:
-        "ebdiff figure {wildcards.experiment:q} {wildcards.figure} --final > {log:q} 2>&1"
+    rule:
+        name:
+            f"tabulate_{name}"
+        input:
+            lambda w, name=name: reads("tabulate")(SimpleNamespace(experiment=name)),
+        output:
+            pages,
+        log:
+            log_of("tabulate").format(experiment=name),
+        benchmark:
+            benchmark_of("tabulate").format(experiment=name)
+        localrule: True
+        conda:
+            CONDA
+        threads: 1
+        resources:
+            mem_mb=800,
+            runtime=10,
+            gpu=0,
+        params:
+            digest=lambda w, name=name: digest("tabulate")(
+                SimpleNamespace(experiment=name)
+            ),
+            experiment=name,
+        shell:
+            "ebdiff tabulate {params.experiment:q} > {log:q} 2>&1"
 
 
 rule write_report:
     input:
-        lambda w: needs.paths(experiment(w), needs.report_needs(experiment(w))),
-        lambda w: tables_of(w.experiment),
-        lambda w: figures_of(w.experiment),
+        reads("report"),
     output:
         report(layout.REPORT, category="{experiment}"),
     log:
-        layout.log("report"),
+        log_of("report"),
     benchmark:
-        layout.benchmark("report")
+        benchmark_of("report")
+    priority: priority_of("report")
     localrule: True
     conda:
         CONDA
@@ -74,7 +55,7 @@ rule write_report:
         runtime=10,
         gpu=0,
     params:
-        digest=of(digests.report_digest),
+        digest=digest("report"),
     shell:
         "ebdiff report {wildcards.experiment:q} > {log:q} 2>&1"
 
@@ -83,9 +64,9 @@ rule:
     name:
         "so-far"
     log:
-        layout.log("so-far", "results"),
+        "results/logs/so-far.log",
     benchmark:
-        layout.benchmark("so-far", "results")
+        "results/benchmarks/so-far.tsv"
     localrule: True
     conda:
         CONDA

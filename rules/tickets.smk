@@ -3,26 +3,23 @@
 
 rule prune_per_epoch:
     input:
-        of(inputs.masks, "search", "criterion", "weights", "seed"),
+        reads("prune-per-epoch"),
     output:
-        masks=layout.MASKS,
-        ledger=layout.MASKS_LEDGER,
+        makes("prune-per-epoch"),
     log:
-        layout.log("seed{seed}/prune-per-epoch.{search}.{criterion}.{weights}"),
+        log_of("prune-per-epoch"),
     benchmark:
-        layout.benchmark("seed{seed}/prune-per-epoch.{search}.{criterion}.{weights}")
-    priority: 40
+        benchmark_of("prune-per-epoch")
+    priority: priority_of("prune-per-epoch")
     conda:
         CONDA
     threads: compute("threads")
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=lambda w: (
-            0 if inputs.taken_while_training(w.search, w.criterion) else one_gpu(w)
-        ),
+        gpu=lambda w: (0 if taken_while_training(w.search, w.criterion) else one_gpu(w)),
     params:
-        digest=of(digests.masks_digest, "search", "criterion", "weights"),
+        digest=digest("prune-per-epoch"),
     shell:
         "ebdiff prune-per-epoch {wildcards.experiment:q} --search {wildcards.search:q}"
         " --criterion {wildcards.criterion} --weights {wildcards.weights} --seed {wildcards.seed}"
@@ -31,14 +28,14 @@ rule prune_per_epoch:
 
 rule hamming_matrix:
     input:
-        images,
-        masks=layout.MASKS,
+        reads("hamming-matrix"),
     output:
-        layout.HAMMING,
+        makes("hamming-matrix"),
     log:
-        layout.log("seed{seed}/hamming-matrix.{search}.{criterion}.{weights}"),
+        log_of("hamming-matrix"),
     benchmark:
-        layout.benchmark("seed{seed}/hamming-matrix.{search}.{criterion}.{weights}")
+        benchmark_of("hamming-matrix")
+    priority: priority_of("hamming-matrix")
     conda:
         CONDA
     threads: 1
@@ -47,7 +44,7 @@ rule hamming_matrix:
         runtime=grow(10),
         gpu=0,
     params:
-        digest=of(digests.hamming_digest, "search", "criterion", "weights"),
+        digest=digest("hamming-matrix"),
     shell:
         "ebdiff hamming-matrix {wildcards.experiment:q} --search {wildcards.search:q}"
         " --criterion {wildcards.criterion} --weights {wildcards.weights} --seed {wildcards.seed}"
@@ -56,17 +53,14 @@ rule hamming_matrix:
 
 rule select_eb_epoch:
     input:
-        of(inputs.ticket, "search", "criterion", "weights", "rate", "seed"),
+        reads("select-eb-epoch"),
     output:
-        ticket=layout.TICKET,
-        story=layout.STORY,
+        makes("select-eb-epoch"),
     log:
-        layout.log("seed{seed}/select-eb-epoch.{search}.{criterion}.{weights}.{rate}"),
+        log_of("select-eb-epoch"),
     benchmark:
-        layout.benchmark(
-            "seed{seed}/select-eb-epoch.{search}.{criterion}.{weights}.{rate}"
-        )
-    priority: 40
+        benchmark_of("select-eb-epoch")
+    priority: priority_of("select-eb-epoch")
     conda:
         CONDA
     threads: 1
@@ -75,7 +69,7 @@ rule select_eb_epoch:
         runtime=grow(10),
         gpu=0,
     params:
-        digest=of(digests.ticket_digest, "search", "criterion", "weights", "rate"),
+        digest=digest("select-eb-epoch"),
     shell:
         "ebdiff select-eb-epoch {wildcards.experiment:q} --search {wildcards.search:q}"
         " --criterion {wildcards.criterion} --weights {wildcards.weights} --rate {wildcards.rate}"

@@ -19,7 +19,7 @@ from conftest import TINY, changed
 from PIL import Image
 
 from ebdiff.data import archives, cifar10, images, sources
-from ebdiff.experiment import inputs, load
+from ebdiff.experiment import load, places
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
 
@@ -49,9 +49,8 @@ def prepare(tmp_path):
         raw = changed(TINY, {"dataset": {**dataset, "image_size": size, "channels": channels}})
         out = tmp_path / "out"
         paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
-        manifest = sources.prepare(load.parse(raw, "x.yaml"), *paths, threads=threads)
+        manifest = sources.write(load.parse(raw, "x.yaml"), *paths, threads=threads)
         assert files.read_json(paths[2]) == manifest
-        assert manifest["sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
         assert sorted(p.name for p in out.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
         return files.load_memmap(paths[0]), np.load(paths[1]), manifest
 
@@ -166,7 +165,7 @@ def test_paths_fill_in_variables_and_home(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("${EBDIFF_TEST_HERE}/in", "~/in", "${EBDIFF_TEST_NOWHERE:-~/in}"):
         assert prepare(path=path)[2]["count"] == 9
-    assert inputs.given("${EBDIFF_TEST_NOWHERE:-}", "dataset.path") is None
+    assert places.given("${EBDIFF_TEST_NOWHERE:-}", "dataset.path") is None
 
 
 # --- the rule of conversion --------------------------------------------------------------------------------
@@ -565,11 +564,11 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 from ebdiff.experiment import load
-from ebdiff.data.sources import prepare
+from ebdiff.data.sources import write
 import yaml
 out = Path(sys.argv[1])
 experiment = load.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
-prepare(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
+write(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
 # Not getrusage: its peak is inherited from the parent process.
 print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)
 """

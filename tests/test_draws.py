@@ -99,7 +99,7 @@ def numbered():
 
 
 def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
-    images = Images(numbered, flip=False, sha256="")
+    images = Images(numbered, flip=False)
     batch = images.batch(images.draw(8, 0, "s", 0), CPU).x0
     assert batch.shape == (8, 1, 4, 4)
     assert (batch[..., 0] == 1).all()
@@ -109,7 +109,7 @@ def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
 
 def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
     original = numbered.copy()
-    images = Images(numbered, flip=True, sha256="")
+    images = Images(numbered, flip=True)
     batch = np.concatenate([images.batch(images.draw(40, 0, "s", step), CPU).x0 for step in range(10)])
     right = (batch[:, 0, :, -1] == 1).all(axis=1)
     left = (batch[:, 0, :, 0] == 1).all(axis=1)

@@ -15,7 +15,8 @@ from test_training import job, same, start
 from ebdiff import cli
 from ebdiff.cost import tune
 from ebdiff.diffusion import sample
-from ebdiff.experiment import digests, load
+from ebdiff.experiment import load
+from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets import store
 from ebdiff.nets.execution import GPU, Runtime
@@ -70,10 +71,16 @@ def test_micro_batch_comes_from_the_experiment_and_counts_where_dropout_does(var
     e = vary({"compute.micro_batch": 4})
     assert Runtime.of(e, "training", "dense", CPU).micro_batch == 4
     # With dropout other masks are drawn; without, only rounding changes.
-    assert digests.dense_digest(e, "full") != digests.dense_digest(vary({}), "full")
+    assert (
+        Job.of(e, "train-dense", seed=0, search="full").digest
+        != Job.of(vary({}), "train-dense", seed=0, search="full").digest
+    )
     plain = vary({"network.dropout": 0.0})
     e = vary({"network.dropout": 0.0, "compute.micro_batch": 4})
-    assert digests.dense_digest(e, "full") == digests.dense_digest(plain, "full")
+    assert (
+        Job.of(e, "train-dense", seed=0, search="full").digest
+        == Job.of(plain, "train-dense", seed=0, search="full").digest
+    )
 
 
 # --- precision and memory format ---------------------------------------------------------------------------
@@ -126,7 +133,7 @@ def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(works
     program = """
 import sys; sys.path.insert(0, {tests!r})
 import torch
-from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
+from test_execution import CPU, Execution, Runtime, distance, load, start, trained
 e = load.load("tiny")
 fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
 print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
@@ -215,13 +222,31 @@ def test_a_tuned_network_reruns_what_it_computes_and_nothing_else(vary):
     plain = vary({})
     tuned = vary({"tuning.training": {0.5: {"channels_last": True}}})
     eb, ta = "full-magnitude-ema-0.5-t0-1000", "full-magnitude-ema-0.8-t240-1000"
-    assert digests.expert_digest(plain, eb, "40") != digests.expert_digest(tuned, eb, "40")
-    assert digests.expert_digest(plain, ta, "20") == digests.expert_digest(tuned, ta, "20")
-    assert digests.dense_digest(plain, "full") == digests.dense_digest(tuned, "full")
-    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(tuned, "eb-50")
+    assert (
+        Job.of(plain, "finetune-region", seed=0, expert=eb, milestone=40).digest
+        != Job.of(tuned, "finetune-region", seed=0, expert=eb, milestone=40).digest
+    )
+    assert (
+        Job.of(plain, "finetune-region", seed=0, expert=ta, milestone=20).digest
+        == Job.of(tuned, "finetune-region", seed=0, expert=ta, milestone=20).digest
+    )
+    assert (
+        Job.of(plain, "train-dense", seed=0, search="full").digest
+        == Job.of(tuned, "train-dense", seed=0, search="full").digest
+    )
+    assert (
+        Job.of(plain, "sample", seed=0, run="eb-50").digest
+        == Job.of(tuned, "sample", seed=0, run="eb-50").digest
+    )
     sampled = vary({"tuning.sampling": {"dense": {"precision": "bf16"}}})
-    assert digests.sample_digest(plain, "unpruned") != digests.sample_digest(sampled, "unpruned")
-    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(sampled, "eb-50")
+    assert (
+        Job.of(plain, "sample", seed=0, run="unpruned").digest
+        != Job.of(sampled, "sample", seed=0, run="unpruned").digest
+    )
+    assert (
+        Job.of(plain, "sample", seed=0, run="eb-50").digest
+        == Job.of(sampled, "sample", seed=0, run="eb-50").digest
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def prepare(tmp_path):
         dataset = {"name": "data", "source": "images", "path": str(path), "image_size": 8, **dataset}
         raw = changed(TINY, {"dataset": dataset})
         paths = [tmp_path / "out" / name for name in ("images.npy", "labels.npy", "manifest.json")]
-        sources.prepare(load.parse(raw, "x.yaml"), *paths)
+        sources.write(load.parse(raw, "x.yaml"), *paths)
         return np.load(paths[0]), read_json(paths[2])
 
     return run

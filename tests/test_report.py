@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ebdiff.experiment.digests import report_digest
 
 from ebdiff.experiment import layout, load, schema
-from ebdiff.experiment.digests import report_digest
 from ebdiff.report import details, figures, needs, page, paper, protocol, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results

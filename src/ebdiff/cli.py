@@ -10,16 +10,13 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import ebdiff
 from ebdiff.system import interrupts
-from ebdiff.system.errors import UserError, explained, first_line, out_of_memory, unknown
+from ebdiff.system.errors import UserError, explained, first_line, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +48,14 @@ SoFar = Annotated[
 ]
 
 
-def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> Experiment:
-    """Load an experiment (or one that uses a dataset) and set the threads, before torch is imported."""
+def _begin(name: str, threads: int | None = None) -> Experiment:
+    """Load an experiment and set the threads, before torch is imported."""
     from ebdiff.experiment import load
 
-    experiment = load.of_dataset(name) if dataset else load.load(name)
+    return _threads(load.load(name), threads)
+
+
+def _threads(experiment: Experiment, threads: int | None) -> Experiment:
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
     count = str(max(1, threads // processes) if threads else experiment.compute.threads)
     os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -64,6 +64,22 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     if experiment.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     return experiment
+
+
+def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Experiment:
+    """Begin a stage: its wildcards are checked before anything slow is imported."""
+    from ebdiff.experiment.jobs import Job
+
+    experiment = _begin(name, threads)
+    Job.of(experiment, verb, **where)
+    return experiment
+
+
+def _of_dataset(dataset: str, threads: int | None) -> Experiment:
+    """Begin a stage that all experiments of a dataset share."""
+    from ebdiff.experiment.jobs import of_dataset
+
+    return _threads(of_dataset(dataset), threads)
 
 
 def _device(experiment: Experiment, own: bool = True) -> torch.device:
@@ -105,30 +121,6 @@ def _spread(experiment: Experiment) -> None:
         os.execv(sys.executable, [*torchrun, f"--nproc-per-node={processes}", *verb])
 
 
-def _known(value: object, known: Iterable[object], what: str) -> None:
-    """Refuse a name that the experiment doesn't have.
-
-    Raises:
-        UserError: with a did-you-mean.
-    """
-    known = [str(k) for k in known]
-    if str(value) not in known:
-        raise UserError(f"{what} {unknown(str(value), known)}")
-
-
-def _check_search(
-    experiment: Experiment, search: str, criterion: str = "magnitude", weights: str = "ema"
-) -> None:
-    from typing import get_args
-
-    from ebdiff.experiment import schema
-
-    known = [*experiment.searches, *([schema.FINAL] if experiment.final_expert else [])]
-    _known(search, known, "--search")
-    _known(criterion, get_args(schema.Criterion), "--criterion")
-    _known(weights, get_args(schema.Weights), "--weights")
-
-
 @app.command()
 def init(
     name: Annotated[
@@ -158,13 +150,10 @@ def prepare_data(
 
     Example: ebdiff prepare-data digits
     """
-    experiment = _begin(dataset, threads, dataset=True)
-    from ebdiff.experiment import layout
-    from ebdiff.experiment.registry import located
+    experiment = _of_dataset(dataset, threads)
+    from ebdiff.data.sources import prepare
 
-    prepare = located(type(experiment.dataset).PREPARE)
-    files = (layout.path(t, dataset=dataset) for t in layout.DATA_FILES)
-    entry = prepare(experiment, *files, threads=threads or experiment.compute.threads)
+    entry = prepare(experiment, threads or experiment.compute.threads)
     skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""
     print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}{skipped}")
 
@@ -175,19 +164,10 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
 
     Example: ebdiff train-classifier digits
     """
-    experiment = _begin(dataset, threads, dataset=True)
-    from ebdiff.data.dataset import open_labels, open_pixels
-    from ebdiff.experiment import inputs, layout
+    experiment = _of_dataset(dataset, threads)
     from ebdiff.metrics import classifier
-    from ebdiff.system.files import write_json
 
-    inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset)])
-    path = layout.path(layout.CLASSIFIER, dataset=dataset)
-    began = time.perf_counter()
-    accuracy = classifier.train_classifier(open_pixels(dataset)[0], open_labels(dataset), path)
-    entry = {"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}
-    write_json(layout.path(layout.CLASSIFIER_LEDGER, dataset=dataset), entry)
-    print(f"held-out accuracy {accuracy:.3f}")
+    print(f"held-out accuracy {classifier.train_classifier(experiment):.3f}")
 
 
 @app.command()
@@ -203,19 +183,16 @@ def reference_stats(
 
     Example: ebdiff reference-stats digits
     """
-    experiment = _begin(dataset, threads, dataset=True)
-    from typing import get_args
-
-    from ebdiff.experiment import load, schema
+    experiment = _of_dataset(dataset, threads)
+    from ebdiff.experiment.jobs import Job, of_reference
 
     protocol = protocol or experiment.evaluation.protocols[0]
-    _known(protocol, get_args(schema.Protocol), "--protocol")
+    Job.of(experiment, "reference-stats", protocol=protocol, number=images)
     if images == "1" or not re.fullmatch("all|[1-9][0-9]*", images):
         raise UserError(f"--images {images!r} is neither `all` nor a number from 2 on")
     from ebdiff.metrics import evaluate
 
-    experiment = load.of_reference(dataset, protocol, images)
-
+    experiment = of_reference(dataset, protocol, images)
     evaluate.reference_stats(experiment, protocol, images, _device(experiment))
 
 
@@ -225,10 +202,8 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
 
     Example: ebdiff train-dense digits --search full --seed 0
     """
-    experiment = _begin(name, threads)
-    _known(search, experiment.searches, "--search")
+    experiment = _stage("train-dense", name, threads, search=search, seed=seed)
     _spread(experiment)
-
     from ebdiff.training import train
 
     train.train_dense(experiment, search, seed, _device(experiment))
@@ -247,17 +222,17 @@ def prune_per_epoch(
 
     Example: ebdiff prune-per-epoch digits --search full --criterion magnitude
     """
-    experiment = _begin(name, threads)
-    _check_search(experiment, search, criterion, weights)
-    from ebdiff.experiment import inputs
+    ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
+    experiment = _stage("prune-per-epoch", name, threads, **ticket)
+    from ebdiff.experiment.stages import taken_while_training
 
-    if inputs.taken_while_training(search, criterion):
+    if taken_while_training(search, criterion):
         from ebdiff.tickets import history
 
         return history.take_masks(experiment, search, weights, seed)
     from ebdiff.tickets import stages
 
-    stages.prune_per_epoch(experiment, search, criterion, weights, seed, _device(experiment))
+    stages.prune_per_epoch(experiment, **ticket, device=_device(experiment))
 
 
 @app.command()
@@ -272,12 +247,9 @@ def hamming_matrix(
 
     Example: ebdiff hamming-matrix digits --search full
     """
-    experiment = _begin(name)
-    _known(search, experiment.searches, "--search")
-    _check_search(experiment, search, criterion, weights)
     from ebdiff.tickets import history
 
-    history.hamming_matrix(experiment, search, criterion, weights, seed)
+    history.hamming_matrix(_begin(name), search, criterion, weights, seed)
 
 
 @app.command()
@@ -293,12 +265,11 @@ def select_eb_epoch(
 
     Example: ebdiff select-eb-epoch digits --rate 0.5
     """
-    experiment = _begin(name)
-    _check_search(experiment, search, criterion, weights)
-    _known(rate, experiment.rates_of(search), "--rate")
+    ticket = dict(search=search, criterion=criterion, weights=weights, rate=rate, seed=seed)
+    experiment = _stage("select-eb-epoch", name, **ticket)
     from ebdiff.tickets import stages
 
-    story = stages.select_eb_epoch(experiment, search, criterion, weights, rate, seed)
+    story = stages.select_eb_epoch(experiment, **ticket)
     word = "settled" if story["settled"] else "NOT settled by the horizon"
     print(f"rate {rate}: {word}, {story['unit']} {story['interval']}, {story['params']:,} parameters")
 
@@ -315,12 +286,8 @@ def finetune_region(
 
     Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 900
     """
-    experiment = _begin(name, threads)
-    experts = experiment.experts()
-    _known(expert, experts, "--expert")
-    _known(milestone, experiment.all_milestones(expert), "--milestone")
+    experiment = _stage("finetune-region", name, threads, expert=expert, milestone=milestone, seed=seed)
     _spread(experiment)
-
     from ebdiff.training import train
 
     train.finetune_region(experiment, expert, milestone, seed, _device(experiment))
@@ -332,8 +299,7 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
     Example: ebdiff sample digits --run eb-50
     """
-    experiment = _begin(name, threads)
-    _known(run, experiment.runs, "--run")
+    experiment = _stage("sample", name, threads, run=run, seed=seed)
     _spread(experiment)
     from ebdiff.diffusion import sample
 
@@ -346,8 +312,7 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
 
     Example: ebdiff fid digits --run eb-50
     """
-    experiment = _begin(name, threads)
-    _known(run, experiment.runs, "--run")
+    experiment = _stage("fid", name, threads, run=run, seed=seed)
     from ebdiff.metrics import evaluate
 
     for found in evaluate.evaluate(experiment, run, seed, _device(experiment))["protocols"].values():
@@ -413,47 +378,25 @@ def plan(
     print(*page.page(planned), planned.write(), sep="\n\n")
 
 
-def _folder(experiment: Experiment, template: str, so_far: bool) -> Path:
-    from ebdiff.experiment import layout
-
-    folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=experiment.name)
-    return folder / Path(template).parent.name
-
-
 @app.command()
-def table(
-    name: Name, table: Annotated[str, typer.Argument(help="table1, table4, ...")], so_far: SoFar = True
+def tabulate(
+    name: Name,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="table4, figure2, ...: only these, so far. Default: all.")
+    ] = None,
+    so_far: SoFar = False,
 ) -> None:
-    """Write a table (.csv, .md, .tex) from what is finished, under results/{experiment}/so-far/.
+    """Write all tables (.csv, .md, .tex) and figures (.pdf, .png) of an experiment.
 
-    Example: ebdiff table digits table4
+    With --so-far, or names, what is finished is shown, under results/{experiment}/so-far/.
+
+    Example: ebdiff tabulate digits table4 figure2
     """
     experiment = _begin(name)
-    _known(table, experiment.tables, "table")
-    from ebdiff.experiment import layout
-    from ebdiff.report.tables import write_table
+    from ebdiff.report.pages import tabulate
 
-    for path in write_table(experiment, table, _folder(experiment, layout.TABLE, so_far), partial=so_far):
-        print(path.read_text() if path.suffix == ".md" else path)
-
-
-@app.command()
-def figure(
-    name: Name, figure: Annotated[str, typer.Argument(help="figure1, figure2, ...")], so_far: SoFar = True
-) -> None:
-    """Draw a figure (.pdf, .png) from what is finished, under results/{experiment}/so-far/.
-
-    Example: ebdiff figure digits figure2
-    """
-    experiment = _begin(name)
-    from ebdiff.experiment import layout
-    from ebdiff.report.needs import FIGURES
-
-    _known(figure, FIGURES, "figure")
-    from ebdiff.report.figures import write_figure
-
-    for path in write_figure(experiment, figure, _folder(experiment, layout.FIGURE, so_far), partial=so_far):
-        print(path)
+    for path in tabulate(experiment, what or [], partial=so_far or bool(what)):
+        print(path.read_text() if path.suffix == ".md" and what else path)
 
 
 @app.command()
@@ -463,13 +406,26 @@ def report(name: Name, so_far: SoFar = False) -> None:
     Example: ebdiff report digits --so-far
     """
     experiment = _begin(name)
-    from ebdiff.experiment import layout
-    from ebdiff.report.page import write_report
+    from ebdiff.report.pages import report
 
-    folder = layout.path(layout.SO_FAR if so_far else layout.EXPERIMENT, experiment=name)
-    path = folder / Path(layout.REPORT).name
-    write_report(experiment, path, partial=so_far)
-    print(path)
+    print(report(experiment, partial=so_far))
+
+
+@app.command()
+def verify(name: Name) -> None:
+    """Read every result of an experiment whole and say which aren't what their stages made.
+
+    Example: ebdiff verify digits
+    """
+    experiment = _begin(name)
+    from ebdiff.experiment.jobs import jobs
+    from ebdiff.experiment.records import verify
+
+    found = dict(verify(experiment, jobs(experiment)))
+    print(*found.values(), sep="\n", end="\n" if found else "")
+    if found:
+        raise UserError(f"{name}: {len(found)} files can't be used")
+    print("everything that is there is what its stage made")
 
 
 @app.command()

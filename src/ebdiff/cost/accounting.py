@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Span = tuple[int, int]
+from ebdiff.experiment.schema import AFTER_DENSE
 
-# Methods that need the finished dense network before they begin.
-AFTER_DENSE = ("scratch", "finetune")
+Span = tuple[int, int]
 
 # A ticket at least this share of chance away from the initial mask was learned, not averaged into.
 LEARNED = 0.8

@@ -15,9 +15,9 @@ from ebdiff.data.dataset import Batch, Dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
-from ebdiff.experiment.digests import cost_digest
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import Items
+from ebdiff.experiment.records import Work
 from ebdiff.nets import store
 from ebdiff.nets.denoiser import Denoiser, blank_inputs
 from ebdiff.nets.execution import Runtime
@@ -42,13 +42,13 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     alike; medians are reported. Timed is the real training loop on items of the right shape, each
     network executed as it will be: nothing else may run on the machine.
     """
-    networks, work = counts(experiment), {}
+    work, networks, steps = Work(experiment, "measure-cost"), counts(experiment), {}
     for name, rate in rates(experiment).items():
         runtime = Runtime.of(experiment, "training", name, device)
-        work[name] = training_step(experiment, network_of(experiment, rate), runtime)
+        steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
 
     began = time.perf_counter()
-    for name, seconds in interleaved(work, ROUNDS).items():
+    for name, seconds in interleaved(steps, ROUNDS).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
         networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     result = {
@@ -57,10 +57,9 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         "counter": COUNTER,
         "networks": networks,
         **ledger(device, seconds=round(time.perf_counter() - began, 3)),
-        "torch": torch.__version__,
-        "settings": cost_digest(experiment),
     }
-    write_json(layout.path(layout.COST, experiment=experiment.name), result)
+    write_json(work.path(layout.COST), result)
+    work.end()
     return result
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.experiment import inputs, layout
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, Items
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import load_memmap, read_json
+from ebdiff.system.files import load_memmap
 
 BLOCK = 1024  # images copied to a GPU at a time
 RESIDENT = 0.25  # share of a GPU's free memory that the images may take
@@ -66,18 +66,19 @@ class Dataset:
 
     Attributes:
         items: what it holds.
-        sha256: hash of what is stored; trained states depend on it.
     """
 
     items: Items
-    sha256: str
 
     @classmethod
     def of(cls, experiment: Experiment) -> Dataset:
         """The training set of an experiment.
 
+        That images, labels and manifest are what was prepared is checked before; what a member keeps
+        beside them it checks itself, against the manifest.
+
         Raises:
-            UserError: missing, damaged, or made under other settings.
+            UserError: missing or damaged.
         """
         raise NotImplementedError
 
@@ -172,26 +173,22 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).contiguous().numpy()
 
 
-def open_pixels(dataset: str) -> tuple[np.ndarray, str]:
-    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped, and their SHA-256.
+def open_pixels(dataset: str) -> np.ndarray:
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped.
 
     Raises:
-        Missing: they aren't there.
-        Unusable: damaged, or not the images of their manifest.
+        Missing, Unusable: they aren't there, or are no whole file.
     """
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    return load_memmap(layout.path(layout.IMAGES, dataset=dataset), manifest["sha256"]), manifest["sha256"]
+    return load_memmap(layout.path(layout.IMAGES, dataset=dataset))
 
 
 def open_labels(dataset: str) -> np.ndarray:
     """All labels of `resources/data/{dataset}`, int64 (N,), or (0,) where there are none.
 
     Raises:
-        Missing: they aren't there.
-        Unusable: damaged.
+        Missing, Unusable: as `open_pixels`.
     """
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset), manifest.get("labels_sha256")))
+    return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
 @dataclass(frozen=True)
@@ -201,13 +198,11 @@ class Images(Dataset):
     Attributes:
         pixels: uint8 (N, H, W, C), memory-mapped.
         flip: whether each image is mirrored with probability 1/2.
-        sha256: hash of the image file.
         resident: the same on a GPU, where they fit.
     """
 
     pixels: np.ndarray
     flip: bool
-    sha256: str
     resident: Tensor | None = None
 
     @classmethod
@@ -215,10 +210,10 @@ class Images(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, damaged, made under other settings, fewer than the subset, or of another size.
+            UserError: missing, fewer than the subset, or of another size.
         """
         dataset = experiment.dataset
-        pixels, sha256 = open_pixels(dataset.name)
+        pixels = open_pixels(dataset.name)
         size = (dataset.image_size, dataset.image_size, dataset.channels)
         if pixels.shape[1:] != size:
             raise UserError(
@@ -229,8 +224,7 @@ class Images(Dataset):
             raise UserError(
                 f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
             )
-        inputs.check(experiment, [layout.path(layout.MANIFEST, dataset=dataset.name)])
-        return cls(pixels[: dataset.subset], dataset.flip, sha256)
+        return cls(pixels[: dataset.subset], dataset.flip)
 
     @property
     def items(self) -> Items:

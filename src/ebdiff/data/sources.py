@@ -24,12 +24,13 @@ from ebdiff.data import archives, cifar10
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
-from ebdiff.experiment.digests import data_digest
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.inputs import given
 from ebdiff.experiment.members import ImagesConfig
+from ebdiff.experiment.places import given
+from ebdiff.experiment.records import Work
+from ebdiff.experiment.registry import located
 from ebdiff.system.errors import UserError, printable
-from ebdiff.system.files import holding, remove_leftovers, replacing, sha256, write_array, write_json
+from ebdiff.system.files import holding, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
@@ -159,23 +160,30 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
-    """Read the experiment's source and write images, labels and, last, a manifest.
+def prepare(experiment: Experiment, threads: int = 1) -> dict:
+    """Read the experiment's source and write its images, labels and manifest (verb `prepare-data`).
 
     Args:
-        experiment: names source, crop, size and channels.
-        images, labels, manifest: where to write: uint8 (N, H, W, C), int64 (N,) or (0,) without labels, JSON.
+        experiment: whose dataset says by whom they are written: `write`, of images.
         threads: images decoded at a time; changes no result.
+
+    Returns:
+        the manifest.
 
     Raises:
         UserError: one line on what is wrong with the source, or another process is preparing the same;
             nothing is written then.
     """
-    with holding(layout.state_of(images)):
-        return _prepare(experiment, images, labels, manifest, threads)
+    work = Work(experiment, "prepare-data")
+    paths = [work.path(template) for template in layout.DATA_FILES]
+    with holding(layout.state_of(paths[0])):
+        entry = located(type(experiment.dataset).WRITE)(experiment, *paths, threads)
+        work.end()
+    return entry
 
 
-def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
+def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
+    """Images as uint8 (N, H, W, C), their labels as int64 (N,), or (0,) without, and last the manifest."""
     dataset = experiment.dataset
     if dataset.channels not in (1, 3):
         raise UserError(f"dataset.channels is {dataset.channels}; images have 1 (grey) or 3 (RGB)")
@@ -186,7 +194,6 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped = write_images(found, file, experiment, threads)
-        checksum = sha256(temporary)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
@@ -198,9 +205,6 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
         "skipped": skipped,
         "shape": [dataset.image_size, dataset.image_size, dataset.channels],
         "classes": max(classes) + 1 if labelled else 0,
-        "sha256": checksum,
-        "labels_sha256": sha256(labels),
-        "settings": data_digest(experiment),
     }
     write_json(manifest, entry)
     return entry

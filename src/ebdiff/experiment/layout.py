@@ -25,7 +25,7 @@ REFERENCE = DATA + "/reference/{protocol}-{number}.npz"  # number: how many imag
 REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
-TAKEN = ("reference", "logs", "benchmarks")  # folders of results/ that are no experiment's
+TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ that are no experiment's
 COST = EXPERIMENT + "/cost.json"
 PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
@@ -83,21 +83,6 @@ def parts(template: str, path: Path) -> dict[str, str] | None:
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template)))
-
-
-def declared(path: Path) -> Path:
-    """The output that Snakemake knows a file by: for a snapshot the folder of them all."""
-    return path.parent if path.parent.name == Path(SNAPSHOTS).name else path
-
-
-def log(job: str, of: str = EXPERIMENT) -> str:
-    """Where a job's output goes; `job` may hold wildcards."""
-    return f"{of}/logs/{job}.log"
-
-
-def benchmark(job: str, of: str = EXPERIMENT) -> str:
-    """Where Snakemake notes a job's wall time and memory."""
-    return f"{of}/benchmarks/{job}.tsv"
 
 
 def state_of(output: Path) -> Path:

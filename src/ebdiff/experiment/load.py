@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ebdiff.experiment import plain
-from ebdiff.experiment.digests import data_digest
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import SECTIONS, config_of
 from ebdiff.experiment.runs import Expert, Run
@@ -19,6 +18,11 @@ from ebdiff.experiment.schema import Execution, Interval, Search, Tuning, is_nam
 from ebdiff.system.errors import UserError, unknown
 
 EXPERIMENTS = Path("config/experiments")
+
+
+def names(folder: Path = EXPERIMENTS) -> list[str]:
+    """The experiments that there are files of."""
+    return sorted(p.stem for p in folder.glob("*.yaml") if is_name(p.stem) and p.is_file())
 
 
 def _merge(base: dict, over: dict) -> dict:
@@ -50,9 +54,8 @@ def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
         raise UserError(f"{path}: `base` goes in a circle: {' -> '.join((*chain, name))}")
     if not is_name(name) or not path.is_file():
         asked = f"{folder / chain[-1]}.yaml: base" if chain else "experiment"
-        known = [p.stem for p in folder.glob("*.yaml") if is_name(p.stem) and p.is_file()]
         raise UserError(
-            f"{asked} {unknown(name, known)} (names in {folder}: lower-case letters, digits, - and _)"
+            f"{asked} {unknown(name, names(folder))} (names in {folder}: lower-case letters, digits, - and _)"
         )
     raw = _mapping(path)
     base = raw.pop("base", None)
@@ -186,47 +189,20 @@ def parse_tuning(raw: dict, where: str) -> Tuning:
         raise UserError(f"{where}: {_one_line(error, raw, ['tuning'])}") from None
 
 
-def of_dataset(dataset: str, folder: Path = EXPERIMENTS) -> Experiment:
-    """An experiment that uses a dataset, for the stages that all of them share.
+def users(dataset: str, folder: Path = EXPERIMENTS) -> list[Experiment]:
+    """Every experiment that uses a dataset, by name.
 
     Raises:
-        UserError: none does, or two describe the dataset differently.
+        UserError: none does.
     """
-    return _users(dataset, folder)[0]
-
-
-def of_reference(dataset: str, protocol: str, count: str, folder: Path = EXPERIMENTS) -> Experiment:
-    """The experiment that asks for these reference statistics, else another one with the dataset.
-
-    Its batch, weights path and resources serve, which change no number.
-
-    Raises:
-        UserError: as `of_dataset`.
-    """
-    users = _users(dataset, folder)
-    for experiment in users:
-        asked = experiment.evaluation
-        if protocol in asked.protocols and count == asked.reference_count:
-            return experiment
-    return users[0]
-
-
-def _users(dataset: str, folder: Path) -> list[Experiment]:
-    """Every experiment that uses a dataset, by name."""
     found: list[Experiment] = []
-    for path in sorted(folder.glob("*.yaml")):
+    for name in names(folder):
         with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
-            experiment = load(path.stem, folder)
+            experiment = load(name, folder)
             if experiment.dataset.name == dataset:
                 found.append(experiment)
     if not found:
         raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
-    for other in found[1:]:
-        if data_digest(other) != data_digest(found[0]):
-            raise UserError(
-                f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
-                "rename dataset.name in one of them"
-            )
     return found
 
 

@@ -29,6 +29,11 @@ class Items(NamedTuple):
     classes: int = 0
     variable: bool = False
 
+    @property
+    def conditional(self) -> bool:
+        """Whether a denoiser is told more of an item than its noisy values."""
+        return bool(self.classes) or self.variable
+
 
 class NetworkConfig(Strict):
     """What every network says of itself; `kind` names its member."""
@@ -121,13 +126,13 @@ class DatasetConfig(Strict):
     """What every dataset says of itself; `source` names its member.
 
     Attributes:
-        PREPARE: what makes the files of `layout.DATA_FILES` (and more beside them): called with the
-            experiment, their paths and `threads`, it returns the manifest. Beside a member, because it
-            needs no torch.
+        WRITE: what prepares the data: `data.sources.write`, or a function of the same arguments that writes
+            those files (uint8 images for metrics, labels, manifest) and, beside them, what it needs more.
+            Beside the member, because it may do without torch.
         SEEN: keys that change how training sees the data, not what is prepared.
     """
 
-    PREPARE: ClassVar[str | Callable[..., dict]]
+    WRITE: ClassVar[str | Callable[..., dict]]
     SEEN: ClassVar[frozenset[str]] = frozenset({"subset"})
 
     name: Name = Field(description="Folder name under resources/data/.")
@@ -158,7 +163,7 @@ class DatasetConfig(Strict):
 class ImagesConfig(DatasetConfig):
     """Where the images come from and how training sees them."""
 
-    PREPARE = "ebdiff.data.sources:prepare"
+    WRITE = "ebdiff.data.sources:write"
     SEEN = frozenset({"subset", "flip"})
 
     source: Literal["bundled-digits", "cifar10", "images"] = Field(

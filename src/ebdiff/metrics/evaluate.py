@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 
 from ebdiff.data.dataset import open_pixels
-from ebdiff.experiment import inputs, layout
-from ebdiff.experiment.digests import digest, settings
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.records import Work
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.distances import Gaussian, frechet_distance, kernel_distance, precision_recall, within
 from ebdiff.metrics.features import Extractor, scratch
@@ -25,7 +24,6 @@ from ebdiff.system.files import (
     read_arrays,
     read_json,
     replacing,
-    sha256,
     write_arrays,
     write_json,
 )
@@ -45,8 +43,7 @@ def reference_stats(
     """Statistics and features of the real images, once per dataset, protocol and count.
 
     The floor is half of these images against the other half, the ceiling noise against all of them:
-    the two ends of the scale on which a run's distance lies. Nothing is done where the files are there
-    and were made from the same images with the same weights.
+    the two ends of the scale on which a run's distance lies.
 
     Args:
         experiment: one that uses the dataset.
@@ -57,18 +54,14 @@ def reference_stats(
     Raises:
         UserError: fewer than four images, or weights that can't be had.
     """
+    work = Work(experiment, "reference-stats", protocol=protocol, number=count)
     dataset = experiment.dataset.name
-    inputs.check(experiment, inputs.reference(dataset, protocol))
-    pixels, _ = open_pixels(dataset)
+    pixels = open_pixels(dataset)
     number = len(pixels) if count == "all" else min(int(count), len(pixels))
     if number < 4:
         raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
     extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
-    statistics, features_path = _reference_paths(dataset, protocol, count)
-    with suppress(Unusable):  # missing, damaged, or of something else: made again
-        _reference(dataset, count, extractor)
-        print(f"{statistics}: already there, from the same images and weights")
-        return
+    statistics, features_path = work.path(layout.REFERENCE), work.path(layout.REFERENCE_FEATURES)
     half = number // 2
     order = generator(0, "reference/halves").permutation(len(pixels))[:number]
     order = np.concatenate([np.sort(order[:half]), np.sort(order[half:])])  # read the disk forwards
@@ -87,7 +80,6 @@ def reference_stats(
         floor = _distances(features[:half], features[half:], extractor)
         ceiling = _distances(ceiling, features, extractor, whole, within_real)
         features.flush()
-        checksum = sha256(temporary)
     write_arrays(
         statistics,
         mean=whole.mean,
@@ -96,9 +88,9 @@ def reference_stats(
         within=np.array(within_real),
         floor=np.array([floor["fd"], floor["kid"], half]),
         ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
-        key=np.array(_key(dataset, count, extractor)),
-        features_sha256=np.array(checksum),
+        weights=np.array(extractor.sha256),
     )
+    work.end()
 
 
 def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device = CPU) -> dict[str, Any]:
@@ -113,10 +105,8 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     Raises:
         UserError: samples or reference statistics are missing, damaged or made from something else.
     """
-    where = dict(experiment=experiment.name, seed=seed, run=run)
-    path, made = layout.path(layout.METRICS, **where), layout.path(layout.SAMPLE_LEDGER, **where)
-    inputs.check(experiment, [made, layout.path(layout.MANIFEST, dataset=experiment.dataset.name)])
-    pixels = load_memmap(layout.path(layout.SAMPLES, **where), read_json(made).get("sha256"))
+    work = Work(experiment, "fid", seed=seed, run=run)
+    path, pixels = work.path(layout.METRICS), load_memmap(work.path(layout.SAMPLES))
     began, found, looks = time.perf_counter(), {}, {}
     for protocol in experiment.evaluation.protocols:
         found[protocol], more = _measure(experiment, protocol, pixels, path.parent, device)
@@ -129,9 +119,9 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
         **looks,
         "protocols": found,
         "seconds": round(time.perf_counter() - began, 3),
-        "settings": settings(experiment, path),
     }
     write_json(path, metrics)
+    work.end()
     return metrics
 
 
@@ -205,26 +195,15 @@ def _split(dataset: str, count: int) -> str:
     return f"all {which} of {dataset}" if count == manifest["count"] else f"{count} {which} of {dataset}"
 
 
-def _reference_paths(dataset: str, protocol: str, count: str) -> tuple[Path, Path]:
-    where = dict(dataset=dataset, protocol=protocol, number=count)
-    return layout.path(layout.REFERENCE, **where), layout.path(layout.REFERENCE_FEATURES, **where)
-
-
-def _key(dataset: str, count: str, extractor: Extractor) -> str:
-    """What reference statistics depend on: the images and the weights by content."""
-    return digest(open_pixels(dataset)[1], extractor.protocol, count, extractor.sha256)
-
-
 def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The stored statistics and features of the real images.
 
     Raises:
-        Missing: they aren't there.
-        Unusable: damaged, or of other images or weights.
+        Unusable: made with other weights.
     """
-    statistics, features = _reference_paths(dataset, extractor.protocol, count)
+    where = dict(dataset=dataset, protocol=extractor.protocol, number=count)
+    statistics = layout.path(layout.REFERENCE, **where)
     real = read_arrays(statistics)
-    if str(real.get("key")) != _key(dataset, count, extractor):
-        raise Unusable(statistics, "made from other images or weights")
-    checksum = real.get("features_sha256")
-    return real, load_memmap(features, None if checksum is None else str(checksum))
+    if str(real.get("weights")) != extractor.sha256:
+        raise Unusable(statistics, "made with other weights")
+    return real, load_memmap(layout.path(layout.REFERENCE_FEATURES, **where))

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebdiff.experiment.inputs import given
+from ebdiff.experiment.places import given
 from ebdiff.system.errors import UserError
 
 DIMENSION = 2048

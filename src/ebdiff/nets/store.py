@@ -1,8 +1,7 @@
 """One way to store any network: safetensors whose metadata tells its config, its items and its story.
 
 Loading builds the dense network from config and items, adopts the shapes found in the file for every
-layer, then assigns the tensors: the same call reads dense networks,
-tickets and experts. The format notices no changed byte, so the metadata holds a checksum of everything.
+layer, then assigns the tensors: the same call reads dense networks, tickets and experts.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +24,7 @@ from ebdiff.nets import denoiser
 from ebdiff.nets.denoiser import Denoiser
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
-from ebdiff.system.files import CHECKSUM, TOLD, checksum, read_told, replacing
+from ebdiff.system.files import TOLD, read_told, replacing
 
 BUFFER = "buffer."  # what a network keeps beside its parameters, in a file of several kinds of weights
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -62,7 +60,7 @@ def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Architecture,
 
 
 def story(path: Path) -> dict[str, Any]:
-    """Only the story of a stored network; reads no tensor, so the checksum isn't compared.
+    """Only the story of a stored network; reads no tensor.
 
     Raises:
         Missing, Unusable: as `load`.
@@ -74,15 +72,13 @@ def story(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-    """Write tensors atomically, with JSON metadata and a checksum of both."""
+    """Write tensors atomically, with JSON metadata."""
     # safetensors refuses views and channels_last.
     whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    found = checksum([_text(told), *(part for name in sorted(whole) for part in _buffers(name, whole[name]))])
-    # One key: safetensors writes several in random order, and equal files must have equal bytes.
-    metadata = {TOLD: json.dumps({CHECKSUM: found, **told})}
     with replacing(path) as temporary:
         try:
-            save_file(whole, temporary, metadata)
+            # One key: safetensors writes several in random order, and equal files must have equal bytes.
+            save_file(whole, temporary, {TOLD: json.dumps(told)})
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -97,38 +93,16 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
 
     Raises:
         Missing: it isn't there.
-        Unusable: it isn't what was written.
+        Unusable: it is no such file.
     """
-    told, tensors = read_told(path), {}
-
-    def parts() -> Iterator[Any]:  # one tensor at a time: a state holds four times what sampling needs
-        yield _text(told)
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                kind = next((k for k in (prefix, BUFFER) if name.startswith(k)), None)
-                if kind is not None:
-                    tensors[name.removeprefix(kind)] = tensor
-                yield from _buffers(name, tensor)
-
-    expected = told.pop(CHECKSUM, None)
+    told = read_told(path)
     try:
-        found = checksum(parts())
+        with safe_open(path, framework="pt") as file:
+            names, kinds = sorted(file.keys()), (prefix, BUFFER) if prefix else ("",)
+            found = ((k, n) for k in kinds for n in names if n.startswith(k))
+            return {name.removeprefix(kind): file.get_tensor(name) for kind, name in found}, told
     except (SafetensorError, OSError) as error:
         raise damaged(path, error) from None
-    if found != expected:
-        raise damaged(path, "its checksum differs")
-    return tensors, told
-
-
-def _text(told: Mapping[str, Any]) -> bytes:
-    return json.dumps(told).encode()
-
-
-def _buffers(name: str, tensor: Tensor) -> tuple[bytes, np.ndarray]:
-    """What a checksum is made of: a tensor's name and form, and its bytes."""
-    form = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-    return form, tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def buffers(network: nn.Module) -> dict[str, Tensor]:

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ebdiff.experiment import inputs, layout
-from ebdiff.experiment.digests import report_digest
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import Job
+from ebdiff.experiment.records import Records
 from ebdiff.experiment.runs import Expert
 from ebdiff.report.needs import milestone
 from ebdiff.system.errors import Missing, Unusable, damaged
-from ebdiff.system.files import load_memmap, read_arrays, read_json, sha256
+from ebdiff.system.files import load_memmap, read_arrays, read_json
 
 Value = TypeVar("Value")
 
@@ -91,6 +92,7 @@ class Results:
         self.experiment, self.partial = experiment, partial
         self.left_out: list[str] = []
         self._read: dict[Path, Any] = {}
+        self._records = Records(experiment)
 
     def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
         """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used.
@@ -148,7 +150,7 @@ class Results:
         if not self.path(layout.PLAN).exists():
             return None
         plan = self._json(layout.PLAN)
-        return plan if plan.get("digest") == report_digest(self.experiment) else None
+        return plan if plan.get("digest") == Job.of(self.experiment, "tabulate").digest else None
 
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
@@ -184,18 +186,11 @@ class Results:
 
     def samples(self, run: str, seed: int) -> np.ndarray:
         """A run's samples, uint8 (N, H, W, C)."""
-        made = self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
-        return self._once(
-            self.path(layout.SAMPLES, run=run, seed=seed), lambda path: load_memmap(path, made.get("sha256"))
-        )
+        return self._once(self.path(layout.SAMPLES, run=run, seed=seed), load_memmap)
 
     def images(self) -> np.ndarray:
         """The real images, uint8 (N, H, W, C)."""
-        path, checksum = (
-            self.path(layout.IMAGES, dataset=self.experiment.dataset.name),
-            self.manifest().get("sha256"),
-        )
-        return self._once(path, lambda path: load_memmap(path, checksum))
+        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), load_memmap)
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""
@@ -207,11 +202,10 @@ class Results:
         The unpruned network's begins with the loss of the search that it continues.
         """
         where = dict(seed=seed, expert=expert.key, milestone=milestone(expert))
-        files = [(self.path(layout.STATS, **where), self.ledger, (seed, expert.key, milestone(expert)))]
+        files = [self.path(layout.STATS, **where)]
         if expert.init == "dense":
-            path = self.path(layout.DENSE_STATS, seed=seed, search=expert.search)
-            files.append((path, self.search_ledger, (seed, expert.search)))
-        found = [self.attempt(_readings, path, ledger, of) for path, ledger, of in files if path.is_file()]
+            files.append(self.path(layout.DENSE_STATS, seed=seed, search=expert.search))
+        found = [self.attempt(self._once, path, _readings) for path in files if path.is_file()]
         readings = {step: loss for lines in found if lines for step, loss in lines}
         return np.array(sorted(readings.items()), float).reshape(-1, 2)
 
@@ -223,9 +217,9 @@ class Results:
         return self._once(self.path(template, **parts), read_json)
 
     def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """Read a file the first time it is asked for, if it was made under the experiment's settings."""
+        """Read a file the first time it is asked for, if its record vouches for it."""
         if path not in self._read:
-            inputs.check(self.experiment, [path])
+            self._records.check(path)
             self._read[path] = read(path)
         return self._read[path]
 
@@ -242,10 +236,8 @@ def _whole_png(path: Path) -> bytes:
         raise damaged(path, error) from None
 
 
-def _readings(path: Path, ledger: Callable[..., dict], of: tuple) -> list[tuple[int, float]]:
-    """(step, loss) of every line of a `stats.jsonl`, checked with the ledger beside it."""
-    if ledger(*of).get("stats_sha256") not in (None, sha256(path)):
-        raise damaged(path, "its checksum differs")
+def _readings(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a `stats.jsonl`."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(line["step"], line["loss"]) for line in lines]

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ebdiff.experiment import layout
-
 
 def printable(text: object) -> str:
     """Text on one line, with what a terminal would obey (newlines, escapes) spelt out."""
@@ -38,7 +36,9 @@ class Unusable(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, " ".join(reason.split())
-        super().__init__(f"{path}: {self.reason}; {self.advice(layout.declared(path))}")
+        # Of snapshots the workflow knows the folder alone.
+        output = path.parent if path.parent.name == "snapshots" else path
+        super().__init__(f"{path}: {self.reason}; {self.advice(output)}")
 
     def advice(self, output: Path) -> str:
         return f"remake it with `rm -r {output} && snakemake --cores all {output}`"

@@ -1,12 +1,11 @@
-"""Reading and writing whole files: atomic writes, checksums, one-line errors, locks.
+"""Reading and writing whole files: atomic writes, one-line errors, locks.
 
-Formats differ in what they notice: a zip has checksums of its own, npy, JSON and safetensors have none.
-So every file carries one, or the JSON beside it does, and reading compares.
+That a file is what was written is the business of its record (`experiment.records`); what is read here may
+still be anything, and is then refused in one line.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import io
@@ -17,17 +16,17 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from ebdiff.system.errors import Missing, Unusable, UserError, damaged
 
-CHECKSUM = "checksum"  # the name that a file's checksum goes by inside it
 TOLD = "ebdiff"  # the key of a safetensors file's metadata
 
 
@@ -87,9 +86,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically, an object with its checksum; NaN is refused, because it isn't JSON."""
-    if isinstance(value, dict):
-        value = {**value, CHECKSUM: _json_checksum(value)}
+    """Write indented JSON atomically; NaN is refused, because it isn't JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -98,41 +95,32 @@ def read_json(path: Path) -> Any:
 
     Raises:
         Missing: it isn't there.
-        Unusable: it isn't JSON, or not what was written.
+        Unusable: it isn't JSON.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Missing(path) from None
     except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
         raise damaged(path, f"not valid JSON: {error}") from None
-    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _json_checksum(value):
-        raise damaged(path, "its checksum differs")
-    return value
-
-
-def _json_checksum(value: dict[str, Any]) -> str:
-    return checksum([json.dumps(value, allow_nan=False).encode()])
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Write a compressed npz atomically."""
-    # First, because a damaged directory of a zip loses its last members.
-    first = {CHECKSUM: np.array(_arrays_checksum(arrays))}
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, **first, **arrays)
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an npz (never unpickling).
+    """Read every array of an npz (never unpickling); the zip's own checksums are compared.
 
     Raises:
         Missing: it isn't there.
-        Unusable: it isn't what was written.
+        Unusable: it is no whole npz.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # np.load would parse members before their CRC is known
-            arrays = {
+            return {
                 name.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(name)), allow_pickle=False
                 )
@@ -145,16 +133,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         struct.error,
     ) as error:  # fmt: skip
         raise damaged(path, error) from None
-    if CHECKSUM in arrays and str(arrays.pop(CHECKSUM)) != _arrays_checksum(arrays):
-        raise damaged(path, "its checksum differs")
-    return arrays
-
-
-def _arrays_checksum(arrays: dict[str, Any]) -> str:
-    whole = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
-    return checksum(
-        part for n, a in whole.items() for part in (f"{n}{a.dtype}{a.shape}".encode(), a.tobytes())
-    )
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -181,26 +159,19 @@ def take_room(file: BinaryIO, size: int) -> None:
     os.posix_fallocate(file.fileno(), 0, size)
 
 
-def load_memmap(path: Path, checksum: str | None = None) -> np.ndarray:
+def load_memmap(path: Path) -> np.ndarray:
     """Memory-map an npy file.
-
-    Args:
-        path: the file.
-        checksum: its `sha256` as noted when it was written; None leaves the content unchecked.
 
     Raises:
         Missing: it isn't there.
-        Unusable: it is truncated, no npy file, or not what was written.
+        Unusable: it is truncated, or no npy file.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise Missing(path) from None
     except (ValueError, OSError, EOFError) as error:
         raise damaged(path, error) from None
-    if checksum is not None and sha256(path) != checksum:
-        raise damaged(path, "its checksum differs")
-    return array
 
 
 def read_told(path: Path) -> dict[str, Any]:
@@ -221,14 +192,6 @@ def read_told(path: Path) -> dict[str, Any]:
         raise Unusable(path, "holds no ebdiff network") from None
 
 
-def checksum(parts: Iterable[Any]) -> str:
-    """Hex SHA-256 of some buffers, one after the other."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()
-
-
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
@@ -246,19 +209,29 @@ def sha256(path: Path) -> str:
 def holding(folder: Path) -> Iterator[None]:
     """Hold the lock of a state folder; it dies with its process, however that ends.
 
-    A `flock` on `{folder}.lock`: it works between processes of one machine and, on Linux, over NFS
-    (Lustre needs the mount option `flock`). The file says who holds it. Whatever is half-written in the
-    folder then belongs to nobody any more, and goes; what is empty afterwards goes, the lock included.
+    The lock file says who holds it. Whatever is half-written in the folder then belongs to nobody any more,
+    and goes; what is empty afterwards goes, the lock included.
 
     Raises:
         UserError: another process holds it, such as a job that outlived its killed Snakemake.
     """
     path = folder.with_name(f"{folder.name}.lock")
-    with naming(folder), _locked(path):
-        folder.mkdir(exist_ok=True)
-        for unfinished in list(folder.rglob(".*")):
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with naming(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            lock = FileLock(path, timeout=1)  # a moment, in which the one before tidies up
+            lock.acquire()
+        except Timeout:
+            holder = path.read_text(encoding="utf-8").strip()
+            raise UserError(
+                f"{folder}: another process is at work on it (process {holder}); "
+                "wait for it or end it, then run again"
+            ) from None
+        try:
+            path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
+            folder.mkdir(exist_ok=True)
+            for unfinished in list(folder.rglob(".*")):
+                shutil.rmtree(unfinished, ignore_errors=True)
             yield
         finally:
             # Before the lock is let go, so that nobody's new folder is taken away.
@@ -267,36 +240,4 @@ def holding(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
                 path.parent.rmdir()  # unless another output's state is still there
-
-
-def _locked(path: Path) -> TextIO:
-    """Open and lock a file, and write into it who holds it.
-
-    Raises:
-        UserError: another process does.
-    """
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except (FileNotFoundError, FileExistsError):  # the folder went when another process ended
-            if path.parent.is_file():
-                raise
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
-            raise UserError(
-                f"{path.with_suffix('')}: another process is at work on it (process {holder}); "
-                "wait for it or end it, then run again"
-            ) from None
-        # Who held it before may have unlinked it: a lock that nobody else would find.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                print(f"{os.getpid()} on {platform.node()}", file=file, flush=True)
-                return file
-        file.close()
+            lock.release()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ebdiff.experiment import inputs, layout
-from ebdiff.experiment.digests import settings
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.records import Work
 from ebdiff.system.errors import Unusable
 from ebdiff.system.files import read_arrays, read_json, write_arrays, write_json
 
@@ -160,11 +160,11 @@ class History:
         return arrays | ({} if self.initial is None else {"initial": self.initial})
 
 
-def save_histories(path: Path, histories: dict[str, History], settings: str) -> None:
+def save_histories(path: Path, histories: dict[str, History]) -> None:
     """Write the histories of several kinds of weights to one npz: arrays named `{weights}.{array}`."""
     first = next(iter(histories.values()))
     arrays = {f"{k}.{name}": a for k, h in histories.items() for name, a in h.arrays().items()}
-    write_arrays(path, **arrays, names=np.array(first.names), settings=np.array(settings))
+    write_arrays(path, **arrays, names=np.array(first.names))
 
 
 def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = None) -> History:
@@ -196,27 +196,24 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = No
 
 def take_masks(experiment: Experiment, search: str, weights: str, seed: int) -> None:
     """Select the magnitude masks that a search took while training (verb `prune-per-epoch`)."""
-    inputs.check(experiment, inputs.masks(experiment, search, "magnitude", weights, seed))
-    where = dict(experiment=experiment.name, seed=seed, search=search)
-    ticket = dict(**where, criterion="magnitude", weights=weights)
     began = time.perf_counter()
-    history = load_history(layout.path(layout.DENSE_MASKS, **where), weights)
-    output = layout.path(layout.MASKS, **ticket)
-    save_histories(output, {weights: history}, settings(experiment, output))
+    ticket = dict(seed=seed, search=search, criterion="magnitude", weights=weights)
+    work = Work(experiment, "prune-per-epoch", **ticket)
+    history = load_history(work.path(layout.DENSE_MASKS), weights)
+    save_histories(work.path(layout.MASKS), {weights: history})
     seconds = round(time.perf_counter() - began, 3)
-    masks = len(history.masks) * len(history.rates)
-    write_json(layout.path(layout.MASKS_LEDGER, **ticket), {**ticket, "seconds": seconds, "masks": masks})
+    entry = {**ticket, "seconds": seconds, "masks": len(history.masks) * len(history.rates)}
+    write_json(work.path(layout.MASKS_LEDGER), entry)
+    work.end()
 
 
 def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights: str, seed: int) -> None:
     """All distances of a mask history, to the initial mask too, and chance (verb `hamming-matrix`)."""
-    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
-    masks, output = layout.path(layout.MASKS, **where), layout.path(layout.HAMMING, **where)
-    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
-    inputs.check(experiment, [masks, manifest])
-    history, rule = load_history(masks, weights), experiment.searches[search]
+    where = dict(seed=seed, search=search, criterion=criterion, weights=weights)
+    work = Work(experiment, "hamming-matrix", **where)
+    history, rule = load_history(work.path(layout.MASKS), weights), experiment.searches[search]
     write_arrays(
-        output,
+        work.path(layout.HAMMING),
         rates=np.array(history.rates),
         intervals=np.arange(len(history.masks)),
         matrix=np.stack([history.distances(r) for r in history.rates]),
@@ -226,8 +223,8 @@ def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights:
         threshold=np.array(rule.threshold),
         interval_steps=np.array(interval_steps(experiment, search)),
         unit=np.array(rule.interval.unit),
-        settings=np.array(settings(experiment, output)),
     )
+    work.end()
 
 
 def interval_steps(experiment: Experiment, search: str) -> int:

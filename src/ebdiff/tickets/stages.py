@@ -15,10 +15,11 @@ import torch
 from ebdiff.cost.accounting import LEARNED
 from ebdiff.data.dataset import Batch, open_dataset
 from ebdiff.diffusion.process import Process
-from ebdiff.experiment import inputs, layout
-from ebdiff.experiment.digests import settings
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.records import Work
 from ebdiff.experiment.schema import FINAL
+from ebdiff.experiment.stages import taken_while_training
 from ebdiff.nets import store
 from ebdiff.pruning.count import count
 from ebdiff.pruning.graph import trace
@@ -26,7 +27,6 @@ from ebdiff.pruning.importance import Scores, accumulate_gradients, first_order,
 from ebdiff.pruning.select import Selector, realised_rate, select_random, widths
 from ebdiff.pruning.surgery import cut
 from ebdiff.system.draws import generator
-from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import (
@@ -50,21 +50,21 @@ def prune_per_epoch(
     Magnitude masks were taken while training and are only selected here; Taylor and Diff-Pruning
     are computed from the snapshots; `final` is a history of one.
     """
-    if inputs.taken_while_training(search, criterion):
+    if taken_while_training(search, criterion):
         return take_masks(experiment, search, weights, seed)
-    inputs.check(experiment, inputs.masks(experiment, search, criterion, weights, seed))
+    where = dict(seed=seed, search=search, criterion=criterion, weights=weights)
+    work = Work(experiment, "prune-per-epoch", **where)
     groups = trace(experiment.architecture)
-    where = dict(experiment=experiment.name, seed=seed, search=search, criterion=criterion, weights=weights)
     began = time.perf_counter()
     history = History.empty(tuple(experiment.rates_of(search)), groups)
     selector = Selector(groups, history.rates, device)
     for scores in _scores(experiment, search, criterion, weights, seed, device):
         history.masks.append(np.packbits(selector(scores), axis=1))
-    output = layout.path(layout.MASKS, **where)
-    save_histories(output, {weights: history}, settings(experiment, output))
+    save_histories(work.path(layout.MASKS), {weights: history})
     seconds = round(time.perf_counter() - began, 3)
     entry = ledger(device, **where, seconds=seconds, masks=len(history.masks) * len(history.rates))
-    write_json(layout.path(layout.MASKS_LEDGER, **where), entry)
+    write_json(work.path(layout.MASKS_LEDGER), entry)
+    work.end()
 
 
 def _scores(
@@ -77,7 +77,7 @@ def _scores(
     if criterion != "magnitude":
         items, noise = _fixed_batch(experiment, seed, device)
     for interval in range(intervals):
-        path = inputs.snapshot(experiment, search, seed, interval)
+        path = places.snapshot(experiment, search, seed, interval)
         tensors, architecture, _ = store.load(path, f"{weights}.")
         if criterion == "magnitude":
             yield magnitude({name: t.to(device) for name, t in tensors.items()})
@@ -117,30 +117,27 @@ def select_eb_epoch(
     Returns:
         the ticket's story, as written to its JSON.
     """
-    where = dict(experiment=experiment.name, seed=seed, search=search, weights=weights, rate=rate)
-    inputs.check(experiment, inputs.ticket(experiment, search, criterion, weights, rate, seed))
-    output = layout.path(layout.TICKET, criterion=criterion, **where)
+    where = dict(seed=seed, search=search, criterion=criterion, weights=weights, rate=rate)
+    work = Work(experiment, "select-eb-epoch", **where)
     groups = trace(experiment.architecture)
     if criterion == "random":
         rng = generator(seed, f"ticket/random/{search}/{weights}/{rate}")
         mask, found = select_random(groups, rng, rate), _final_story()
         if search != FINAL:
-            magnitude_story = read_json(layout.path(layout.STORY, criterion="magnitude", **where))
+            magnitude_story = read_json(work.path(layout.STORY, criterion="magnitude"))
             found = {key: magnitude_story[key] for key in found}
             found |= {"to_initial": None, "to_last": None, "kind": "drawn at random"}
     else:
-        history = load_history(layout.path(layout.MASKS, criterion=criterion, **where), weights, groups)
-        if rate not in history.rates:
-            raise UserError(f"{search}/{criterion}: rate {rate} was not searched for; add it to the search")
-        mask, found = _apply_rule(experiment, search, history, rate)
+        mask, found = _apply_rule(
+            experiment, search, load_history(work.path(layout.MASKS), weights, groups), rate
+        )
 
-    path = inputs.snapshot(experiment, search, seed, found["interval"])
+    path = places.snapshot(experiment, search, seed, found["interval"])
     tensors, architecture, source = store.load(path, f"{weights}.")
     smaller = cut(architecture, tensors, mask)
     params, macs = count(architecture, smaller)
     story = {
-        **{k: where[k] for k in ("search", "weights", "rate", "seed")},
-        "criterion": criterion,
+        **where,
         "realised": realised_rate(mask),
         **found,
         "step": source["step"],
@@ -148,10 +145,10 @@ def select_eb_epoch(
         "params": params,
         "macs": macs,
         "widths": widths(groups, mask),
-        "settings": settings(experiment, output),
     }
-    store.save(output, smaller, architecture, story)
-    write_json(layout.path(layout.STORY, criterion=criterion, **where), story)
+    store.save(work.path(layout.TICKET), smaller, architecture, story)
+    write_json(work.path(layout.STORY), story)
+    work.end()
     return story
 
 

@@ -36,22 +36,14 @@ class Watch(Hook):
         search: the rule, the rates and the horizon.
         every: steps of an interval.
         snapshots: where weights are kept for which a ticket may ask.
-        settings: what they are stored under.
         device: where masks are taken.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        search: Search,
-        every: int,
-        snapshots: Path,
-        settings: str,
-        device: torch.device,
+        self, experiment: Experiment, search: Search, every: int, snapshots: Path, device: torch.device
     ):
         self.every = every
         self.architecture, self.search, self.snapshots = experiment.architecture, search, snapshots
-        self.settings = settings
         groups = trace(experiment.architecture)
         self.selector = Selector(groups, search.rates, device)
         self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
@@ -121,6 +113,6 @@ class Watch(Hook):
     def _save_snapshot(self, state: State, interval: int) -> None:
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.view(kind).items()}
         tensors |= store.buffers(state.network)
-        story = {"step": state.step, "interval": interval, "settings": self.settings}
+        story = {"step": state.step, "interval": interval}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
         store.save(path, tensors, self.architecture, story)

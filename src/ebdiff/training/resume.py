@@ -1,65 +1,152 @@
-"""Going on after a kill: state is used only if it belongs to the same configuration and inputs."""
+"""Going on after a kill: a kept state is used only if it is whole and of the same settings and inputs."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.members import Architecture
-from ebdiff.nets import store
+from ebdiff.experiment.stages import digest
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
-from ebdiff.system.errors import Unusable, UserError
-from ebdiff.system.files import holding, sha256, write_text
+from ebdiff.system.errors import Unusable, UserError, damaged
+from ebdiff.system.files import holding, read_json, sha256, write_json, write_text
 from ebdiff.training.state import State
 
-STATE, ASIDE = "state.safetensors", "set-aside.safetensors"
-
-
-def stamp(digest: str, images: str, inputs: list[Path]) -> dict[str, Any]:
-    """What a state and its artefact depend on: config digest and the hash of every input file.
-
-    Of an input folder every file counts but hidden ones (unfinished writes, Snakemake's time stamp).
-    """
-    files = [f for p in inputs for f in (sorted(p.glob("[!.]*")) if p.is_dir() else [p])]
-    return {"digest": digest, "images": images, "inputs": {str(f): sha256(f) for f in files}}
+ASIDE = "set-aside.safetensors"
+KEPT = 2  # states: the newest, and the one before in case that is damaged
 
 
 @dataclass
 class Place:
     """Where an unfinished training keeps itself.
 
+    A kept state is `{step}.safetensors`; `{step}.json` tells what it belongs to, the readings so far, and the
+    hashes of the state and of the snapshots.
+
     Attributes:
         folder: the undeclared folder beside the output.
+        architecture: of the dense network.
+        stamp: what a state belongs to: the settings, and the hashes of all inputs.
         state: the state to go on from, or None to begin.
-        story: what the output is; the stamp is part of it.
     """
 
     folder: Path
-    state: State | None
-    story: dict[str, Any]
+    architecture: Architecture
+    stamp: dict[str, Any]
+    state: State | None = None
+    _hashes: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def stats(self) -> Path:
         """The readings so far (JSON lines)."""
         return self.folder / "stats.jsonl"
 
-    def saver(self, architecture: Architecture) -> Callable[[State], None]:
-        """A function that keeps a state here; of several processes the first does."""
-        path = self.folder / STATE
-        return lambda state: state.save(path, architecture, self.story) if parallel.first() else None
+    @property
+    def snapshots(self) -> Path:
+        """Where a search keeps its snapshots."""
+        return self.folder / "snapshots"
+
+    def keep(self, state: State) -> None:
+        """Keep a state; of several processes the first does."""
+        if not parallel.first():
+            return
+        path = self.folder / f"{state.step}.safetensors"
+        state.save(path, self.architecture, {})
+        files = {str(f.relative_to(self.folder)): self._hash(f) for f in (path, *self._snapshots())}
+        readings = self.stats.read_text(encoding="utf-8") if self.stats.exists() else ""
+        record = {**self.stamp, "files": files, "readings": readings}
+        write_json(path.with_suffix(".json"), {**record, "record": digest(record)})
+        for old in self.kept()[KEPT:]:
+            _forget(old)
+
+    def kept(self) -> list[Path]:
+        """The records of the kept states, newest first."""
+        found = (p for p in self.folder.glob("*.json") if p.stem.isdecimal())
+        return sorted(found, key=lambda p: int(p.stem), reverse=True)
+
+    def resume(self, output: Path, runtime: Runtime) -> None:
+        """Find the newest whole state of this stamp; what isn't is told, and never used."""
+        for record in self.kept():
+            path = record.with_suffix(".safetensors")
+            try:
+                found = read_json(record)
+                if found.pop("record") != digest(found):
+                    raise damaged(record, "it isn't what was kept")
+                changed = next((k for k in self.stamp if found[k] != self.stamp[k]), None)
+                if changed is not None:
+                    print(f"{path}: not used (its {changed} changed); set aside as {ASIDE}", flush=True)
+                    os.replace(path, self.folder / ASIDE)
+                    break
+                self._check(found)
+                self.state = State.load(path, runtime)
+                break
+            except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+                reason = error.reason if isinstance(error, Unusable) else f"damaged: {error}"
+                print(f"{path}: not used ({reason})", flush=True)
+        if self.state is None:
+            if any(self.folder.glob("[!.]*")):
+                print(f"{output}: starting again", flush=True)
+            self._clear({ASIDE})
+        else:
+            print(f"{output}: going on from step {self.state.step}", flush=True)
+            for newer in self.kept():
+                if int(newer.stem) > self.state.step:
+                    _forget(newer)
+            write_text(self.stats, found["readings"])  # those after this step will be taken again
+            for snapshot in self._snapshots():
+                if str(snapshot.relative_to(self.folder)) not in found["files"]:
+                    snapshot.unlink()
+
+    def clear(self) -> None:
+        """Remove everything; the states first: killed on the way, none lacks its readings and snapshots."""
+        for record in self.kept():
+            _forget(record)
+        shutil.rmtree(self.folder)
+
+    def _check(self, record: dict[str, Any]) -> None:
+        """Compare what a record vouches for with what is there.
+
+        Raises:
+            Unusable: something differs, or is missing.
+        """
+        for name, expected in record["files"].items():
+            if sha256(self.folder / name) != expected:
+                raise damaged(self.folder / name, "it isn't what was kept")
+
+    def _snapshots(self) -> list[Path]:
+        return sorted(self.snapshots.glob("[!.]*"))
+
+    def _hash(self, path: Path) -> str:
+        """The hash of a file, taken once: a snapshot never changes."""
+        key = (str(path), path.stat().st_mtime_ns)
+        if key not in self._hashes:
+            self._hashes[key] = sha256(path)
+        return self._hashes[key]
+
+    def _clear(self, spared: set[str]) -> None:
+        for leftover in self.folder.iterdir():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover.name not in spared:
+                leftover.unlink()
+
+
+def _forget(record: Path) -> None:
+    """Remove a kept state, its record first."""
+    record.unlink()
+    record.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 @contextmanager
 def resumable(
-    output: Path, story: dict[str, Any], expected: dict[str, Any], runtime: Runtime
+    output: Path, architecture: Architecture, stamp: dict[str, Any], runtime: Runtime
 ) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
 
@@ -67,73 +154,25 @@ def resumable(
 
     Args:
         output: the declared output that the state belongs to.
-        story: what the output is.
-        expected: its `stamp`.
+        architecture: of the dense network.
+        stamp: what a state must belong to (`Work.stamp`).
         runtime: how a state is loaded.
 
     Raises:
         UserError: another process is at work on the same output.
     """
     folder = layout.state_of(output)
+    place = Place(folder, architecture, stamp)
     if not parallel.first():
         parallel.barrier()  # the first process has decided what is kept
-        kept = folder / STATE
-        state = State.load(kept, runtime) if kept.exists() else None
+        if kept := place.kept():
+            place.state = State.load(kept[0].with_suffix(".safetensors"), runtime)
         parallel.barrier()
-        yield Place(folder, state, {**story, **expected})
+        yield place
         return
     with holding(folder):
-        place = Place(folder, _resume(folder, output, expected, runtime), {**story, **expected})
-        if place.state is None:
-            for leftover in folder.iterdir():  # of other settings, or from before the first state
-                if leftover.is_dir():
-                    shutil.rmtree(leftover)
-                elif leftover.name != ASIDE:
-                    leftover.unlink()
-        else:
-            _keep_readings(place.stats, place.state.step)
+        place.resume(output, runtime)
         parallel.barrier()
         parallel.barrier()  # the others have read it
         yield place
-        # The state first: killed on the way, nothing goes on from it without its readings and snapshots.
-        (folder / STATE).unlink(missing_ok=True)
-        shutil.rmtree(folder)
-
-
-def _resume(folder: Path, output: Path, expected: dict[str, Any], runtime: Runtime) -> State | None:
-    """The saved state, or None.
-
-    A state of another configuration or of other inputs is set aside with a word, never used; so is
-    an unreadable one.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        story = store.story(path)
-        reason = next((f"its {k} changed" for k in expected if story.get(k) != expected[k]), None)
-        if reason is None:
-            state = State.load(path, runtime)
-            print(f"{output}: going on from step {state.step}", flush=True)
-            return state
-    except Unusable as error:
-        reason = error.reason
-    except UserError as error:
-        reason = str(error)
-    os.replace(path, path.with_name(ASIDE))
-    print(f"{path}: not used ({reason}); set aside as {ASIDE}, starting again", flush=True)
-    return None
-
-
-def _keep_readings(stats: Path, step: int) -> None:
-    """Drop readings beyond the state's step, which will be taken again, and a half-written last line."""
-    if not stats.exists():
-        return
-    kept = []
-    for line in stats.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-        except json.JSONDecodeError:
-            break
-    write_text(stats, "".join(kept))
+        place.clear()

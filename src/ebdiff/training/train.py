@@ -11,9 +11,10 @@ from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, 
 from ebdiff.data.dataset import open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
-from ebdiff.experiment import inputs, layout
-from ebdiff.experiment.digests import dense_digest, expert_digest, settings
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import Job as Stage
+from ebdiff.experiment.records import Work
 from ebdiff.experiment.runs import HOOKS, Expert, Run
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
@@ -21,12 +22,12 @@ from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
-from ebdiff.system.files import read_json, sha256, write_json, write_text
+from ebdiff.system.files import read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
 from ebdiff.tickets.watch import Watch
 from ebdiff.training.loop import Job, train
-from ebdiff.training.resume import resumable, stamp
+from ebdiff.training.resume import Place, resumable
 from ebdiff.training.state import State
 
 
@@ -36,56 +37,63 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     Writes snapshots, masks of every interval (raw and averaged), the full state at the end, and a
     ledger. Killed and called again, it goes on and ends with the same bits.
     """
-    search, training = experiment.searches[name], experiment.training
-    where = dict(experiment=experiment.name, seed=seed, search=name)
-    last = layout.path(layout.DENSE_LAST, **where)
+    search = experiment.searches[name]
+    work = Work(experiment, "train-dense", seed=seed, search=name)
     dataset = open_dataset(experiment)
     runtime = Runtime.of(experiment, "training", "dense", device)
-    expected = stamp(dense_digest(experiment, name), dataset.sha256, [])
-    what = {"search": name, "seed": seed, "settings": settings(experiment, last)}
-    with resumable(last, what, expected, runtime) as place:
+    with resumable(work.path(layout.DENSE_LAST), experiment.architecture, work.stamp, runtime) as place:
         state = place.state
         if state is None:
-            network = store.fresh(experiment.architecture, seed, f"dense/{name}")
-            state = State.start(network, runtime)
+            state = State.start(store.fresh(experiment.architecture, seed, f"dense/{name}"), runtime)
         every = search.interval.steps or experiment.epoch_steps(len(dataset))
-        watch = Watch(experiment, search, every, place.folder / "snapshots", what["settings"], device)
+        watch = Watch(experiment, search, every, place.snapshots, device)
         job = Job(
             name=f"dense/{name}",
             seed=seed,
             dataset=dataset,
             law=Antithetic(*search.span),
             process=Process(experiment.diffusion),
-            training=training,
+            training=experiment.training,
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, every * search.horizon, hooks=[watch], save=place.saver(experiment.architecture))
+        train(state, job, every * search.horizon, hooks=[watch], save=place.keep)
 
-        if not parallel.first():
-            return
-        state.hooks = ()  # the masks go into a file of their own
-        state.save(last, experiment.architecture, place.story)
-        save_histories(layout.path(layout.DENSE_MASKS, **where), watch.histories, what["settings"])
-        watch.publish(layout.path(layout.SNAPSHOTS, **where))
-        write_text(layout.path(layout.DENSE_STATS, **where), place.stats.read_text())
-        intervals = len(watch.histories["raw"].masks)
-        entry = ledger(
-            device,
-            **what,
-            steps=state.step,
-            seconds=round(state.seconds, 3),
-            device_seconds=round(state.device_seconds, 3),
-            images=state.step * training.batch,
-            intervals=intervals,
-            horizon=search.horizon,
-            stopped="settled" if intervals < search.horizon else "horizon",
-            settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
-            processes=state.processes,
-            execution=runtime.told(),
-            stats_sha256=sha256(place.stats),
-        )
-        write_json(layout.path(layout.DENSE_LEDGER, **where), entry)
+        if parallel.first():
+            state.hooks = ()  # the masks get a file of their own
+            save_histories(work.path(layout.DENSE_MASKS), watch.histories)
+            watch.publish(work.path(layout.SNAPSHOTS))
+            intervals = len(watch.histories["raw"].masks)
+            _finish(
+                work, place, state, runtime, (layout.DENSE_LAST, layout.DENSE_STATS, layout.DENSE_LEDGER),
+                intervals=intervals,
+                horizon=search.horizon,
+                stopped="settled" if intervals < search.horizon else "horizon",
+                settled={f"{kind} {rate}": at for (kind, rate), at in watch.first_settled.items()},
+            )  # fmt: skip
+
+
+def _finish(
+    work: Work, place: Place, state: State, runtime: Runtime, templates: tuple[str, str, str], **told: Any
+) -> None:
+    """Write what every training leaves: its state, its readings, and a ledger of all steps so far."""
+    output, stats, spent = map(work.path, templates)
+    what = {k: v for k, v in work.job.where.items() if k != "experiment"}
+    state.save(output, work.job.experiment.architecture, what)
+    write_text(stats, place.stats.read_text())
+    entry = ledger(
+        runtime.device,
+        **what,
+        steps=state.step,
+        seconds=round(state.seconds, 3),
+        device_seconds=round(state.device_seconds, 3),
+        images=state.step * work.job.experiment.training.batch,
+        **told,
+        processes=state.processes,
+        execution=runtime.told(),
+    )
+    write_json(spent, entry)
+    work.end()
 
 
 def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed: int) -> int:
@@ -98,8 +106,8 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
         return int(milestone)
     other = milestone.removeprefix("like-")
     networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
-    stories = [read_json(path) for path in inputs.stories(experiment, other, seed)]
-    return like_steps(experiment, expert, experiment.runs[other], networks, stories)
+    told = [read_json(path) for path in places.stories(experiment, other, seed)]
+    return like_steps(experiment, expert, experiment.runs[other], networks, told)
 
 
 def like_steps(
@@ -135,13 +143,12 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     if expert.init == "fresh":
         shapes = meta_tensors(experiment.architecture, expert.rate)
         return store.fresh(experiment.architecture, seed, stream, shapes)
-    where = dict(experiment=experiment.name, seed=seed, **inputs.ticket_parts(expert))
     if expert.init == "inherit":
-        tensors, architecture, _ = store.load(layout.path(layout.TICKET, **where))
+        tensors, architecture, _ = store.load(places.ticket_of(experiment, expert, layout.TICKET, seed))
         return store.build(architecture, tensors)
-    interval = read_json(layout.path(layout.STORY, **where))["interval"]
+    interval = read_json(places.ticket_of(experiment, expert, layout.STORY, seed))["interval"]
     tensors, architecture, _ = store.load(
-        inputs.snapshot(experiment, expert.search, seed, interval), f"{expert.weights}."
+        places.snapshot(experiment, expert.search, seed, interval), f"{expert.weights}."
     )
     return store.build(architecture, tensors)
 
@@ -158,12 +165,12 @@ def _beginning(
 ) -> State:
     """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
     expert = experiment.experts()[key]
-    paths = inputs.beginnings(experiment, key, milestone, seed)
-    if inputs.is_given(experiment, key, milestone):
-        tensors = load_checkpoint(paths[0], experiment.architecture)
+    if places.is_given(experiment, key, milestone):
+        tensors = load_checkpoint(places.checkpoint(experiment), experiment.architecture)
         state = State.start(store.build(experiment.architecture, tensors), runtime)
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
+    paths = Stage.of(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone).continues
     done = {path: store.story(path)["step"] for path in paths}
     started = [path for path in paths if done[path] <= steps]
     if started:
@@ -187,45 +194,23 @@ def finetune_region(
     Writes the full training state, its readings and a ledger of all steps so far. Killed and
     called again, it goes on and ends with the same bits.
     """
-    expert, training = experiment.experts()[key], experiment.training
-    where = dict(experiment=experiment.name, seed=seed, expert=key, milestone=milestone)
-    output = layout.path(layout.MILESTONE, **where)
-    dataset = open_dataset(experiment)
-    read = inputs.expert(experiment, key, milestone, seed)
-    inputs.check(experiment, read)
-
+    work = Work(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone)
+    expert = experiment.experts()[key]
     steps = milestone_steps(experiment, expert, milestone, seed)
-    expected = stamp(expert_digest(experiment, key, milestone), dataset.sha256, read)
-    what = {"expert": key, "milestone": milestone, "seed": seed, "settings": settings(experiment, output)}
     runtime = Runtime.of(experiment, "training", expert.network, device)
-    with resumable(output, what, expected, runtime) as place:
+    with resumable(work.path(layout.MILESTONE), experiment.architecture, work.stamp, runtime) as place:
         state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
         job = Job(
             name=_stream(expert),
             seed=seed,
-            dataset=dataset,
+            dataset=open_dataset(experiment),
             law=_law(experiment, expert),
             process=Process(experiment.diffusion),
-            training=training,
+            training=experiment.training,
             runtime=runtime,
             stats=place.stats,
         )
         hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
-        train(state, job, steps, hooks=hooks, save=place.saver(experiment.architecture))
-
-        if not parallel.first():
-            return
-        state.save(output, experiment.architecture, place.story)
-        write_text(layout.path(layout.STATS, **where), place.stats.read_text())
-        entry = ledger(
-            device,
-            **what,
-            steps=state.step,
-            seconds=round(state.seconds, 3),
-            device_seconds=round(state.device_seconds, 3),
-            images=state.step * training.batch,
-            processes=state.processes,
-            execution=runtime.told(),
-            stats_sha256=sha256(place.stats),
-        )
-        write_json(layout.path(layout.LEDGER, **where), entry)
+        train(state, job, steps, hooks=hooks, save=place.keep)
+        if parallel.first():
+            _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER))

@@ -1,0 +1,172 @@
+"""Jobs: stages with their wildcards filled in, which job makes a file, and all that an experiment takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from ebdiff.experiment import layout, load
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import FINAL, Protocol, Weights
+from ebdiff.experiment.stages import STAGES, Stage, data, digest
+from ebdiff.system.errors import UserError, unknown
+
+
+def _searches(e: Experiment, verb: str, **_: str) -> list[str]:
+    """The searches of an experiment; the finished network is one for those that only want weights."""
+    final = e.final_expert is not None and verb not in ("train-dense", "hamming-matrix")
+    return [*e.searches, *([FINAL] if final else [])]
+
+
+def _criteria(e: Experiment, verb: str, search: str, **_: str) -> tuple[str, ...]:
+    """A search takes masks under its own criteria, and always magnitude; a ticket may be drawn at random."""
+    own = ("taylor", "diff-pruning") if search == FINAL else e.searches[search].gradient_criteria
+    return ("magnitude", *own, *(["random"] if verb == "select-eb-epoch" else []))
+
+
+# What a wildcard may be: (experiment, verb, **wildcards) -> values.
+KNOWN: dict[str, Callable[..., Iterable[Any]]] = {
+    "search": _searches,
+    "criterion": _criteria,
+    "weights": lambda e, **_: get_args(Weights),
+    "rate": lambda e, search, **_: e.rates_of(search),
+    "expert": lambda e, **_: e.experts(),
+    "milestone": lambda e, expert, **_: e.all_milestones(expert),
+    "run": lambda e, **_: e.runs,
+    "protocol": lambda e, **_: get_args(Protocol),
+}
+_MAKERS = {template: stage for stage in STAGES.values() for template in stage.makes}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage with its wildcards filled in.
+
+    Attributes:
+        experiment: whose; of a stage that several share, one of them.
+        stage: which.
+        where: its wildcards, as text.
+    """
+
+    experiment: Experiment
+    stage: Stage
+    where: Mapping[str, str]
+
+    @classmethod
+    def of(cls, experiment: Experiment, verb: str, **where: object) -> Job:
+        """A job by its verb, every wildcard checked.
+
+        Raises:
+            UserError: a wildcard that the experiment doesn't know, with a did-you-mean.
+        """
+        stage = STAGES[verb]
+        shared = {"experiment": experiment.name, "dataset": experiment.dataset.name}
+        found = {w: str({**shared, **where}[w]) for w in stage.wildcards}
+        for wildcard, value in found.items():
+            if wildcard in KNOWN:
+                known = [str(v) for v in KNOWN[wildcard](experiment, verb=verb, **found)]
+                if value not in known:
+                    raise UserError(f"--{wildcard} {unknown(value, known)}")
+        return cls(experiment, stage, found)
+
+    def path(self, template: str, **more: object) -> Path:
+        """A path of the layout with this job's wildcards, and the experiment's dataset."""
+        return layout.path(template, **{"dataset": self.experiment.dataset.name, **self.where, **more})
+
+    def note(self, kind: str, extension: str) -> Path:
+        """A file about this job: `Stage.note`."""
+        return self.path(self.stage.note(kind, extension))
+
+    @property
+    def makes(self) -> list[Path]:
+        """Its outputs."""
+        return self.stage.outputs(self.experiment, **self.where)
+
+    @property
+    def reads(self) -> list[Path]:
+        """The files that its result depends on."""
+        return list(dict.fromkeys(self.stage.reads(self.experiment, **self.where)))
+
+    @property
+    def continues(self) -> list[Path]:
+        """Earlier states that it may go on from."""
+        return list(self.stage.continues(self.experiment, **self.where))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the configuration that the stage itself depends on."""
+        return digest(self.stage.depends(self.experiment, **self.where))
+
+    @property
+    def needs(self) -> list[Job]:
+        """The jobs that make what it reads or goes on from; files from outside have none."""
+        makers = (maker(self.experiment, path) for path in (*self.reads, *self.continues))
+        return list({m.name: m for m in makers if m is not None}.values())
+
+    @property
+    def name(self) -> str:
+        """What it is called, once among all jobs."""
+        return str(self.note("jobs", "")).rstrip(".")
+
+
+def maker(e: Experiment, path: Path) -> Job | None:
+    """The job that makes a file, or the folder it lies in; None for a file from outside."""
+    for place in (path, path.parent):
+        for template, stage in _MAKERS.items():
+            where = layout.parts(template, place)
+            if where is not None:
+                return Job(e, stage, {w: where[w] for w in stage.wildcards})
+    return None
+
+
+def jobs(e: Experiment) -> list[Job]:
+    """Every job from the images to the report, each after those it needs."""
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.name not in found:
+            for needed in job.needs:
+                add(needed)
+            found[job.name] = job
+
+    add(Job.of(e, "report"))
+    return list(found.values())
+
+
+def of_dataset(dataset: str, folder: Path = load.EXPERIMENTS) -> Experiment:
+    """An experiment that uses a dataset, for the stages that all of them share.
+
+    Raises:
+        UserError: none does, or two describe the dataset differently.
+    """
+    return _users(dataset, folder)[0]
+
+
+def of_reference(dataset: str, protocol: str, count: str, folder: Path = load.EXPERIMENTS) -> Experiment:
+    """The experiment that asks for these reference statistics, else another one with the dataset.
+
+    Its batch, weights path and resources serve, which change no number.
+
+    Raises:
+        UserError: as `of_dataset`.
+    """
+    users = _users(dataset, folder)
+    for experiment in users:
+        asked = experiment.evaluation
+        if protocol in asked.protocols and count == asked.reference_count:
+            return experiment
+    return users[0]
+
+
+def _users(dataset: str, folder: Path) -> list[Experiment]:
+    """Every experiment that uses a dataset, by name."""
+    found = load.users(dataset, folder)
+    for other in found[1:]:
+        if data(other) != data(found[0]):
+            raise UserError(
+                f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
+                "rename dataset.name in one of them"
+            )
+    return found

@@ -1,0 +1,104 @@
+"""Which file a thing of an experiment is: snapshots, tickets, checkpoints, paths given by the user."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import FINAL
+from ebdiff.system.errors import UserError
+
+
+def final_path(e: Experiment, seed: int | str) -> Path:
+    """The finished unpruned network, which the search `final` reads."""
+    where = dict(experiment=e.name, seed=seed, milestone=e.dense.iterations)
+    return layout.path(layout.MILESTONE, expert=e.final_expert.key, **where)
+
+
+def snapshots(e: Experiment, search: str, seed: int | str) -> Path:
+    """The snapshots of a search: a folder, or for `final` the unpruned network's last milestone."""
+    if search == FINAL:
+        return final_path(e, seed)
+    return layout.path(layout.SNAPSHOTS, experiment=e.name, seed=seed, search=search)
+
+
+def snapshot(e: Experiment, search: str, seed: int | str, interval: int) -> Path:
+    """Weights at the end of an interval (0-based) of a search."""
+    if search == FINAL:
+        return final_path(e, seed)
+    return layout.path(layout.SNAPSHOT, experiment=e.name, seed=seed, search=search, interval=interval)
+
+
+def ticket_of(e: Experiment, expert: Expert, template: str, seed: int | str) -> Path:
+    """A file of the ticket that an expert starts from."""
+    ticket = {k: getattr(expert, k) for k in ("search", "criterion", "weights", "rate")}
+    return layout.path(template, experiment=e.name, seed=seed, **ticket)
+
+
+def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:
+    """The stories of the tickets that a run's experts start from."""
+    return [ticket_of(e, x, layout.STORY, seed) for x in e.runs[run].experts if x.needs_ticket]
+
+
+def is_given(e: Experiment, key: str, milestone: str) -> bool:
+    """Whether a milestone is the public checkpoint of `dense.from`, with nothing to train."""
+    unpruned = e.experts()[key].continues_search
+    return bool(e.dense.source) and unpruned and milestone == str(e.dense.iterations)
+
+
+def unpruned(e: Experiment, names: Iterable[str]) -> Expert | None:
+    """The unpruned network that the speed-ups of a table's runs are over.
+
+    It is the first among them, or else the experiment's: Table 7 counts over a shorter one than Table 4.
+    """
+    for name in names:
+        run = e.runs[name]
+        if run.method == "unpruned" and isinstance(run.experts[0].iterations, int):
+            return run.experts[0]
+    return e.final_expert
+
+
+def checkpoint(e: Experiment) -> Path:
+    """The public checkpoint of `dense.from`.
+
+    Raises:
+        UserError: nothing is left of it, or the workflow can't take its name.
+    """
+    found = given(e.dense.source, "dense.from")
+    if found is None:
+        raise UserError(f"dense.from: nothing is left of {e.dense.source!r}")
+    if {"{", "}"} & set(str(found)):
+        raise UserError(f"dense.from: {str(found)!r}: rename it, the workflow takes braces for wildcards")
+    return found
+
+
+def given(path: str, key: str) -> Path | None:
+    """A path of the experiment, `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None if empty.
+
+    Args:
+        path: the text.
+        key: where it stands, for messages.
+
+    Raises:
+        UserError: a variable without default isn't set, or there is no such home.
+    """
+
+    def value(match: re.Match) -> str:
+        found = os.environ.get(match["name"]) or match["default"]
+        if found is None:
+            raise UserError(
+                f"{key}: the environment variable {match['name']} is not set; "
+                f"export {match['name']}=/where/it/is, or write the path itself"
+            )
+        return found
+
+    filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, path)
+    try:
+        return Path(filled).expanduser() if filled else None
+    except RuntimeError as error:
+        raise UserError(f"{key}: {path!r}: {error}") from None

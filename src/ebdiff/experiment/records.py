@@ -1,0 +1,191 @@
+"""One record per job: which files it read and made, under which settings, with their hashes.
+
+Formats notice little: JSON, npy and safetensors nothing at all. So nothing is used whose record doesn't vouch
+for it: that it is whole, lies where it was put, and was made from what is there now, for the settings of now.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import Job, maker
+from ebdiff.experiment.stages import digest
+from ebdiff.system.errors import Missing, Unusable, damaged
+from ebdiff.system.files import read_json, sha256, write_json
+
+
+class Records:
+    """The records of an experiment's jobs.
+
+    Args:
+        experiment: whose settings hold.
+        deep: read large files whole, too, instead of trusting their size and date.
+    """
+
+    def __init__(self, experiment: Experiment, *, deep: bool = False) -> None:
+        self.experiment, self.deep = experiment, deep
+        self._settings: dict[str, str] = {}
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def settings(self, job: Job) -> str:
+        """A hash of all configuration that a job's result depends on: its own and that of what it reads."""
+        if job.name not in self._settings:
+            makers = {m.name: m for path in job.reads if (m := maker(self.experiment, path))}
+            self._settings[job.name] = digest(job.digest, [self.settings(m) for m in makers.values()])
+        return self._settings[job.name]
+
+    def check(self, path: Path) -> str:
+        """The hash of a file that is what its job made, for the settings of now; of a folder, of all in it.
+
+        Of a file from outside the workflow it is just the hash.
+
+        Raises:
+            Missing: it isn't there.
+            Unusable: damaged, foreign, or made for other settings or from something else.
+        """
+        if path.is_dir():
+            return digest([(file.name, self.check(file)) for file in self._files(path)])
+        job = maker(self.experiment, path)
+        if job is None:
+            return sha256(path)
+        if not path.exists():
+            raise Missing(path)
+        made = self._record(job, path)["made"].get(str(path))
+        if made is None:
+            raise Unusable(path, "not what its job made")
+        large = any(job.path(template) == path for template in job.stage.large)
+        return self._trusted(job, path, made) if large and not self.deep else self._hashed(path, made)
+
+    def _files(self, folder: Path) -> list[Path]:
+        """The files of a folder that is an output, by its record: what is missing is told."""
+        job = maker(self.experiment, folder)
+        if job is None:
+            return sorted(folder.glob("[!.]*"))
+        there = {file for file in folder.glob("[!.]*") if not file.is_dir()}
+        noted = {Path(p) for p in self._record(job, folder)["made"] if Path(p).parent == folder}
+        return sorted(there | noted)
+
+    def _record(self, job: Job, path: Path) -> dict[str, Any]:
+        """A job's record, if it is of this job and of the settings of now.
+
+        Raises:
+            Unusable: it isn't, for `path`.
+        """
+        if job.name not in self._records:
+            place = job.note("records", "json")
+            try:
+                record = read_json(place)
+                whole = record.pop("record") == digest(record)
+            except Missing:
+                raise Unusable(path, f"its record {place} is missing") from None
+            except (Unusable, AttributeError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                raise Unusable(path, f"its record {place} is damaged")
+            if (record["stage"], record["where"]) != (job.stage.verb, dict(job.where)):
+                raise Unusable(path, f"its record {place} is another file's")
+            self._records[job.name] = record
+        record = self._records[job.name]
+        if record["settings"] != self.settings(job):
+            raise Unusable(path, "made for other settings")
+        for source, found in record["read"].items():
+            if self._noted(Path(source)) not in (None, found):
+                raise Unusable(path, f"made from another {source}")
+        return record
+
+    def _noted(self, path: Path) -> str | None:
+        """The hash of a file as its own job's record has it, unchecked; None if that isn't there."""
+        job = maker(self.experiment, path)
+        try:
+            made = read_json(job.note("records", "json"))["made"] if job else {}
+            inside = sorted(Path(p) for p in made if Path(p).parent == path)
+            if inside:
+                return digest([(file.name, made[str(file)]["sha256"]) for file in inside])
+            return made[str(path)]["sha256"]
+        except (Unusable, KeyError, TypeError):
+            return None
+
+    def _hashed(self, path: Path, made: dict[str, Any]) -> str:
+        if path.stat().st_size != made["size"] or sha256(path) != made["sha256"]:
+            raise damaged(path, "it isn't what its job made")
+        return made["sha256"]
+
+    def _trusted(self, job: Job, path: Path, made: dict[str, Any]) -> str:
+        """Size and date tell; with another date (a copy, Snakemake's touch) it is read once more."""
+        if (path.stat().st_size, path.stat().st_mtime_ns) != (made["size"], made["time"]):
+            self._hashed(path, made)
+            made["time"] = path.stat().st_mtime_ns
+            _write(job, self._records[job.name])
+        return made["sha256"]
+
+
+def _write(job: Job, record: dict[str, Any]) -> None:
+    write_json(job.note("records", "json"), {**record, "record": digest(record)})
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"sha256": sha256(path), "size": stat.st_size, "time": stat.st_mtime_ns}
+
+
+class Work:
+    """A job at work: what it reads is checked at the beginning, its record is written at the end.
+
+    Args:
+        experiment: whose.
+        verb: of the stage.
+        where: its wildcards, but for the experiment and its dataset.
+
+    Attributes:
+        job: which.
+        settings: hash of the configuration that its result depends on.
+        read: hash of every file or folder that it reads, by path.
+        continued: the same of the earlier states that it may go on from.
+
+    Raises:
+        UserError: an unknown wildcard.
+        Missing, Unusable: as `Records.check`, of what it reads.
+    """
+
+    def __init__(self, experiment: Experiment, verb: str, **where: object) -> None:
+        records = Records(experiment)
+        self.job = Job.of(experiment, verb, **where)
+        self.settings = records.settings(self.job)
+        self.read = {str(path): records.check(path) for path in self.job.reads}
+        self.continued = {str(path): records.check(path) for path in self.job.continues}
+        self.path = self.job.path
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What an unfinished state of the job belongs to: its settings, and everything that it reads."""
+        return {"settings": self.settings, "inputs": {**self.read, **self.continued}}
+
+    def end(self) -> None:
+        """Vouch for what the job made: after everything is under its final name, before kept state goes."""
+        files = [f for p in self.job.makes for f in (sorted(p.glob("[!.]*")) if p.is_dir() else [p])]
+        _write(
+            self.job,
+            {
+                "stage": self.job.stage.verb,
+                "where": dict(self.job.where),
+                "settings": self.settings,
+                "read": self.read,
+                "made": {str(path): _entry(path) for path in files},
+            },
+        )
+
+
+def verify(experiment: Experiment, jobs: list[Job]) -> Iterator[tuple[Path, str]]:
+    """What of some jobs' outputs is there but not what it should be: (path, reason). Reads everything."""
+    records = Records(experiment, deep=True)
+    for job in jobs:
+        for path in job.makes:
+            if os.path.lexists(path):
+                try:
+                    records.check(path)
+                except Unusable as error:
+                    yield error.path, str(error)

@@ -1,0 +1,358 @@
+"""The stages of the workflow, each spelt once: what it makes, reads, may continue, and depends on.
+
+Rules, verbs, records, the plan and the report ask here. A job is a stage with its wildcards filled in; its
+log, its record and Snakemake's benchmark are called alike. Imports no torch: the Snakefile reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from ebdiff.experiment import layout, places
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Weights
+
+FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5")
+BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
+GRADIENT = ("taylor", "diff-pruning")  # criteria that need snapshots, images and a backward pass
+
+Files = Iterable[Path]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of job.
+
+    Attributes:
+        verb: its command.
+        makes: layout templates of its outputs.
+        reads: (experiment, **wildcards) -> the files it needs, which its result depends on.
+        depends: (experiment, **wildcards) -> the part of the configuration that its result depends on.
+        continues: (experiment, **wildcards) -> earlier states that it may go on from, with the same result
+            as without them.
+        large: outputs that readers trust by size and date; `ebdiff verify` reads them whole.
+        priority: among jobs that could start, the highest goes first.
+    """
+
+    verb: str
+    makes: tuple[str, ...]
+    reads: Callable[..., Files]
+    depends: Callable[..., Any]
+    continues: Callable[..., Files] = lambda e, **_: ()
+    large: tuple[str, ...] = ()
+    priority: int = 0
+
+    @property
+    def wildcards(self) -> tuple[str, ...]:
+        """What tells its jobs apart, in the order of their paths."""
+        listed = [[name for _, name, _, _ in Formatter().parse(t) if name] for t in self.makes]
+        return tuple(name for name in listed[0] if all(name in other for other in listed) and name != "ext")
+
+    @property
+    def job(self) -> str:
+        """What its jobs are called, a template: below the experiment's or dataset's folder."""
+        folder = "seed{seed}/" if "seed" in self.wildcards else ""
+        own = (f".{{{w}}}" for w in self.wildcards if w not in ("experiment", "dataset", "seed"))
+        return folder + self.verb + "".join(own)
+
+    def outputs(self, e: Experiment, **where: object) -> list[Path]:
+        """What a job of it makes."""
+        return [layout.path(t, **where, **more) for t in self.makes for more in _several(e, t)]
+
+    def note(self, kind: str, extension: str) -> str:
+        """The template of a file about a job: its log, its benchmark or its record."""
+        of = layout.DATA if "dataset" in self.wildcards else layout.EXPERIMENT
+        return f"{of}/{kind}/{self.job}.{extension}"
+
+
+def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
+    """The fillings of a template's wildcards that are no job's: the files of `tabulate`."""
+    if template == layout.TABLE:
+        yield from ({"table": t, "ext": x} for t in e.tables for x in layout.TABLE_EXTENSIONS)
+    elif template == layout.FIGURE:
+        yield from ({"figure": f, "ext": x} for f in FIGURES for x in layout.FIGURE_EXTENSIONS)
+    else:
+        yield {}
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of configuration values; equal values give equal digests."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", exclude=BOOKKEEPING)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def data(e: Experiment, **_: str) -> dict[str, Any]:
+    """What is prepared."""
+    return e.dataset.content
+
+
+def _of_dataset(e: Experiment, *templates: str) -> list[Path]:
+    return [layout.path(t, dataset=e.dataset.name) for t in templates]
+
+
+def _images(e: Experiment, **_: str) -> list[Path]:
+    return _of_dataset(e, layout.IMAGES, layout.MANIFEST)
+
+
+def _features_of(e: Experiment, protocol: str) -> list[Path]:
+    """The network of a protocol, where a stage makes it; Inception's weights are checked by hash."""
+    return _of_dataset(e, layout.CLASSIFIER) if protocol == "classifier" else []
+
+
+# --- dense training and tickets -----------------------------------------------------------------------------
+
+
+def _trained(e: Experiment) -> list[Any]:
+    """What every training depends on; with dropout each process and micro-batch draws masks of its own."""
+    seen = [data(e), e.dataset.model_dump(include=e.dataset.SEEN), e.network, e.diffusion, e.training]
+    if e.network.dropout:
+        seen += [e.compute.micro_batch] if e.compute.micro_batch else []
+        seen += [f"gpus {e.compute.gpus}"] if e.compute.gpus > 1 else []
+    return seen
+
+
+def _tuned(e: Experiment, use: str, *networks: str) -> list[Any]:
+    """How networks are executed where a tuning says so; the device's default is no configuration."""
+    chosen = getattr(e.tuning, use)
+    return [(n, chosen[n]) for n in networks if n in chosen]
+
+
+def taken_while_training(search: str, criterion: str) -> bool:
+    """Whether `train-dense` recorded the masks itself, so that nothing needs computing."""
+    return search != FINAL and criterion == "magnitude"
+
+
+def _masks_reads(e: Experiment, seed: str, search: str, criterion: str, **_: str) -> Iterator[Path]:
+    if search == FINAL:
+        yield places.final_path(e, seed)
+    else:
+        yield layout.path(layout.DENSE_MASKS, experiment=e.name, seed=seed, search=search)
+    if criterion in GRADIENT:
+        if search != FINAL:
+            yield places.snapshots(e, search, seed)
+        yield from _images(e)
+
+
+def _masks(e: Experiment, search: str, criterion: str, weights: str, **_: str) -> list[Any]:
+    taken = [search, criterion, weights, e.rates_of(search), e.architecture]
+    return [*taken, e.pruning, e.diffusion] if criterion in GRADIENT else taken
+
+
+def _rule(e: Experiment, search: str) -> list[Any]:
+    return [] if search == FINAL else [e.searches[search].window, e.searches[search].threshold]
+
+
+def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> Iterator[Path]:
+    """A random ticket has no masks, but stands where the magnitude ticket of its search does."""
+    yield places.snapshots(e, search, where["seed"])
+    yield from _of_dataset(e, layout.MANIFEST)  # tells an epoch's steps
+    if criterion != "random":
+        yield layout.path(layout.MASKS, search=search, criterion=criterion, **where)
+    elif search != FINAL:
+        yield layout.path(layout.STORY, search=search, criterion="magnitude", **where)
+
+
+# --- experts ------------------------------------------------------------------------------------------------
+
+
+def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
+    """Images, a ticket or a checkpoint; for `like-RUN` costs and that run's tickets."""
+    spec = e.experts()[expert]
+    yield from _images(e)
+    if places.is_given(e, expert, milestone):
+        yield places.checkpoint(e)
+    if spec.init == "inherit":
+        yield places.ticket_of(e, spec, layout.TICKET, seed)
+    if spec.init == "snapshot":
+        yield places.ticket_of(e, spec, layout.STORY, seed)
+        yield places.snapshots(e, spec.search, seed)
+    if milestone.startswith("like-"):
+        yield layout.path(layout.COST, experiment=e.name)
+        yield from places.stories(e, milestone.removeprefix("like-"), seed)
+
+
+def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
+    """The milestone before and, unpruned, where the search stopped."""
+    if places.is_given(e, expert, milestone):
+        return
+    before, spec = e.previous_milestone(expert, milestone), e.experts()[expert]
+    where = dict(experiment=e.name, seed=seed)
+    if before is not None:
+        yield layout.path(layout.MILESTONE, expert=expert, milestone=before, **where)
+    if spec.continues_search and not e.dense.source:
+        yield layout.path(layout.DENSE_LAST, search=spec.search, **where)
+
+
+def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
+    spec = e.experts()[expert]
+    like = e.runs.get(milestone.removeprefix("like-"))
+    target = [(x.key, x.iterations) for x in like.experts] if like else milestone
+    law = e.speed if spec.law == "speed" else None
+    source = e.dense.source if spec.continues_search else None
+    return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
+
+
+# --- samples, metrics, report -------------------------------------------------------------------------------
+
+
+def _sample_reads(e: Experiment, seed: str, run: str, **_: str) -> Iterator[Path]:
+    """The experts; and the data, where these say what is asked of a sample."""
+    for x in e.runs[run].experts:
+        where = dict(experiment=e.name, seed=seed, milestone=x.iterations)
+        yield layout.path(layout.MILESTONE, expert=x.key, **where)
+    if e.dataset.items.conditional:
+        yield from _images(e)
+
+
+def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
+    """Batch size changes no image beyond rounding, so it is left out."""
+    sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
+    experts = e.runs[run].experts
+    how = _tuned(e, "sampling", *(x.network for x in experts))
+    return [sampling, e.diffusion, e.codec, [(x.key, x.serve, x.iterations) for x in experts], how]
+
+
+def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
+    yield from (layout.path(t, **where) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+    yield from _of_dataset(e, layout.MANIFEST)
+    for protocol in e.evaluation.protocols:
+        which = dict(protocol=protocol, number=e.evaluation.reference_count)
+        files = (layout.REFERENCE, layout.REFERENCE_FEATURES)
+        yield from (layout.path(t, dataset=e.dataset.name, **which) for t in files)
+        yield from _features_of(e, protocol)
+
+
+def _fid(e: Experiment, **_: str) -> dict[str, Any]:
+    """Where the weights lie and how many images go in at once change nothing."""
+    return e.evaluation.model_dump(mode="json", exclude={"weights", "batch"})
+
+
+def _cost(e: Experiment, **_: str) -> list[Any]:
+    c = e.compute
+    how = [c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training]
+    return [e.architecture, e.training.batch, e.training.clip, e.rates(), how]
+
+
+def _whole(e: Experiment, **_: str) -> dict[str, Any]:
+    """The whole experiment, but for what changes no result."""
+    return e.model_dump(
+        mode="json", exclude={"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}}
+    )
+
+
+def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
+    """Everything about every run, the distances of all masks, and the first seed's samples."""
+    yield layout.path(layout.COST, experiment=e.name)
+    yield from _images(e)
+    for name, run in e.runs.items():
+        for seed in e.seeds_of(name):
+            where = dict(experiment=e.name, seed=seed)
+            yield layout.path(layout.METRICS, run=name, **where)
+            for x in (*run.experts, *_charged(e, name)):
+                at = dict(expert=x.key, milestone=x.iterations, **where)
+                yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
+            for x in run.experts:
+                if x.needs_ticket:
+                    yield places.ticket_of(e, x, layout.STORY, seed)
+                if x.needs_ticket and x.search != FINAL:
+                    yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
+        first = dict(experiment=e.name, seed=e.seeds_of(name)[0], run=name)
+        yield from (layout.path(t, **first) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+    for name, search in e.searches.items():
+        for criterion in ("magnitude", *search.gradient_criteria):
+            for weights in get_args(Weights) if criterion == "magnitude" else search.weights:
+                ticket = dict(search=name, criterion=criterion, weights=weights)
+                yield layout.path(layout.HAMMING, experiment=e.name, seed=e.seeds[0], **ticket)
+
+
+def _charged(e: Experiment, run: str) -> list[Expert]:
+    """The unpruned trainings whose time a run is shown beside, or charged with."""
+    method = e.runs[run].method
+    if method == "ta-eb":
+        found = [e.final_expert]
+    elif method in AFTER_DENSE:
+        found = [places.unpruned(e, rows) for rows in (e.runs, *(r for r in e.tables.values() if run in r))]
+    else:
+        found = []
+    return [x for x in found if x is not None]
+
+
+def _report_reads(e: Experiment, **where: str) -> Iterator[Path]:
+    yield from _all_results(e)
+    yield from STAGES["tabulate"].outputs(e, experiment=e.name)
+
+
+STAGES = {
+    stage.verb: stage
+    for stage in (
+        Stage(
+            "prepare-data", layout.DATA_FILES, lambda e, **_: (), data, large=(layout.IMAGES, layout.LABELS)
+        ),
+        Stage(
+            "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
+            lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
+        ),
+        Stage(
+            "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES),
+            lambda e, protocol, **_: [*_images(e), *_features_of(e, protocol)],
+            lambda e, protocol, number, **_: [protocol, number], large=(layout.REFERENCE_FEATURES,),
+        ),
+        Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
+        Stage(
+            "train-dense",
+            (
+                layout.SNAPSHOTS, layout.DENSE_MASKS, layout.DENSE_LAST, layout.DENSE_LEDGER,
+                layout.DENSE_STATS,
+            ),
+            _images,
+            lambda e, search, **_: [_trained(e), e.searches[search], _tuned(e, "training", "dense")],
+            priority=50,
+        ),
+        Stage(
+            "prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40,
+        ),
+        Stage(
+            "hamming-matrix", (layout.HAMMING,),
+            lambda e, **w: [layout.path(layout.MASKS, **w), *_of_dataset(e, layout.MANIFEST)],
+            lambda e, search, **w: [_masks(e, search, **w), _rule(e, search)],
+        ),
+        Stage(
+            "select-eb-epoch", (layout.TICKET, layout.STORY), _ticket_reads,
+            lambda e, search, criterion, weights, rate, **_: [
+                search, criterion, weights, rate, _rule(e, search), e.architecture,
+            ],
+            priority=40,
+        ),
+        Stage(
+            "finetune-region", (layout.MILESTONE, layout.LEDGER, layout.STATS), _expert_reads, _expert,
+            continues=_expert_continues, priority=30,
+        ),
+        Stage(
+            "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
+            large=(layout.SAMPLES,), priority=20,
+        ),
+        Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
+        Stage("tabulate", (layout.TABLE, layout.FIGURE), _all_results, _whole),
+        Stage("report", (layout.REPORT,), _report_reads, _whole),
+    )
+}  # fmt: skip
