@@ -11,15 +11,17 @@ import yaml
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pools on two cores crawl
 
 from ebdiff.experiment import jobs, load, records
+from ebdiff.experiment.members import Architecture, Items, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 
 # 8x8 digits, 160 of them: an epoch is 10 steps, the search 60 at most.
 TINY = {
     "name": "tiny",
-    "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160},
+    "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160,
+                "image_size": 8, "channels": 1},
     "network": {
-        "image_size": 8, "channels": 1, "width": 8, "multipliers": [1, 1], "blocks": 1,
+        "width": 8, "multipliers": [1, 1], "blocks": 1,
         "attention": [], "dropout": 0.1, "norm_groups": 4,
     },
     "training": {
@@ -43,6 +45,11 @@ TINY = {
     },
     "tables": {"table4": ["unpruned", "eb-50", "ta-eb"]},
 }  # fmt: skip
+
+
+def unet(side=32, channels=3, **config):
+    """The architecture of a U-Net for images of a size."""
+    return Architecture(UNetConfig(**config), Items((channels, side, side)))
 
 
 def changed(raw, changes):

@@ -21,7 +21,7 @@ pytestmark = [
 
 FEW, MANY = 2_000, 20_000  # images of 3 KB: 6 MB and 61 MB
 RAW = changed(TINY, {
-    "network": {"image_size": 32, "channels": 3, "width": 8, "multipliers": [1], "blocks": 1,
+    "network": {"width": 8, "multipliers": [1], "blocks": 1,
                 "attention": [], "middle_attention": False, "norm_groups": 4},
     "dataset": {"name": "data", "source": "images", "path": "unused"},
     "sampling.steps": 1,
@@ -32,7 +32,7 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 import torch, yaml
-from ebdiff import loading
+from ebdiff.experiment import load
 experiment = load.parse(yaml.safe_load(Path("x.yaml").read_text()), "x.yaml")
 {work}
 # Not getrusage: its peak is inherited from the parent process.
@@ -54,9 +54,9 @@ def trained(tmp_path):
     """A folder with the one expert of the run `unpruned`, fresh weights."""
     e = load.parse(RAW, "x.yaml")
     (expert,) = e.runs["unpruned"].experts
-    tensors = {f"ema.{n}": t for n, t in store.fresh(e.network, 0, "x").state_dict().items()}
+    tensors = {f"ema.{n}": t for n, t in store.fresh(e.architecture, 0, "x").state_dict().items()}
     where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
-    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.network, {"step": 1})
+    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.architecture, {"step": 1})
     return tmp_path
 
 

@@ -46,7 +46,7 @@ def prepare(tmp_path):
 
     def run(threads=1, source="images", size=16, channels=3, **dataset):
         dataset = {"name": "data", "source": source, **{k: str(v) for k, v in dataset.items()}}
-        raw = changed(TINY, {"dataset": dataset, "network.image_size": size, "network.channels": channels})
+        raw = changed(TINY, {"dataset": {**dataset, "image_size": size, "channels": channels}})
         out = tmp_path / "out"
         paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
         manifest = sources.write(load.parse(raw, "x.yaml"), *paths, threads=threads)
@@ -390,7 +390,7 @@ def test_a_parquet_file_without_images_names_its_columns(refused, tmp_path):
 
 
 def test_channels_that_no_image_has(refused, tmp_path):
-    assert "network.channels is 2" in refused(path=fill(tmp_path / "in"), channels=2)
+    assert "dataset.channels is 2" in refused(path=fill(tmp_path / "in"), channels=2)
 
 
 def test_a_full_disk_is_seen_before_anything_is_decoded(refused, tmp_path, monkeypatch):
@@ -563,7 +563,7 @@ def test_a_dataset_of_the_hub(prepare, tmp_path, monkeypatch):
 MEASURED = """
 import re, sys
 from pathlib import Path
-from ebdiff import loading
+from ebdiff.experiment import load
 from ebdiff.data.sources import write
 import yaml
 out = Path(sys.argv[1])
@@ -593,7 +593,7 @@ def test_memory_is_bounded_for_20000_images_of_256x256(tmp_path, kind):
             for _ in range(20):
                 file.write_table(part)
     dataset = {"name": "data", "source": "images", "path": str(tmp_path / "in")}
-    raw = changed(TINY, {"dataset": dataset, "network.image_size": 256, "network.channels": 3})
+    raw = changed(TINY, {"dataset": {**dataset, "image_size": 256}})
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-c", MEASURED, str(tmp_path), str(tmp_path / "x.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -33,14 +33,14 @@ PLAIN = {"network.dropout": 0.0, "network.middle_attention": False}
 def trained(e, steps=4, runtime=None, state=None):
     runtime = runtime or Runtime(CPU)
     if state is None:
-        state = State.start(store.fresh(e.network, 0, "test"), runtime)
+        state = State.start(store.fresh(e.architecture, 0, "test"), runtime)
     train(state, job(e, runtime=runtime), steps, save=lambda s: None)
     return state
 
 
 def distance(a, b):
     """Largest difference of two states' weights."""
-    a, b = a.weights("raw"), b.weights("raw")
+    a, b = a.view("raw"), b.view("raw")
     return max((a[n] - b[n]).abs().max().item() for n in a)
 
 
@@ -64,7 +64,7 @@ def test_with_dropout_micro_batches_draw_other_masks(workspace, tiny):
     whole, cut = trained(tiny, 1), trained(tiny, 1, Runtime(CPU, micro_batch=4))
     assert distance(whole, cut) > 1e-4
     again = trained(tiny, 1, Runtime(CPU, micro_batch=4))
-    assert same(cut.weights("raw"), again.weights("raw"))
+    assert same(cut.view("raw"), again.view("raw"))
 
 
 def test_micro_batch_comes_from_the_experiment_and_counts_where_dropout_does(vary):
@@ -95,7 +95,7 @@ def test_channels_last_changes_rounding_only_and_goes_on_with_the_same_bits(work
     assert 0 < (a - b).norm() < 1e-5 * a.norm()
 
     half = trained(e, 2, last)
-    half.save(workspace / "half.safetensors", e.network, {})
+    half.save(workspace / "half.safetensors", e.architecture, {})
     half = State.load(workspace / "half.safetensors", last)
     on = trained(e, 4, last, half)
     assert same(state.tensors(), on.tensors())
@@ -114,9 +114,9 @@ def test_sampling_in_bf16_draws_nearly_the_same_images(vary):
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32))
     t = torch.full((4,), 500)
     with torch.inference_mode():
-        exact = Runtime(CPU).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+        exact = Runtime(CPU).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
         for how in (Execution(precision="bf16"), Execution(precision="bf16", channels_last=True)):
-            coarse = Runtime(CPU, how).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+            coarse = Runtime(CPU, how).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
             assert coarse.dtype == torch.float32
             assert 0 < (coarse - exact).abs().max() < 0.03 * exact.abs().max()
 
@@ -133,7 +133,7 @@ def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(works
     program = """
 import sys; sys.path.insert(0, {tests!r})
 import torch
-from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
+from test_execution import CPU, Execution, Runtime, distance, load, start, trained
 e = load.load("tiny")
 fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
 print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
@@ -282,7 +282,7 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
 
     monkeypatch.setattr(Runtime, "of", spying)
     e = load.load("tiny")
-    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.network, {}))
+    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.architecture, {}))
     monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
     monkeypatch.setattr(sample, "sha256", lambda path: "0")
     sample.sample(e, "ta-eb", 0, CPU)

@@ -42,8 +42,8 @@ LONGER = [{**TRIPLE[0], "iterations": 600}, *TRIPLE[1:]]
 RAW = {
     "name": "digits",
     "about": "Made up for a test.",
-    "dataset": {"name": "digits", "source": "bundled-digits", "flip": False},
-    "network": {"image_size": 8, "channels": 1, "width": 64, "multipliers": [1, 1], "norm_groups": 8},
+    "dataset": {"name": "digits", "source": "bundled-digits", "flip": False, "image_size": 8, "channels": 1},
+    "network": {"width": 64, "multipliers": [1, 1], "norm_groups": 8},
     "training": {"batch": 64, "ema_decay": 0.99},
     "searches": {
         "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24},

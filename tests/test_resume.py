@@ -69,7 +69,9 @@ def test_others_may_read_what_they_may_by_the_users_mask(tmp_path, tiny):
     from ebdiff.nets import store
 
     (tmp_path / "plain").touch()
-    store.save(tmp_path / "x.safetensors", store.fresh(tiny.network, 0, "t").state_dict(), tiny.network, {})
+    store.save(
+        tmp_path / "x.safetensors", store.fresh(tiny.architecture, 0, "t").state_dict(), tiny.architecture, {}
+    )
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -111,13 +113,13 @@ def test_a_signal_that_is_sent_twice_still_leaves_a_saved_state(workspace, tiny)
 def place(tmp_path, tiny):
     """The place of an unfinished training of some settings."""
     return lambda settings="a": resumable(
-        tmp_path / "x.safetensors", tiny.network, {"settings": settings, "inputs": {}}, Runtime(CPU)
+        tmp_path / "x.safetensors", tiny.architecture, {"settings": settings, "inputs": {}}, Runtime(CPU)
     )
 
 
 def keep(kept, tiny, step, readings):
     """Keep a state after a step, with these readings so far, and be killed."""
-    state = kept.state or State.start(store.fresh(tiny.network, 0, "t"), Runtime(CPU))
+    state = kept.state or State.start(store.fresh(tiny.architecture, 0, "t"), Runtime(CPU))
     state.step = step
     kept.stats.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in readings))
     kept.keep(state)
@@ -213,4 +215,4 @@ def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(place
 
 def test_images_of_another_size_than_the_networks_are_refused(workspace, vary):
     with pytest.raises(UserError, match=r"holds images of \(8, 8, 1\).*\(16, 16, 1\)"):
-        Images.of(vary({"network.image_size": 16}))
+        Images.of(vary({"dataset.image_size": 16}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout
-from ebdiff.experiment.schema import Network
+from ebdiff.experiment.members import Architecture
 from ebdiff.experiment.stages import digest
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
@@ -32,13 +32,13 @@ class Place:
 
     Attributes:
         folder: the undeclared folder beside the output.
-        network: config of the dense network.
+        architecture: of the dense network.
         stamp: what a state belongs to: the settings, and the hashes of all inputs.
         state: the state to go on from, or None to begin.
     """
 
     folder: Path
-    network: Network
+    architecture: Architecture
     stamp: dict[str, Any]
     state: State | None = None
     _hashes: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Place:
         if not parallel.first():
             return
         path = self.folder / f"{state.step}.safetensors"
-        state.save(path, self.network, {})
+        state.save(path, self.architecture, {})
         files = {str(f.relative_to(self.folder)): self._hash(f) for f in (path, *self._snapshots())}
         readings = self.stats.read_text(encoding="utf-8") if self.stats.exists() else ""
         record = {**self.stamp, "files": files, "readings": readings}
@@ -145,14 +145,16 @@ def _forget(record: Path) -> None:
 
 
 @contextmanager
-def resumable(output: Path, network: Network, stamp: dict[str, Any], runtime: Runtime) -> Iterator[Place]:
+def resumable(
+    output: Path, architecture: Architecture, stamp: dict[str, Any], runtime: Runtime
+) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
 
     Of several processes of one job the first holds the lock and writes; the others read what it kept.
 
     Args:
         output: the declared output that the state belongs to.
-        network: config of the dense network.
+        architecture: of the dense network.
         stamp: what a state must belong to (`Work.stamp`).
         runtime: how a state is loaded.
 
@@ -160,7 +162,7 @@ def resumable(output: Path, network: Network, stamp: dict[str, Any], runtime: Ru
         UserError: another process is at work on the same output.
     """
     folder = layout.state_of(output)
-    place = Place(folder, network, stamp)
+    place = Place(folder, architecture, stamp)
     if not parallel.first():
         parallel.barrier()  # the first process has decided what is kept
         if kept := place.kept():
