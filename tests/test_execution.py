@@ -133,7 +133,7 @@ def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(works
     program = """
 import sys; sys.path.insert(0, {tests!r})
 import torch
-from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
+from test_execution import CPU, Execution, Runtime, distance, load, start, trained
 e = load.load("tiny")
 fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
 print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))

@@ -118,7 +118,7 @@ def test_running_out_of_memory_names_the_micro_batch_that_would_fit(monkeypatch,
     network = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()})
     needs = memory.Footprint.of(network)
     parameters = sum(p.numel() for p in network.parameters())
-    there = 8 * parameters  # weights and average
+    there = 20 * parameters  # weights, average, moments and gradient
     monkeypatch.setattr(memory, "available_bytes", lambda device: needs.bytes(16) - there)
     with (
         pytest.raises(UserError, match=r"out of memory on cpu: .*compute\.micro_batch: 16$"),
@@ -144,13 +144,13 @@ def test_a_training_that_really_runs_out_of_memory_says_so(workspace):
     write_experiment(workspace, {"network.width": 64, "training.batch": 4096, "network.dropout": 0.0})
     program = """
 import resource, torch
-from ebdiff import loading
+from ebdiff.experiment import load
 from ebdiff.training.train import train_dense
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()
 with open("/proc/self/status") as file:
     size = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
-train_dense(loading.load("tiny"), "full", 0, torch.device("cpu"))
+train_dense(load.load("tiny"), "full", 0, torch.device("cpu"))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "UserError: out of memory on cpu" in done.stderr
