@@ -110,7 +110,8 @@ def enough(network: Denoiser, images: int, runtime: Runtime) -> Iterator[None]:
     """
     needs = Footprint.of(network, runtime.how.precision == "bf16")
     size = min(images, runtime.micro_batch or images)
-    available = available_bytes(runtime.device) + 8 * needs.parameters  # weights and average are there
+    there = PER_PARAMETER * needs.parameters  # the training state is made before the first step
+    available = available_bytes(runtime.device) + there
     wanted = (
         f"a step of {size} images needs about {needs.bytes(size) / 1e9:.2g} GB, "
         f"{available / 1e9:.2g} GB are free"
