@@ -27,7 +27,7 @@ from ebdiff.nets.execution import Runtime
 from ebdiff.system import interrupts, parallel
 from ebdiff.system.draws import item_noise
 from ebdiff.system.errors import Unusable
-from ebdiff.system.files import holding, read_arrays, replacing, write_arrays, write_json
+from ebdiff.system.files import holding, read_arrays, replacing, sha256, write_arrays, write_json
 from ebdiff.system.ledger import ledger
 from ebdiff.system.progress import progress
 
@@ -124,8 +124,10 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         while len(batches.drawn()) < len(all_batches):  # by others; a signal can end this, but no barrier
             time.sleep(0.1)
 
+        kept = {}
         if codec.keeps_items:
             batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
+            kept["items_sha256"] = sha256(work.path(layout.SAMPLE_ITEMS))
         seconds = batches.join("images", output, count)
         write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
         entry = ledger(
@@ -137,6 +139,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             images_per_second=round(count / seconds, 2),
             evaluations=len(visited(experiment.diffusion, experiment.sampling)),
             execution=execution,
+            **kept,
         )
         write_json(work.path(layout.SAMPLE_LEDGER), entry)
         work.end()
