@@ -24,9 +24,10 @@ from PIL import Image
 from ebdiff.data.images import CELEBA_SIZE, Broken, converted, opened
 from ebdiff.data.sources import find
 from ebdiff.experiment import load, plain
-from ebdiff.experiment.digests import data_digest
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import of_dataset
 from ebdiff.experiment.schema import Dataset, is_name
+from ebdiff.experiment.stages import data
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
@@ -252,10 +253,10 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXP
 def _check_free(experiment: Experiment, folder: Path) -> None:
     """Refuse the name of a dataset that another experiment uses for other images."""
     try:
-        other = load.of_dataset(experiment.dataset.name, folder)
+        other = of_dataset(experiment.dataset.name, folder)
     except UserError:
         return  # none uses it
-    if other.name != experiment.name and data_digest(other) != data_digest(experiment):
+    if other.name != experiment.name and data(other) != data(experiment):
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )
