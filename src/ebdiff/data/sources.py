@@ -29,7 +29,7 @@ from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.schema import Dataset
 from ebdiff.system.errors import UserError, printable
-from ebdiff.system.files import holding, remove_leftovers, replacing, write_array, write_json
+from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
@@ -81,6 +81,25 @@ def find(dataset: Dataset) -> Collection:
             f"({', '.join(archives.EXTENSIONS)} files, or parquet)"
         )
     return found
+
+
+def count(dataset: Dataset) -> int:
+    """How many images `dataset` names: by its manifest where it is prepared, else at most, by its source.
+
+    Raises:
+        UserError: they aren't here, and how many there are isn't known.
+    """
+    manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
+    if manifest.exists():
+        return read_json(manifest)["count"]
+    if dataset.source == "cifar10":
+        return cifar10.COUNT
+    try:
+        if dataset.hub and not dataset.path:
+            raise UserError(f"dataset.hub: {dataset.hub} isn't here yet")
+        return find(dataset).count
+    except UserError as error:
+        raise UserError(f"{error}; or say how many images there are, with --images") from None
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
