@@ -143,7 +143,7 @@ def of(name, **values):
 @pytest.mark.parametrize(("changes", "planned", "told"), [
     ({}, {"memory_free": 9 * 10**8}, r"1.00 GB .* dense network, but 900 MB .*micro_batch: 8 fits"),
     ({}, {"memory_free": 9 * 10**8, **of("dense", fits=0)}, "not even one image at a time fits"),
-    ({}, {"memory_free": 35 * 10**8, "devices": 4}, "4 at once, but 3.50 GB .* run with --cores 3"),
+    ({}, {"memory_free": 35 * 10**8, "devices": 4}, "; 3 of 4 at a time fit here, run with --cores 3"),
     ({"compute": {"mem_mb": 900}}, {}, "compute.mem_mb asks a cluster for 900 MB only"),
     ({}, {"disk_to_come": 2 * 10**12}, "disk: 2000 GB to come, 1000 GB free"),
     ({"training.batch": 256}, {}, "training.batch: 256 images a step, but there are 160"),
@@ -170,11 +170,14 @@ def alone(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_stated_step_is_shared_out_by_macs_and_memory_by_images(tiny, alone, monkeypatch):
+def test_a_stated_step_is_a_gpus_and_shared_out_by_macs(vary, alone, monkeypatch):
+    tiny = vary({"evaluation.protocols": ["clean"]})
     monkeypatch.setattr(plan.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1000))
     quarter = 1000 * 1024 + footprint(tiny.network, meta_tensors(tiny.network, 0)).bytes(4)
     monkeypatch.setattr(plan, "available_bytes", lambda device: quarter)
-    networks = plan.make(tiny, CPU, 1, 160.0, None)["networks"]
+    found = plan.make(tiny, CPU, 1, 160.0, None)
+    networks, (fid, *_) = found["networks"], [job for job in found["jobs"] if job["kind"] == "fid"]
+    assert fid["seconds"] == pytest.approx(1 + 23 * 0.005)
     for network in networks.values():
         assert network["step_ms"] == pytest.approx(160 * network["macs"] / networks["dense"]["macs"])
         assert network["image_ms"] == pytest.approx(network["step_ms"] / 16 / 3)  # backward is two forwards

@@ -208,7 +208,8 @@ def make(
     pace = _time(e, networks, device, step_ms)
     own = torch.cuda.device_count() if gpu else len(os.sched_getaffinity(0))
     at_once = at_once or own // max(1, e.compute.gpus if gpu else e.compute.threads) or 1
-    forecast = Forecast(e, device, count, networks, start)
+    there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
+    forecast = Forecast(e, there, count, networks, start)
     tasks = forecast.tasks()
     plan = {
         "experiment": e.name, "device": device_name(device), "devices": at_once, "pace": pace,
@@ -269,8 +270,8 @@ def warnings(e: Experiment, plan: Mapping[str, Any], gpu: bool) -> Iterator[str]
         advice = f"compute.micro_batch: {fits} fits" if fits else "not even one image at a time fits"
         yield f"{told}, but {text.size(room)} are available here; {advice}"
     elif not gpu and most * many > room:
-        fit = f"run with --cores {e.compute.threads * (room // most)}"
-        yield f"{told}, {many} at once, but {text.size(room)} are available here; {fit}"
+        fit = room // most
+        yield f"{told}; {fit} of {many} at a time fit here, run with --cores {fit * e.compute.threads}"
     if not gpu and most > e.compute.mem_mb * 2**20:
         yield f"{told}, but compute.mem_mb asks a cluster for {e.compute.mem_mb} MB only"
     if plan["disk_to_come"] > plan["disk_free"]:
@@ -300,7 +301,7 @@ def page(plan: Mapping[str, Any]) -> Iterator[str]:
     stages = pd.DataFrame(plan["jobs"]).assign(jobs=1).groupby("kind", sort=False).sum(numeric_only=True)
     yield f"{plan['experiment']} on {plan['device']}, {plan['images']:,} images; step times {plan['pace']}"
     yield _table(plan["networks"], {
-        "Rate": ("rate", "{:g}".format), "realised": ("realised", "{:.3f}".format),
+        "Rate": ("rate", "{:g}".format), "Realised": ("realised", "{:.3f}".format),
         "Params (M)": ("params", text.mega), "MACs (M)": ("macs", text.mega),
         "ms per step": ("step_ms", text.number), "per sampled image": ("image_ms", text.number),
         "Peak memory": ("peak_bytes", text.size), "Images that fit": ("fits", str),
