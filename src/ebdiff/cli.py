@@ -358,7 +358,7 @@ def plan(
     ] = None,
     step_ms: Annotated[
         float | None,
-        typer.Option(min=1e-3, help="Milliseconds of an unpruned training step on another device."),
+        typer.Option(min=1e-3, max=1e9, help="Milliseconds of an unpruned training step on another device."),
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Images of the dataset, where they aren't prepared yet.")
@@ -372,10 +372,16 @@ def plan(
     Example: ebdiff plan cifar10 --devices 4
     """
     experiment = _begin(name, threads)
-    from ebdiff.plan import page, prediction
+    if step_ms is not None and not step_ms > 0:  # nan passes every range
+        raise typer.BadParameter("nan is no number of milliseconds", param_hint="--step-ms")
+    from ebdiff.cost.plan import make, page
+    from ebdiff.experiment import layout
+    from ebdiff.system.files import write_json
 
-    planned = prediction.make(experiment, _device(experiment, own=False), devices, step_ms, images)
-    print(*page.page(planned), planned.write(), sep="\n\n")
+    planned = make(experiment, _device(experiment, own=False), devices, step_ms, images)
+    path = layout.path(layout.PLAN, experiment=name)
+    write_json(path, planned)
+    print(*page(planned), path, sep="\n\n")
 
 
 @app.command()

@@ -25,12 +25,12 @@ from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.members import ImagesConfig
+from ebdiff.experiment.members import DatasetConfig, ImagesConfig
 from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
 from ebdiff.system.errors import UserError, printable
-from ebdiff.system.files import holding, remove_leftovers, replacing, write_array, write_json
+from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
 FEWEST = 4  # images; with fewer there is nothing to learn
@@ -82,6 +82,25 @@ def find(dataset: ImagesConfig) -> Collection:
             f"({', '.join(archives.EXTENSIONS)} files, or parquet)"
         )
     return found
+
+
+def count(dataset: DatasetConfig) -> int:
+    """How many items `dataset` names: by its manifest where it is prepared, else at most, by its source.
+
+    Raises:
+        UserError: they aren't here, and how many there are isn't known.
+    """
+    manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
+    if manifest.exists():
+        return read_json(manifest)["count"]
+    if dataset.known_count is not None:
+        return dataset.known_count
+    try:
+        if not isinstance(dataset, ImagesConfig) or (dataset.hub and not dataset.path):
+            raise UserError(f"dataset {dataset.name}: isn't here yet")
+        return find(dataset).count
+    except UserError as error:
+        raise UserError(f"{error}; or say how many images there are, with --images") from None
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:

@@ -1,0 +1,331 @@
+"""What an experiment will take: time, memory, disk, speed-ups, and what can't work (verb `plan`).
+
+Every job gets seconds and bytes by arithmetic on a few numbers: a training and a sampling step of each
+network and the start of a job, measured here in about half a minute, or stated. Searches go to their horizon.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ebdiff.cost import measure
+from ebdiff.cost.accounting import TrainedExpert, average_visited, search_steps, speedups
+from ebdiff.cost.tune import sampling_step
+from ebdiff.data import sources
+from ebdiff.diffusion.schedule import visited
+from ebdiff.experiment import places
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import Job, jobs, maker
+from ebdiff.experiment.stages import taken_while_training
+from ebdiff.metrics import classifier, inception
+from ebdiff.nets.execution import Runtime
+from ebdiff.nets.memory import available_bytes, footprint
+from ebdiff.pruning.count import meta_tensors
+from ebdiff.report import text
+from ebdiff.system.devices import device_name
+from ebdiff.training.train import like_steps
+
+ROUNDS = 5  # timed steps of each network
+MACS = 2e10  # of a timed forward pass on a CPU: of larger batches a part is timed
+STATE = 16  # bytes per parameter of a training state: weights, average and Adam's two moments in fp32
+# Stated, not measured: seconds per image in Inception, per pixel and epoch in the classifier, of all pages.
+INCEPTION, CLASSIFIER, PAGES = {"cpu": 0.2, "cuda": 0.005}, 2e-6, 10.0
+LIGHT = ("prepare-data", "hamming-matrix", "tabulate", "report")  # verbs that import no torch
+SPREAD = ("train-dense", "finetune-region", "sample")  # over all GPUs of a job (`compute.gpus`)
+FAR, SLOWER, SCATTERED = 0.05, 1.05, 0.25  # told are a rate off by so much, times, a quartile range / median
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, the names of those it needs, its seconds on each of its devices, and bytes it leaves at most."""
+
+    job: Job
+    needs: frozenset[str]
+    seconds: float
+    devices: int = 1
+    size: int = 0
+
+
+def wall_seconds(tasks: Sequence[Task], at_once: int) -> float:
+    """How long all of them take, `at_once` at a time.
+
+    Whenever there is room, the one of highest priority that has all it needs starts, as Snakemake's greedy
+    scheduler does; `measure-cost` waits until nothing runs, and nothing starts beside it.
+    """
+    waiting = sorted(tasks, key=lambda task: -task.job.stage.priority)  # stable: else in order
+    running: list[tuple[float, str, int]] = []  # end, name, room that it takes
+    now, free, done = 0.0, at_once, set[str]()
+    while waiting or running:
+        for task in list(waiting):
+            room = at_once if task.job.stage.verb == "measure-cost" else 1
+            if task.needs <= done and room <= free:
+                waiting.remove(task)
+                free -= room
+                heapq.heappush(running, (now + task.seconds, task.job.name, room))
+        now, name, room = heapq.heappop(running)
+        free += room
+        done.add(name)
+    return now
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Steps, seconds and bytes of an experiment's jobs."""
+
+    experiment: Experiment
+    device: torch.device
+    count: int  # images of the dataset
+    networks: Mapping[str, dict[str, Any]]  # as in cost.json; `image_ms`: an image's way through one
+    start: Mapping[str, float]  # seconds to the first line of work of a job that is `torch` or `light`
+
+    def horizon(self, search: str) -> int:
+        """Steps after which a search ends at the latest; `final` adds none."""
+        rule = self.experiment.searches.get(search)
+        return rule.horizon * (rule.interval.steps or self.experiment.epoch_steps(self.count)) if rule else 0
+
+    def stories(self, run: str) -> list[dict[str, Any]]:
+        """What decides the cost of a run's tickets: each is found at its search's horizon."""
+        searches = [x.search for x in self.experiment.runs[run].experts if x.needs_ticket]
+        return [{"search": search, "step": self.horizon(search)} for search in searches]
+
+    def end(self, where: Mapping[str, str]) -> int:
+        """The step at which a search or an expert's milestone ends, at most."""
+        if "milestone" not in where:
+            return self.horizon(where["search"])
+        if not where["milestone"].startswith("like-"):
+            return int(where["milestone"])
+        e, run = self.experiment, where["milestone"].removeprefix("like-")
+        return like_steps(e, e.experts()[where["expert"]], e.runs[run], self.networks, self.stories(run))
+
+    def steps(self, job: Job) -> int:
+        """The steps of an expert's training from the furthest of the states that it may go on from."""
+        if places.is_given(self.experiment, job.where["expert"], job.where["milestone"]):
+            return 0
+        earlier = [self.end(maker(self.experiment, path).where) for path in job.continues]
+        return self.end(job.where) - max((n for n in earlier if n <= self.end(job.where)), default=0)
+
+    def tasks(self) -> list[Task]:
+        """Every job, each after those it needs; several GPUs divide its work evenly."""
+        found = []
+        for job in jobs(self.experiment):
+            verb, where, (seconds, size) = job.stage.verb, job.where, self.demand(job)
+            taken = verb == "prune-per-epoch" and taken_while_training(where["search"], where["criterion"])
+            devices = max(1, self.experiment.compute.gpus) if verb in SPREAD else 1
+            seconds = self.start["light" if taken or verb in LIGHT else "torch"] + seconds / devices
+            found.append(Task(job, frozenset(n.name for n in job.needs), seconds, devices, size))
+        return found
+
+    def demand(self, job: Job) -> tuple[float, int]:
+        """Seconds of a job's work on one device, and bytes that it leaves, at most; small ones left out."""
+        e, where, networks = self.experiment, job.where, self.networks
+        step = {name: network["step_ms"] / 1e3 for name, network in networks.items()}
+        dense, pixels = networks["dense"]["params"], math.prod(e.dataset.items.shape)
+        search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
+        match job.stage.verb:
+            case "prepare-data":
+                return 0, self.count * (pixels + 8)  # and a label
+            case "train-classifier":
+                return CLASSIFIER * pixels * classifier.EPOCHS * self.count, 0
+            case "reference-stats":
+                real, inside = min(e.evaluation.reference or self.count, self.count), inception.DIMENSION
+                other = where["protocol"] != "classifier"
+                return other * real * per_image, other * 4 * inside * (real + 2 * inside)
+            case "measure-cost":
+                calls = measure.steps_at_once(self.device) * (measure.WARMUP + measure.ROUNDS)
+                return calls * sum(step.values()), 0
+            case "train-dense":
+                kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)
+                return self.end(where) * step["dense"], (STATE + 8 * min(kept, search.horizon)) * dense
+            case "prune-per-epoch" if where["criterion"] != "magnitude":  # a backward pass at every timestep
+                passes = (search.horizon if search else 1) * e.diffusion.timesteps / e.pruning.stride
+                return passes * min(e.pruning.images, self.count) / e.training.batch * step["dense"], 0
+            case "select-eb-epoch":
+                return 0, 4 * networks[where["rate"]]["params"]
+            case "finetune-region":
+                name = e.experts()[where["expert"]].network
+                return self.steps(job) * step[name], STATE * networks[name]["params"]
+            case "sample":
+                experts, at = e.runs[where["run"]].experts, visited(e.diffusion, e.sampling)
+                each = [networks[x.network]["image_ms"] / 1e3 for x in experts]
+                image = len(at) * average_visited(each, [x.serve for x in experts], at)
+                return e.sampling.images * image, e.sampling.images * pixels
+            case "fid":
+                others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)
+                return others * e.sampling.images * per_image, 0
+            case "tabulate":
+                return PAGES, 0
+        return 0, 0
+
+    def run(self, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+        """A run's steps, device seconds (what it shares counted in full), speed-ups over dense.iterations."""
+        e, wanted, seconds, costs = self.experiment, set[str](), 0.0, []
+        for task in reversed(tasks):  # each before those it needs
+            if task.job.name in wanted or (task.job.stage.verb, task.job.where.get("run")) == ("fid", name):
+                wanted |= task.needs
+                seconds += task.seconds * task.devices if "seed" in task.job.where else 0
+        searched, dense = search_steps(self.stories(name)), self.networks["dense"]["step_ms"]
+        for x in e.runs[name].experts:
+            steps = self.end({"expert": x.key, "milestone": str(x.iterations)})
+            waited = searched.get(x.search, 0) if x.needs_ticket else 0
+            costs.append(TrainedExpert(steps, self.networks[x.network]["step_ms"] / dense, waited))
+        found = speedups(e.runs[name].method, e.dense.iterations, costs, sum(searched.values()))
+        ends = [cost.iterations for cost in costs]
+        return {"seeds": len(e.seeds_of(name)), "steps": ends, "device_seconds": seconds, **asdict(found)}
+
+
+def make(
+    e: Experiment, device: torch.device, at_once: int | None, step_ms: float | None, images: int | None
+) -> dict[str, Any]:
+    """Predict what an experiment takes: what plan.json holds.
+
+    What is None is found out: `at_once`, jobs at a time, as many as this machine has GPUs or cores for;
+    `step_ms`, milliseconds of the unpruned network's training step, by measuring; `images` of the dataset.
+    """
+    count, networks = images or sources.count(e.dataset), measure.counts(e)
+    gpu, room = device.type == "cuda", available_bytes(device)
+    share = -(-e.training.batch // max(1, e.compute.gpus))
+    start = {"torch": _start("training.train, ebdiff.metrics.evaluate"), "light": _start("tickets.history")}
+    process = 0 if gpu else resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    for name, network in networks.items():
+        bf16 = Runtime.of(e, "training", name, device).how.precision == "bf16"
+        needs = footprint(e.architecture, meta_tensors(e.architecture, network["rate"]), bf16)
+        network["peak_bytes"] = process + needs.bytes(min(share, e.compute.micro_batch or share))
+        network["fits"] = needs.micro_batch(share, room - process) or 0
+    pace = _time(e, networks, device, step_ms)
+    own = torch.cuda.device_count() if gpu else len(os.sched_getaffinity(0))
+    at_once = at_once or own // max(1, e.compute.gpus if gpu else e.compute.threads) or 1
+    there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
+    forecast = Forecast(e, there, count, networks, start)
+    tasks = forecast.tasks()
+    plan = {
+        "experiment": e.name, "device": device_name(device), "devices": at_once, "pace": pace,
+        "images": count, "searches": {name: forecast.horizon(name) for name in e.searches},
+        "networks": networks, "runs": {name: forecast.run(name, tasks) for name in e.runs},
+        "jobs": [{
+            "benchmark": str(t.job.note("benchmarks", "tsv")), "kind": t.job.stage.verb, "bytes": t.size,
+            "seconds": t.seconds, "device_seconds": t.seconds * t.devices,
+        } for t in tasks],
+        "wall_seconds": wall_seconds(tasks, at_once), "disk_free": shutil.disk_usage(".").free,
+        "disk_to_come": sum(t.size for t in tasks if not all(p.exists() for p in t.job.makes)),
+        "memory_free": room, "digest": Job.of(e, "tabulate").digest,
+    }  # fmt: skip
+    return plan | {"warnings": list(warnings(e, plan, gpu))}
+
+
+def _start(modules: str) -> float:
+    """Seconds from starting a job to its first line of work."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import ebdiff.cli, ebdiff.{modules}"], check=True)
+    return time.perf_counter() - began
+
+
+def _time(e: Experiment, networks: dict[str, dict], device: torch.device, step_ms: float | None) -> str:
+    """Add every network's times: by its MACs if `step_ms` is stated, else by some steps; how, in words."""
+    if step_ms is not None:
+        for network in networks.values():
+            step = step_ms * network["macs"] / networks["dense"]["macs"]
+            # A backward pass costs two forward passes.
+            network |= {"step_ms": step, "spread_ms": 0.0, "image_ms": step / e.training.batch / 3}
+        return f"stated: {step_ms:g} ms per unpruned step, other networks by their MACs"
+    part = networks["dense"]["fits"] or 1
+    if device.type == "cpu":
+        part = min(part, max(1, int(MACS / networks["dense"]["macs"])))
+    size, work = {"training": part, "sampling": min(part, e.sampling.batch)}, {}
+    small = e.model_copy(update={u: getattr(e, u).model_copy(update={"batch": size[u]}) for u in size})
+    for name, network in networks.items():
+        for use, piece in (("training", measure.training_step), ("sampling", sampling_step)):
+            built = measure.network_of(e, network["rate"])
+            work[use, name] = piece(small, built, Runtime.of(e, use, name, device))
+    step = 1e3 / measure.steps_at_once(device) * e.training.batch / part
+    for (use, name), seconds in measure.interleaved(work, ROUNDS).items():
+        low, middle, high = np.percentile(seconds, [25, 50, 75])
+        if use == "training":
+            networks[name] |= {"step_ms": step * middle, "spread_ms": step * (high - low)}
+        else:
+            networks[name]["image_ms"] = 1e3 * middle / size[use]
+    return f"measured on {ROUNDS} steps of {part} images"
+
+
+def warnings(e: Experiment, plan: Mapping[str, Any], gpu: bool) -> Iterator[str]:
+    """What will fail or disappoint, a sentence each."""
+    networks, room, batch, many = plan["networks"], plan["memory_free"], e.training.batch, plan["devices"]
+    name = max(networks, key=lambda n: networks[n]["peak_bytes"])
+    most, fits = networks[name]["peak_bytes"], networks[name]["fits"]
+    told = f"memory: {text.size(most)} for training the {name} network"
+    if most > room:
+        advice = f"compute.micro_batch: {fits} fits" if fits else "not even one image at a time fits"
+        yield f"{told}, but {text.size(room)} are available here; {advice}"
+    elif not gpu and most * many > room:
+        fit = room // most
+        yield f"{told}; {fit} of {many} at a time fit here, run with --cores {fit * e.compute.threads}"
+    if not gpu and most > e.compute.mem_mb * 2**20:
+        yield f"{told}, but compute.mem_mb asks a cluster for {e.compute.mem_mb} MB only"
+    if plan["disk_to_come"] > plan["disk_free"]:
+        yield f"disk: {text.size(plan['disk_to_come'])} to come, {text.size(plan['disk_free'])} free"
+    if batch > (count := min(plan["images"], e.dataset.subset or plan["images"])):
+        yield f"training.batch: {batch} images a step, but there are {count}: an epoch is one step"
+    longest = max((j for j in plan["jobs"] if "/seed" in j["benchmark"]), key=lambda j: j["seconds"])
+    if longest["seconds"] > 60 * e.compute.runtime:
+        takes = f"{longest['kind']} takes {text.duration(longest['seconds'])}"
+        yield f"compute.runtime: {takes}, but asks a cluster for {e.compute.runtime} minutes"
+    if scattered := [n for n, w in networks.items() if w["spread_ms"] > SCATTERED * w["step_ms"]]:
+        yield f"step times scatter ({', '.join(scattered)}): what else runs here? Plan again when it is quiet"
+    for (less, low), (more, high) in pairwise(networks.items()):  # from the unpruned one, rates ascend
+        if abs(high["realised"] - high["rate"]) > FAR:
+            yield f"rate {more}: the norm groups allow {high['realised']:.2f}"
+        if low["rate"] and high["realised"] - low["realised"] < (high["rate"] - low["rate"]) / 2:
+            gone = f"{low['realised']:.2f} and {high['realised']:.2f} of the channels go"
+            yield f"rates {less} and {more}: nearly the same network, {gone}"
+        for key, work in (("step_ms", "training"), ("image_ms", "sampling")):
+            if high[key] > SLOWER * low[key]:
+                times = f"{text.number(high[key])} against {text.number(low[key])} ms"
+                yield f"rate {more}: {work} is slower than with {less} ({times}), though more is pruned"
+
+
+def page(plan: Mapping[str, Any]) -> Iterator[str]:
+    """The plan as people read it, paragraph by paragraph."""
+    stages = pd.DataFrame(plan["jobs"]).assign(jobs=1).groupby("kind", sort=False).sum(numeric_only=True)
+    yield f"{plan['experiment']} on {plan['device']}, {plan['images']:,} images; step times {plan['pace']}"
+    yield _table(plan["networks"], {
+        "Rate": ("rate", "{:g}".format), "Realised": ("realised", "{:.3f}".format),
+        "Params (M)": ("params", text.mega), "MACs (M)": ("macs", text.mega),
+        "ms per step": ("step_ms", text.number), "per sampled image": ("image_ms", text.number),
+        "Peak memory": ("peak_bytes", text.size), "Images that fit": ("fits", str),
+    })  # fmt: skip
+    yield _table(plan["runs"], {
+        "Seeds": ("seeds", str), "Iterations": ("steps", lambda counts: " / ".join(map(str, counts))),
+        "Device time": ("device_seconds", text.duration), "Speed-up as paper": ("as_paper", text.two),
+        "with search": ("with_search", text.two), "by device time": ("device_time", text.two),
+    })  # fmt: skip
+    ends = ", ".join(f"{name} {steps} steps" for name, steps in plan["searches"].items())
+    yield f"Searches go to their horizon ({ends}): times are at most, speed-ups with search at least these."
+    yield _table(stages.to_dict("index"), {
+        "Jobs": ("jobs", str), "Device time": ("device_seconds", text.duration), "Disk": ("bytes", text.size),
+    })  # fmt: skip
+    all_in, wall = text.duration(stages.device_seconds.sum()), text.duration(plan["wall_seconds"])
+    yield (
+        f"Device time {all_in}, wall time {wall} with {text.plural(plan['devices'], 'job')} at a time; "
+        f"disk {text.size(stages.bytes.sum())} at most, {text.size(plan['disk_free'])} free."
+    )
+    yield "\n".join(f"warning: {warning}" for warning in plan["warnings"]) or "Nothing speaks against it."
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, Callable]]) -> str:
+    """Aligned columns, by heading (key of a row, value to text); each row begins with its name."""
+    cells = {head: [show(row[key]) for row in rows.values()] for head, (key, show) in columns.items()}
+    return pd.DataFrame(cells, index=list(rows)).to_string()
