@@ -13,10 +13,8 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
 from pathlib import Path
-from string import Template
 
 import numpy as np
 from PIL import Image
@@ -33,6 +31,7 @@ from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
 
+BASE = "images"  # the experiment that the proposals differ from
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
 
@@ -136,22 +135,16 @@ CROPS = {
 }
 
 
-def _interval(epoch: int) -> tuple[str, str, int]:
-    """What separates two masks, why, and its steps (an epoch has 391 of CIFAR-10, 1,696 of CelebA)."""
-    if epoch < 200:
-        return "{unit: pseudo-epoch, steps: 400}", f"an epoch has only {epoch} steps: masks hardly move", 400
-    if epoch > 2500:
-        return "{unit: pseudo-epoch, steps: 1000}", f"an epoch has {epoch:,} steps: 1,000 as for LSUN", 1000
-    return "epoch", f"{epoch:,} steps", epoch
-
-
-def _iterations(epoch: int) -> int:
-    """400 passes over the images, but never fewer than 20,000 steps nor more than 400,000."""
-    return min(400_000, max(20_000, round(400 * epoch, -3)))
+def _interval(epoch: int) -> tuple[str, int]:
+    """What separates two masks, and its steps (an epoch has 391 of CIFAR-10, 1,696 of CelebA)."""
+    if 200 <= epoch <= 2500:
+        return f"epoch # {epoch:,} steps", epoch
+    steps, why = (400, "masks hardly move in an epoch") if epoch < 200 else (1000, "as for LSUN")
+    return f"{{unit: pseudo-epoch, steps: {steps}}} # an epoch has {epoch:,} steps: {why}", steps
 
 
 def propose(name: str, images: str, size: int, seen: Look) -> str:
-    """The experiment for these images as YAML with comments.
+    """The experiment for these images as YAML with comments: what differs from `images.yaml`.
 
     Args:
         name: of the experiment and its dataset.
@@ -163,54 +156,73 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
         UserError: no network fits the size.
     """
     resolutions = levels(size)
-    _, batch, rate, decay, sample_batch = next(row for row in SETTINGS if size <= row[0])
+    _, batch, rate, decay, at_once = next(row for row in SETTINGS if size <= row[0])
     while batch > 8 and seen.count < 10 * batch:  # an epoch of ten steps at least
         batch //= 2
     batch = min(batch, seen.count)
     epoch = math.ceil(seen.count / batch)
-    interval, why_interval, steps = _interval(epoch)
-    iterations = _iterations(epoch)
+    interval, steps = _interval(epoch)
+    n = min(400_000, max(20_000, round(400 * epoch, -3)))
     width = 128 if seen.count >= 20_000 else 64
     samples = min(10_000, max(1_000, round(seen.count, -3)))
+    few = "" if samples >= 8192 else " # fewer than 8,192 make FID ill-conditioned: compare runs only"
     gpu = shutil.which("nvidia-smi") is not None
-    template = (resources.files("ebdiff") / "starter.yaml.template").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        name=name,
-        seen="; ".join(seen.lines()),
-        path=json.dumps(images, ensure_ascii=False),
-        crop=seen.crop,
-        why_crop=CROPS[seen.crop],
-        size=size,
-        channels=3 if seen.colour else 1,
-        width=width,
-        why_width="as in the paper" if width == 128 else "half the paper's: few images need no more",
-        multipliers=MULTIPLIERS[len(resolutions)],
-        resolutions=", ".join(map(str, resolutions)),
-        attention=[r for r in resolutions[1:] if r <= 16][:1],
-        groups=width // 4,
-        dropout=0.1 if size <= 64 else 0.0,
-        batch=batch,
-        epoch=f"{epoch:,}",
-        rate=rate,
-        decay=decay,
-        interval=interval,
-        why_interval=why_interval,
-        horizon=max(10, min(40, iterations // (2 * steps))),
-        iterations=iterations,
-        passes=f"{iterations / epoch:,.0f}",
-        eb=iterations * 9 // 8,
-        expert=iterations // (4 if iterations >= 200_000 else 2),
-        share="a quarter of N as in the paper"
-        if iterations >= 200_000
-        else "half of N: a quarter is little here",
-        spacing="quad" if size <= 32 else "uniform",
-        samples=samples,
-        few="" if samples >= 8192 else "; fewer than 8,192 make FID ill-conditioned, compare runs only",
-        sample_batch=sample_batch,
-        gpus=int(gpu),
-        why_gpus="seen on this machine" if gpu else "none seen on this machine: this will be slow, see scale",
-        threads=min(4, os.cpu_count() or 1),
+    found = "seen on this machine" if gpu else "none seen on this machine: this will be slow, see scale"
+    part, share = (
+        (4, "a quarter of N as in the paper") if n >= 200_000 else (2, "half of N: a quarter is little")
     )
+    return f"""\
+# Written by `ebdiff init {name}`. Seen: {"; ".join(seen.lines())}.
+# Everything else stands in {BASE}.yaml, and holds unless it is written here too. Run it with
+#
+#     snakemake --cores all --config experiments={name}
+base: {BASE}
+about: Early-bird tickets and timestep-aware experts on the images of {name}.
+
+# Multiplies all iterations and pseudo-epochs below: 0.1 is a first look at a tenth of the cost.
+scale: 1.0
+
+dataset:
+  name: {name}
+  path: {json.dumps(images, ensure_ascii=False)} # folder, zip or parquet; ${{VARIABLES}} are filled in
+  image_size: {size} # pixels, height and width
+  channels: {3 if seen.colour else 1} # 3: colour, 1: grey
+  crop: {seen.crop} # {CROPS[seen.crop]}
+
+network: # the paper's kind of U-Net for this size
+  width: {width} # {"as in the paper" if width == 128 else "half the paper's: few images need no more"}
+  multipliers: {MULTIPLIERS[len(resolutions)]} # widths at {", ".join(map(str, resolutions))} pixels
+  attention: {[r for r in resolutions[1:] if r <= 16][:1]} # pixels
+  dropout: {0.1 if size <= 64 else 0.0}
+  norm_groups: {width // 4} # four channels each at the first level
+
+training:
+  batch: {batch} # {epoch:,} steps per epoch; less if memory is short
+  learning_rate: {rate} # the paper's for this size
+  ema_decay: {decay}
+
+searches:
+  full:
+    interval: {interval}
+    horizon: {max(10, min(40, n // (2 * steps)))} # intervals after which the search gives up
+
+dense:
+  iterations: {n} # N: about {n / epoch:,.0f} passes over the images (20,000 to 400,000; the paper: 800,000)
+
+sampling:
+  spacing: {"quad" if size <= 32 else "uniform"} # as the paper does at this size
+  images: {samples}{few}
+  batch: {at_once}
+
+compute:
+  threads: {min(4, os.cpu_count() or 1)}
+  gpus: {int(gpu)} # per job; {found}
+
+runs:
+  eb-50: {{iterations: {n * 9 // 8}}} # 9/8 of N, as in the paper
+  random-ticket-50: {{iterations: {n * 9 // 8}}}
+  ta-eb: {{iterations: {n // part}}} # per expert; {share}
+"""
 
 
 def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
@@ -264,4 +276,4 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
 
 
 def _checked(text: str, name: str, path: Path) -> Experiment:
-    return load.parse({**plain.mapping(text, str(path)), "name": name}, str(path))
+    return load.parse({**load.with_base(plain.mapping(text, str(path)), path), "name": name}, str(path))

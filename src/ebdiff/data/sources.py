@@ -97,7 +97,7 @@ def count(dataset: DatasetConfig) -> int:
         return dataset.known_count
     try:
         if not isinstance(dataset, ImagesConfig) or (dataset.hub and not dataset.path):
-            raise UserError(f"dataset {dataset.name}: isn't here yet")
+            raise UserError(f"dataset {getattr(dataset, 'hub', None) or dataset.name}: isn't here yet")
         return find(dataset).count
     except UserError as error:
         raise UserError(f"{error}; or say how many images there are, with --images") from None

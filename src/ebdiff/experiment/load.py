@@ -57,13 +57,17 @@ def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
         raise UserError(
             f"{asked} {unknown(name, names(folder))} (names in {folder}: lower-case letters, digits, - and _)"
         )
-    raw = _mapping(path)
+    return with_base(_mapping(path), path, (*chain, name))
+
+
+def with_base(raw: dict, path: Path, chain: tuple[str, ...] = ()) -> dict:
+    """The mapping of an experiment's file with its bases merged in; `chain` are those that asked for it."""
     base = raw.pop("base", None)
     if base is None:
         return raw
     if not isinstance(base, str):
         raise UserError(f"{path}: base must be the name of an experiment, not {base!r}")
-    return _merge(_read(base, folder, (*chain, name)), raw)
+    return _merge(_read(base, path.parent, chain or (path.stem,)), raw)
 
 
 def _scaled(e: Experiment) -> Experiment:
