@@ -17,11 +17,12 @@ import paired
 import plain
 import torch
 
-from ebdiff.data.dataset import Images
+from ebdiff.data.dataset import Batch, Images, batch_indices
 from ebdiff.experiment import layout
 from ebdiff.system.files import load_memmap
 
 BATCH = 128
+CPU = torch.device("cpu")
 
 
 def pixels(count: int) -> tuple[np.ndarray, str]:
@@ -43,21 +44,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     batches = 2 if args.tiny else 40
     data, what = pixels(batches * BATCH)
-    images, dataset = Images(data, flip=True, sha256=""), plain.Dataset(data)
+    images, dataset = Images(data, flip=True), plain.Dataset(data)
 
     # The same pictures: ours without flips, theirs put straight by hand.
-    straight = Images(data, flip=False, sha256="").batch(len(data), 0, "loading", 0)
-    order, _ = images.draw(len(data), 0, "loading", 0)
+    order = batch_indices(len(data), len(data), 0, "loading", 0)
+    straight = images.batch(images.at(order), CPU).x0
     theirs = torch.stack([dataset[i] for i in order[:BATCH]])
     same = [bool((a - b).abs().max() < 1e-6) for a, b in zip(straight[:BATCH], theirs, strict=True)]
     turned = [bool((a.flip(2) - b).abs().max() < 1e-6) for a, b in zip(straight[:BATCH], theirs, strict=True)]
     assert all(s or f for s, f in zip(same, turned, strict=True)), "the images differ"
 
+    def ours(step: int) -> Batch:
+        return images.batch(images.draw(BATCH, 0, "loading", step), CPU)
+
     loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True)
     s: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(args.rounds):
         s["theirs"].append(cpu_seconds(lambda: list(loader)))
-        s["ours"].append(cpu_seconds(lambda: [images.batch(BATCH, 0, "loading", i) for i in range(batches)]))
+        s["ours"].append(cpu_seconds(lambda: list(map(ours, range(batches)))))
     per_second = {side: len(data) / median(times) for side, times in s.items()}
     note = f"{per_second['theirs']:,.0f} and {per_second['ours']:,.0f} images per CPU second, {what}"
     goal = ("images per CPU second, with flips", "transforms image by image", "≥ 8")

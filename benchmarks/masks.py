@@ -28,9 +28,9 @@ RATES = (0.3, 0.5, 0.6, 0.8)
 def main(argv: Sequence[str] | None = None) -> None:
     args = paired.arguments(__doc__, argv, rounds=15)
     torch.set_num_threads(1)
-    config = paired.experiment(1, args.tiny).network
-    network = Runtime(args.device).place(fresh(config, 0, "benchmark"))
-    tensors, groups = dict(network.named_parameters()), trace(config)
+    architecture = paired.experiment(1, args.tiny).architecture
+    network = Runtime(args.device).place(fresh(architecture, 0, "benchmark"))
+    tensors, groups = dict(network.named_parameters()), trace(architecture)
     one, all_rates = (Selector(groups, rates, args.device) for rates in ((0.5,), RATES))
 
     np.testing.assert_array_equal(one(magnitude(tensors))[0], plain_pruning.prune(network, 0.5)[0])

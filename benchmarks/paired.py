@@ -19,16 +19,15 @@ import torch
 from ebdiff.cost.tune import candidates
 from ebdiff.experiment import load
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.schema import Execution, Network
+from ebdiff.experiment.members import UNetConfig
+from ebdiff.experiment.schema import Execution
 from ebdiff.nets.execution import CPU, GPU
 from ebdiff.system.devices import device_name, pick_device
 from ebdiff.system.ledger import versions
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks/out"
-TINY = Network(
-    image_size=8, channels=3, width=16, multipliers=(1, 1), blocks=1, attention=(4,), norm_groups=4, dropout=0
-)
+TINY = UNetConfig(width=16, multipliers=(1, 1), blocks=1, attention=(4,), norm_groups=4, dropout=0)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def experiment(batch: int, tiny: bool) -> Experiment:
     if not tiny:
         return found
     sampling = found.sampling.model_copy(update={"steps": 8})
-    return found.model_copy(update={"network": TINY, "sampling": sampling})
+    dataset = found.dataset.model_copy(update={"image_size": 8})
+    return found.model_copy(update={"dataset": dataset, "network": TINY, "sampling": sampling})
 
 
 def executions(device: torch.device) -> list[Execution]:

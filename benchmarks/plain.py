@@ -54,7 +54,7 @@ class PlainAttnBlock(AttnBlock):
 class PlainUNet(UNet):
     """The U-Net's forward pass with the blocks above."""
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         temb = timestep_embedding(t, self.config.width)
         temb = self.temb.dense[1](swish(self.temb.dense[0](temb)))
         skips = [self.conv_in(x)]

@@ -31,10 +31,8 @@ def prune(network: UNet, rate: float) -> tuple[np.ndarray, UNet]:
 
     The number of channels a group loses is the paper's: n = C - int(C (1 - rate)), in whole norm groups.
     """
-    network, config = copy.deepcopy(network), network.config
-    size = (1, config.channels, config.image_size, config.image_size)
-    device = network.conv_in.weight.device
-    example = torch.zeros(size, device=device), torch.zeros(1, device=device)
+    network = copy.deepcopy(network)
+    device, example = network.conv_in.weight.device, network.example(1)
     graph = tp.DependencyGraph().build_dependency(network, example)
     masks = []
     for group in graph.get_all_groups(ignored_layers=[network.conv_out], root_module_types=PRUNABLE):

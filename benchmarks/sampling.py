@@ -26,7 +26,7 @@ from ebdiff.diffusion.sampling import Router, ddim
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.schema import Execution
 from ebdiff.nets.execution import Runtime
-from ebdiff.system.draws import image_noise
+from ebdiff.system.draws import item_noise
 
 CLOSE = 1e-3  # relative difference that 100 steps of fp32 rounding may make
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gpu = args.device.type == "cuda"
     batch = 2 if args.tiny else 256 if gpu else 16
     experiment = paired.experiment(batch, args.tiny)
-    config, abar = experiment.network, alphas_bar(experiment.diffusion)
+    abar = alphas_bar(experiment.diffusion)
     steps = plain.quad_steps(experiment.diffusion.timesteps, experiment.sampling.steps)
     span, indices = (0, experiment.diffusion.timesteps), list(range(batch))
     network = network_of(experiment, 0.5).eval()
@@ -51,17 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
 
     def x_last() -> torch.Tensor:
-        shape = (config.channels, config.image_size, config.image_size)
-        return torch.from_numpy(image_noise(0, indices, experiment.diffusion.timesteps, shape)).to(
-            args.device
-        )
+        shape = experiment.dataset.items.shape
+        return torch.from_numpy(item_noise(0, indices, experiment.diffusion.timesteps, shape)).to(args.device)
 
     def draw_plainly() -> np.ndarray:
         plain.torch_defaults()
         return to_uint8(plain.sample(model, x_last(), steps, abar))
 
     def draw(how: Execution) -> np.ndarray:
-        return generate(experiment, routers[how], indices, 0, args.device)
+        return to_uint8(generate(experiment, routers[how], indices, 0, args.device))
 
     runtimes[Execution()].set_arithmetic()
     theirs, distinct = plain.sample(model, x_last(), steps, abar), sorted(set(steps))

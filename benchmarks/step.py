@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import accelerator
-import numpy as np
 import paired
 import plain
 import torch
 
 from ebdiff.cost.measure import interleaved, network_of, steps_at_once, timing_job, training_step
 from ebdiff.cost.tune import words
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
@@ -31,6 +31,7 @@ from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
 from ebdiff.tickets.watch import KINDS
+from ebdiff.training.hooks import Hook
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 
@@ -45,42 +46,45 @@ def plain_step(experiment: Experiment, network: UNet, device: torch.device, step
     trainer = plain.Trainer(
         model, alphas_bar(experiment.diffusion), cfg.learning_rate, cfg.clip, cfg.ema_decay
     )
-    shape = (cfg.batch, experiment.network.channels, *2 * [experiment.network.image_size])
-    x0 = 2 * torch.rand(shape) - 1
+    x0 = 2 * torch.rand(cfg.batch, *experiment.dataset.items.shape) - 1
     return lambda: [trainer.step(x0) for _ in range(steps)]
 
 
-def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
-    """Some steps of our dense loop with the masks of a search, raw and averaged, after each of them."""
-    job, network = timing_job(experiment, runtime), network_of(experiment, 0.0)
-    state = State.start(network, runtime)
-    rates = experiment.searches["iterwise"].rates
-    selector = Selector(trace(experiment.network), rates, runtime.device)
+class Masks(Hook):
+    """The masks of a search, raw and averaged, after every step."""
 
-    def take(state: State) -> bool:
+    every = 1
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        rates = experiment.searches["iterwise"].rates
+        self.selector = Selector(trace(experiment.architecture), rates, device)
+
+    def interval(self, state: State) -> bool:
         for kind in KINDS:
-            selector(magnitude(state.weights(kind)))
+            self.selector(magnitude(state.view(kind)))
         return False
 
-    return lambda: train(state, job, state.step + steps, interval=1, at_interval=take, save=lambda s: None)
+
+def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callable:
+    """Some steps of our dense loop, each followed by masks."""
+    job, hooks = timing_job(experiment, runtime), [Masks(experiment, runtime.device)]
+    state = State.start(network_of(experiment, 0.0), runtime)
+    return lambda: train(state, job, state.step + steps, hooks=hooks, save=lambda s: None)
 
 
 def check(experiment: Experiment, network: UNet, device: torch.device) -> None:
     """Both networks predict the same, and both loops count the same loss."""
     torch.manual_seed(0)
-    size, channels = experiment.network.image_size, experiment.network.channels
-    x, eps = torch.randn(2, 2, channels, size, size, device=device)
+    x, eps = torch.randn(2, 2, *experiment.dataset.items.shape, device=device)
     t = torch.tensor([3, 700], device=device)
     network = network.to(device).eval()
     theirs = plain.network(network)
     with torch.no_grad():
         torch.testing.assert_close(theirs(x, t), network(x, t), rtol=1e-4, atol=1e-4)
-        abar = alphas_bar(experiment.diffusion)
-        loss = plain.Trainer(theirs, abar, 1e-4, 1.0, 0.999)
+        process = Process(experiment.diffusion)
+        loss = plain.Trainer(theirs, process.abar, 1e-4, 1.0, 0.999)
         theirs.eval()
-        level = torch.tensor(np.sqrt([abar, 1 - abar]), dtype=torch.float32, device=device)
-        signal, sigma = level[:, t, None, None, None]
-        ours = (network(signal * x + sigma * eps, t) - eps).square().sum() / len(x)
+        ours = process.loss(network(process.noised(x, t, eps), t), eps).mean()
         torch.testing.assert_close(loss.loss(x, t, eps), ours, rtol=1e-4, atol=1e-4)
 
 
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = speeds(s, hows) + shares(experiment, s, hows)
     rows += masks(s, (0.0, hows[0]), steps)
     if gpu:
-        macs = count(experiment.network, meta_tensors(experiment.network, 0.0))[1]
+        macs = count(experiment.architecture, meta_tensors(experiment.architecture, 0.0))[1]
         operations = 6 * macs * experiment.training.batch * steps  # forward and twice that backward
         for how in hows[:2]:
             name = f"dense step, {words(how)}"
@@ -137,7 +141,8 @@ def shares(experiment: Experiment, s: dict, hows: Sequence[Execution]) -> list[p
 
     The goal is for 50 %, in the default execution and in the one in which the dense network is fastest.
     """
-    macs = {rate: count(experiment.network, meta_tensors(experiment.network, rate))[1] for rate in RATES}
+    ours = experiment.architecture
+    macs = {rate: count(ours, meta_tensors(ours, rate))[1] for rate in RATES}
     rows = []
     for rate in RATES[1:]:
         for how in hows:

@@ -17,7 +17,7 @@ DENSE = ("finetune-region", "tiny", "--expert", "dense-full", "--milestone", "80
 RANDOM = ("select-eb-epoch", "tiny", "--rate", "0.5", "--criterion", "random")
 FID = ("fid", "tiny", "--run", "eb-50")
 SAMPLE = ("sample", "tiny", "--run", "eb-50")
-TABLE = ("table", "tiny", "table4", "--final")
+TABLE = ("tabulate", "tiny")
 STAGES = [
     ("train-classifier", "digits"), ("reference-stats", "digits"), ("measure-cost", "tiny"),
     ("train-dense", "tiny"), ("prune-per-epoch", "tiny"), ("hamming-matrix", "tiny"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, changed
+from conftest import TINY, changed, vouch
 
 from ebdiff.experiment import layout, load
 from ebdiff.nets import store
-from ebdiff.system.files import sha256, write_json
+from ebdiff.system.files import write_json
 
 pytestmark = [
     pytest.mark.long,
@@ -21,7 +21,7 @@ pytestmark = [
 
 FEW, MANY = 2_000, 20_000  # images of 3 KB: 6 MB and 61 MB
 RAW = changed(TINY, {
-    "network": {"image_size": 32, "channels": 3, "width": 8, "multipliers": [1], "blocks": 1,
+    "network": {"width": 8, "multipliers": [1], "blocks": 1,
                 "attention": [], "middle_attention": False, "norm_groups": 4},
     "dataset": {"name": "data", "source": "images", "path": "unused"},
     "sampling.steps": 1,
@@ -32,7 +32,7 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 import torch, yaml
-from ebdiff import loading
+from ebdiff.experiment import load
 experiment = load.parse(yaml.safe_load(Path("x.yaml").read_text()), "x.yaml")
 {work}
 # Not getrusage: its peak is inherited from the parent process.
@@ -54,9 +54,9 @@ def trained(tmp_path):
     """A folder with the one expert of the run `unpruned`, fresh weights."""
     e = load.parse(RAW, "x.yaml")
     (expert,) = e.runs["unpruned"].experts
-    tensors = {f"ema.{n}": t for n, t in store.fresh(e.network, 0, "x").state_dict().items()}
+    tensors = {f"ema.{n}": t for n, t in store.fresh(e.architecture, 0, "x").state_dict().items()}
     where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
-    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.network, {"step": 1})
+    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.architecture, {"step": 1})
     return tmp_path
 
 
@@ -83,9 +83,12 @@ def measured(tmp_path, monkeypatch):
     images = layout.path(layout.IMAGES, dataset="data")
     images.parent.mkdir(parents=True)
     np.save(images, pixels)
-    write_json(layout.path(layout.MANIFEST, dataset="data"), {"count": 40, "sha256": sha256(images)})
-    train_classifier(pixels, np.arange(40) % 4, layout.path(layout.CLASSIFIER, dataset="data"))
-    reference_stats(load.parse(RAW, "x.yaml"), "classifier")
+    np.save(images.with_name("labels.npy"), np.arange(40) % 4)
+    write_json(layout.path(layout.MANIFEST, dataset="data"), {"count": 40})
+    experiment = load.parse(RAW, "x.yaml")
+    vouch(experiment, "prepare-data")
+    train_classifier(experiment)
+    reference_stats(experiment, "classifier")
     return tmp_path
 
 
@@ -97,7 +100,8 @@ def test_measuring_samples_maps_them_and_their_features_once_and_no_more(measure
     found = []
     for images in (FEW, MANY):
         np.save(path, np.zeros((images, 32, 32, 3), np.uint8))
-        write_json(path.with_name("ledger.json"), {"sha256": sha256(path)})
+        write_json(path.with_name("ledger.json"), {})
+        vouch(load.parse(RAW, "x.yaml"), "sample", run="unpruned", seed=0)
         found.append(peak(measured, images, work))
     print(f"measuring {FEW} and {MANY} images: {found[0]:.0f} and {found[1]:.0f} MB")
     mapped = (MANY - FEW) * (32 * 32 * 3 + 64 * 4) / 1e6

@@ -31,7 +31,7 @@ def test_every_rule_has_its_verb():
     assert set(VERBS) >= {
         "prepare-data", "train-dense", "prune-per-epoch", "hamming-matrix", "select-eb-epoch",
         "finetune-region", "sample", "reference-stats", "train-classifier", "fid", "measure-cost",
-        "table", "figure", "report",
+        "tabulate", "report",
     }  # fmt: skip
 
 
@@ -63,19 +63,19 @@ SEARCH = ("--search", "full")
         (("prepare-data", "digit"), "dataset 'digit'"),
         (("train-dense", "tiny", "--search", "ful"), "--search 'ful' is not known; did you mean 'full'?"),
         (("train-dense", "tiny", "--search", "final"), "--search 'final' is not known"),
-        (("prune-per-epoch", "tiny", "--criterion", "tailor"), "did you mean 'taylor'?"),
+        (("prune-per-epoch", "tiny", "--criterion", "magnitud"), "did you mean 'magnitude'?"),
         (("prune-per-epoch", "tiny", "--weights", "emma"), "did you mean 'ema'?"),
         (("select-eb-epoch", "tiny", "--rate", "0.5", "--search", "fulll"), "did you mean 'full'?"),
         (("select-eb-epoch", "tiny", "--rate", "0.5", "--weights", "rew"), "did you mean 'raw'?"),
         (("hamming-matrix", "tiny", "--search", "ful"), "did you mean 'full'?"),
-        (("hamming-matrix", "tiny", "--criterion", "tailor"), "did you mean 'taylor'?"),
+        (("hamming-matrix", "tiny", "--criterion", "taylor"), "known: magnitude"),
         (("hamming-matrix", "tiny", "--weights", "emma"), "did you mean 'ema'?"),
         (("sample", "tiny", "--run", "eb50"), "--run 'eb50' is not known; did you mean 'eb-50'?"),
         (("fid", "tiny", "--run", "ta_eb"), "did you mean 'ta-eb'?"),
         (("finetune-region", "tiny", "--expert", "dense-ful", "--milestone", "80"), "'dense-full'?"),
         (("finetune-region", "tiny", "--expert", "dense-full", "--milestone", "81"), "known: 80"),
-        (("table", "tiny", "table44"), "did you mean 'table4'?"),
-        (("figure", "tiny", "figure11"), "did you mean 'figure1"),
+        (("tabulate", "tiny", "table44"), "did you mean 'table4'?"),
+        (("tabulate", "tiny", "figure11"), "did you mean 'figure1"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_a_hint(tmp_path, monkeypatch, run, arguments, words):
@@ -92,12 +92,12 @@ def test_an_unknown_name_is_one_line_with_a_hint(tmp_path, monkeypatch, run, arg
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        (("train-dense", "tiny"), "resources/data/digits/manifest.json"),
-        (("train-classifier", "digits"), "resources/data/digits/manifest.json"),
+        (("train-dense", "tiny"), "resources/data/digits/images.npy"),
+        (("train-classifier", "digits"), "resources/data/digits/images.npy"),
         (("prune-per-epoch", "tiny"), "results/tiny/seed0/dense/full/masks.npz"),
-        (("select-eb-epoch", "tiny", "--rate", "0.5"), "tickets/full/magnitude/ema/masks.npz"),
+        (("select-eb-epoch", "tiny", "--rate", "0.5"), "results/tiny/seed0/dense/full/snapshots"),
         (("sample", "tiny", "--run", "eb-50"), "experts/full-magnitude-ema-0.5-t0-1000/40.safetensors"),
-        (("fid", "tiny", "--run", "eb-50"), "results/tiny/seed0/runs/eb-50/ledger.json"),
+        (("fid", "tiny", "--run", "eb-50"), "results/tiny/seed0/runs/eb-50/samples.npy"),
         (("report", "tiny", "--final"), "results/tiny"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_verb_alone_in_a_shell(workspace, verb):
 
 
 LIGHT = [
-    *(f"experiment.{name}" for name in ("experiment", "load", "layout", "inputs", "digests")),
+    *(f"experiment.{name}" for name in ("experiment", "load", "layout", "stages", "jobs", "records")),
     *(f"system.{name}" for name in ("errors", "files", "draws")), "cost.accounting", "diffusion.schedule",
     *(f"report.{name}" for name in (
         "needs", "tables", "figures", "page", "paper", "reading", "results", "facts", "style",

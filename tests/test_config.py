@@ -60,6 +60,19 @@ def test_a_misspelt_key_gets_a_did_you_mean(path, misspelt):
     assert f"did you mean {path.rpartition('.')[2]!r}?" in message
 
 
+@pytest.mark.parametrize("key", ["image_size", "channels"])
+def test_what_moved_to_the_dataset_is_told(key):
+    message = refusal(changed(TINY, {f"network.{key}": 1}))
+    assert f"network.{key}: unknown key; it is dataset.{key} now" in message
+
+
+@pytest.mark.parametrize(("section", "key"), [("network", "kind"), ("dataset", "source"), ("codec", "kind")])
+@pytest.mark.parametrize("name", ["x", None, 3, ["unet"], {"a": 1}])
+def test_an_unknown_member_of_a_seam_is_one_line(section, key, name):
+    message = refusal(changed(TINY, {f"{section}.{key}": name}))
+    assert f"{section}: {key} {str(name)!r} is not known; " in message
+
+
 def test_a_misspelt_key_of_an_expert_is_found_in_its_list():
     experts = [{"rate": 0.3, "span": [0, 500]}, {"rate": 0.3, "spann": [500, 1000]}]
     message = refusal(changed(TINY, {"runs.ta-eb.experts": experts}))
@@ -77,7 +90,7 @@ def test_a_misspelt_key_of_an_expert_is_found_in_its_list():
         ("training.ema_decay", 1.0),
         ("network.multipliers", 2),
         ("network.norm_groups", 3),
-        ("network.image_size", 7),
+        ("dataset.image_size", 7),
         ("sampling.spacing", "quadd"),
         ("sampling.images", 2.5),
         ("dataset.source", "bundled-digit"),

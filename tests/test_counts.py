@@ -5,17 +5,16 @@ from functools import cache
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, unet
 
-from ebdiff.experiment.schema import Network
 from ebdiff.pruning.count import count, meta_tensors
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.select import select, select_random
 
 NETWORKS = {
-    "cifar10": Network(),
-    "celeba64": Network(image_size=64, multipliers=(1, 2, 2, 2, 4)),
-    "lsun256": Network(image_size=256, multipliers=(1, 1, 2, 2, 4, 4), dropout=0),
+    "cifar10": unet(),
+    "celeba64": unet(64, multipliers=(1, 2, 2, 2, 4)),
+    "lsun256": unet(256, multipliers=(1, 1, 2, 2, 4, 4), dropout=0),
 }
 GROUPS = {"cifar10": 50, "celeba64": 61, "lsun256": 71}
 

@@ -19,7 +19,7 @@ from conftest import TINY, changed
 from PIL import Image
 
 from ebdiff.data import archives, cifar10, images, sources
-from ebdiff.experiment import inputs, load
+from ebdiff.experiment import load, places
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
 
@@ -46,12 +46,11 @@ def prepare(tmp_path):
 
     def run(threads=1, source="images", size=16, channels=3, **dataset):
         dataset = {"name": "data", "source": source, **{k: str(v) for k, v in dataset.items()}}
-        raw = changed(TINY, {"dataset": dataset, "network.image_size": size, "network.channels": channels})
+        raw = changed(TINY, {"dataset": {**dataset, "image_size": size, "channels": channels}})
         out = tmp_path / "out"
         paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
-        manifest = sources.prepare(load.parse(raw, "x.yaml"), *paths, threads=threads)
+        manifest = sources.write(load.parse(raw, "x.yaml"), *paths, threads=threads)
         assert files.read_json(paths[2]) == manifest
-        assert manifest["sha256"] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
         assert sorted(p.name for p in out.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
         return files.load_memmap(paths[0]), np.load(paths[1]), manifest
 
@@ -166,7 +165,7 @@ def test_paths_fill_in_variables_and_home(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("${EBDIFF_TEST_HERE}/in", "~/in", "${EBDIFF_TEST_NOWHERE:-~/in}"):
         assert prepare(path=path)[2]["count"] == 9
-    assert inputs.given("${EBDIFF_TEST_NOWHERE:-}", "dataset.path") is None
+    assert places.given("${EBDIFF_TEST_NOWHERE:-}", "dataset.path") is None
 
 
 # --- the rule of conversion --------------------------------------------------------------------------------
@@ -391,7 +390,7 @@ def test_a_parquet_file_without_images_names_its_columns(refused, tmp_path):
 
 
 def test_channels_that_no_image_has(refused, tmp_path):
-    assert "network.channels is 2" in refused(path=fill(tmp_path / "in"), channels=2)
+    assert "dataset.channels is 2" in refused(path=fill(tmp_path / "in"), channels=2)
 
 
 def test_a_full_disk_is_seen_before_anything_is_decoded(refused, tmp_path, monkeypatch):
@@ -564,12 +563,12 @@ def test_a_dataset_of_the_hub(prepare, tmp_path, monkeypatch):
 MEASURED = """
 import re, sys
 from pathlib import Path
-from ebdiff import loading
-from ebdiff.data.sources import prepare
+from ebdiff.experiment import load
+from ebdiff.data.sources import write
 import yaml
 out = Path(sys.argv[1])
 experiment = load.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
-prepare(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
+write(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
 # Not getrusage: its peak is inherited from the parent process.
 print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)
 """
@@ -594,7 +593,7 @@ def test_memory_is_bounded_for_20000_images_of_256x256(tmp_path, kind):
             for _ in range(20):
                 file.write_table(part)
     dataset = {"name": "data", "source": "images", "path": str(tmp_path / "in")}
-    raw = changed(TINY, {"dataset": dataset, "network.image_size": 256, "network.channels": 3})
+    raw = changed(TINY, {"dataset": {**dataset, "image_size": 256}})
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-c", MEASURED, str(tmp_path), str(tmp_path / "x.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

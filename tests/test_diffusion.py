@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import vouch
 
+from ebdiff.data.dataset import to_uint8
 from ebdiff.diffusion import sample
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import Router, ddim, ddpm
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.diffusion.timesteps import Antithetic
@@ -26,6 +29,43 @@ def test_alphas_bar_is_the_product_of_all_alphas_so_far():
     for t in range(1000):
         product *= 1 - (1e-4 + (0.02 - 1e-4) * t / 999)
         assert ABAR[t] == pytest.approx(product, rel=1e-9)
+
+
+def test_scaled_linear_betas_have_evenly_spaced_roots():
+    diffusion = Diffusion(timesteps=5, schedule="scaled_linear", beta_start=0.01, beta_end=0.25)
+    product = 1.0
+    for t, root in enumerate((0.1, 0.2, 0.3, 0.4, 0.5)):
+        product *= 1 - root**2
+        assert alphas_bar(diffusion)[t] == pytest.approx(product)
+
+
+def test_noising_mixes_signal_and_noise_of_each_items_own_timestep():
+    x0, eps = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 5, 2), np.float32))
+    found = Process(Diffusion()).noised(x0, torch.tensor([0, 400, 999]), eps)
+    for row, t in enumerate((0, 400, 999)):
+        expected = ABAR[t] ** 0.5 * x0[row] + (1 - ABAR[t]) ** 0.5 * eps[row]
+        torch.testing.assert_close(found[row], expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", ["l2", "l1"])
+@pytest.mark.parametrize("loss", ["sum", "mean"])
+def test_the_loss_of_an_item_is_that_of_its_own_values(error, loss):
+    """Three sequences of up to 5 points of 2 values; padding holds what would be seen in any sum."""
+    predicted, eps = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 5, 2), np.float32))
+    lengths, process = (5, 1, 3), Process(Diffusion(error=error, loss=loss))
+    for row, length in enumerate(lengths):
+        predicted[row, length:] = torch.nan
+    predicted.requires_grad_()
+    found = process.loss(predicted, eps, torch.arange(5) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        apart = (predicted - eps)[row, :length].flatten()
+        values = [abs(v) if error == "l1" else v * v for v in apart.tolist()]
+        expected = sum(values) / (len(values) if loss == "mean" else 1)
+        assert found[row].item() == pytest.approx(expected, rel=1e-5)
+        alone = process.loss(predicted[row : row + 1, :length], eps[row : row + 1, :length])
+        assert found[row].item() == pytest.approx(alone.item(), rel=1e-6)
+    found.sum().backward()
+    assert (predicted.grad[1, 1:] == 0).all() and predicted.grad[1, 0].abs().min() > 0
 
 
 def test_quad_visits_96_distinct_timesteps():
@@ -185,7 +225,7 @@ def test_steps_go_from_the_noisiest_down_and_each_is_visited_once():
 
 
 def test_every_timestep_goes_to_the_expert_that_serves_it():
-    networks = [lambda x, t, i=i: x + i + t / 1e4 for i in range(3)]
+    networks = [lambda x, t, cond, i=i: x + i + t / 1e4 for i in range(3)]
     # Not in order of time: the span decides, not the place in the list.
     router = Router([(440, 1000), (0, 240), (240, 440)], networks)
     for t in range(1000):
@@ -201,7 +241,7 @@ def router_of(experiment):
     """Three experts with fresh weights, louder than at initialisation."""
     networks = []
     for seed in range(3):
-        network = store.fresh(experiment.network, seed, "test").eval()
+        network = store.fresh(experiment.architecture, seed, "test").eval()
         for parameter in network.parameters():
             parameter.data *= 1.5
         networks.append(network)
@@ -218,7 +258,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     router = Router(serves, router_of(e).experts)
 
     def images(indices, seed=0):
-        return sample.generate(e, router, list(indices), seed, CPU).astype(int)
+        return to_uint8(sample.generate(e, router, list(indices), seed, CPU)).astype(int)
 
     whole = images(range(64))
     sevens = np.concatenate([images(range(i, min(i + 7, 64))) for i in range(0, 64, 7)])
@@ -233,16 +273,23 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
 def experts(workspace, tiny):
     """Untrained files where the experts of TA-EB would be."""
     for i, expert in enumerate(tiny.runs["ta-eb"].experts):
-        state = State.start(store.fresh(tiny.network, i, "test"), Runtime(CPU))
+        state = State.start(store.fresh(tiny.architecture, i, "test"), Runtime(CPU))
         where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
-        state.save(layout.path(layout.MILESTONE, **where), tiny.network, {})
+        state.save(layout.path(layout.MILESTONE, **where), tiny.architecture, {})
     return workspace
+
+
+def drawn(experiment):
+    """Sample TA-EB from the untrained experts, as if trained under the experiment's settings."""
+    for expert in experiment.runs["ta-eb"].experts:
+        vouch(experiment, "finetune-region", seed=0, expert=expert.key, milestone=expert.iterations)
+    sample.sample(experiment, "ta-eb", 0, CPU)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(23, 10), (20, 10), (3, 10), (1, 1)])
 def test_exactly_n_images_are_drawn(experts, vary, count, batch):
     e = vary({"sampling.images": count, "sampling.batch": batch, "sampling.steps": 4})
-    sample.sample(e, "ta-eb", 0, CPU)
+    drawn(e)
     folder = experts / "results/tiny/seed0/runs/ta-eb"
     images = np.load(folder / "samples.npy")
     assert (images.shape, images.dtype) == ((count, 8, 8, 1), np.uint8)
@@ -252,26 +299,26 @@ def test_exactly_n_images_are_drawn(experts, vary, count, batch):
 
 def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, capsys):
     folder = experts / "results/tiny/seed0/runs/ta-eb"
-    sample.sample(tiny, "ta-eb", 0, CPU)
+    drawn(tiny)
     whole = np.load(folder / "samples.npy")
     (folder / "samples.npy").unlink()
 
-    generate, drawn = sample.generate, []
+    generate, indices_drawn = sample.generate, []
 
     def counting(experiment, router, indices, *rest):
-        if len(drawn) == 2:
+        if len(indices_drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(indices)
+        indices_drawn.append(indices)
         return generate(experiment, router, indices, *rest)
 
     monkeypatch.setattr(sample, "generate", counting)
     with pytest.raises(KeyboardInterrupt):
-        sample.sample(tiny, "ta-eb", 0, CPU)
+        drawn(tiny)
     assert not (folder / "samples.npy").exists()
-    drawn.clear()
+    indices_drawn.clear()
     monkeypatch.setattr(sample, "generate", counting)
-    sample.sample(tiny, "ta-eb", 0, CPU)
-    assert drawn == [[20, 21, 22]]
+    drawn(tiny)
+    assert indices_drawn == [[20, 21, 22]]
     assert "going on, 2 batches are drawn" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
@@ -287,6 +334,6 @@ def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypat
 
     monkeypatch.setattr(sample, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sample.sample(vary({}), "ta-eb", 0, CPU)
-    sample.sample(vary({"sampling.steps": 9}), "ta-eb", 0, CPU)
+        drawn(vary({}))
+    drawn(vary({"sampling.steps": 9}))
     assert calls == [0, 10, 0, 10, 20]

@@ -163,7 +163,7 @@ def test_a_disk_that_fills_while_images_are_written(tmp_path, small_disk, monkey
     monkeypatch.setattr(sources, "_check_room", lambda path, needed: None)
     outputs = [layout.path(t, dataset="digits") for t in layout.DATA_FILES]
     with pytest.raises(OSError) as caught:
-        sources.prepare(tiny, *outputs)
+        sources.write(tiny, *outputs)
     assert explained(caught.value) == f"resources/data/digits/images.npy: {FULL}"
     assert not [p for p in Path("resources").rglob("*") if p.is_file() and p.name != "ballast"]
 

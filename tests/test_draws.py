@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from ebdiff.data.dataset import Images, batch_indices
-from ebdiff.system.draws import generator, image_noise
+from ebdiff.system.draws import generator, item_noise
+
+CPU = torch.device("cpu")
 
 
 def words(seed, stream, *position):
@@ -47,18 +50,18 @@ def test_position_and_seed_are_told_apart():
     )
 
 
-def test_image_noise_depends_on_seed_image_and_step_only():
+def test_item_noise_depends_on_seed_number_and_step_only():
     shape = (1, 4, 4)
-    whole = image_noise(0, range(10), 5, shape)
+    whole = item_noise(0, range(10), 5, shape)
     assert whole.dtype == np.float32
     for shard in ([0, 1, 2], [7, 3], [9]):
-        np.testing.assert_array_equal(image_noise(0, shard, 5, shape), whole[shard])
-    others = [image_noise(1, range(10), 5, shape), image_noise(0, range(10), 6, shape)]
+        np.testing.assert_array_equal(item_noise(0, shard, 5, shape), whole[shard])
+    others = [item_noise(1, range(10), 5, shape), item_noise(0, range(10), 6, shape)]
     assert all_differ([whole.ravel(), *(o.ravel() for o in others)])
 
 
-def test_image_noise_is_standard_normal():
-    noise = image_noise(0, range(500), 0, (1, 8, 8)).ravel()
+def test_item_noise_is_standard_normal():
+    noise = item_noise(0, range(500), 0, (1, 8, 8)).ravel()
     # Standard errors for n = 32,000: mean 0.0056, variance 0.0079, fourth moment 0.055.
     assert noise.mean() == pytest.approx(0, abs=0.022)
     assert noise.var() == pytest.approx(1, abs=0.032)
@@ -96,8 +99,8 @@ def numbered():
 
 
 def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
-    images = Images(numbered, flip=False, sha256="")
-    batch = images.batch(8, 0, "s", 0)
+    images = Images(numbered, flip=False)
+    batch = images.batch(images.draw(8, 0, "s", 0), CPU).x0
     assert batch.shape == (8, 1, 4, 4)
     assert (batch[..., 0] == 1).all()
     expected = batch_indices(40, 8, 0, "s", 0) / 127.5 - 1
@@ -106,8 +109,8 @@ def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
 
 def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
     original = numbered.copy()
-    images = Images(numbered, flip=True, sha256="")
-    batch = np.concatenate([images.batch(40, 0, "s", step) for step in range(10)])
+    images = Images(numbered, flip=True)
+    batch = np.concatenate([images.batch(images.draw(40, 0, "s", step), CPU).x0 for step in range(10)])
     right = (batch[:, 0, :, -1] == 1).all(axis=1)
     left = (batch[:, 0, :, 0] == 1).all(axis=1)
     assert (left ^ right).all()
@@ -117,6 +120,6 @@ def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
 
 def test_a_subset_is_respected(workspace, vary):
     images = Images.of(vary({"dataset.subset": 100}))
-    assert len(images.pixels) == 100
+    assert len(images) == 100
     whole = np.load(workspace / "resources/data/digits/images.npy")
     np.testing.assert_array_equal(images.pixels, whole[:100])

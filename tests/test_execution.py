@@ -15,7 +15,8 @@ from test_training import job, same, start
 from ebdiff import cli
 from ebdiff.cost import tune
 from ebdiff.diffusion import sample
-from ebdiff.experiment import digests, load
+from ebdiff.experiment import load
+from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets import store
 from ebdiff.nets.execution import GPU, Runtime
@@ -32,14 +33,14 @@ PLAIN = {"network.dropout": 0.0, "network.middle_attention": False}
 def trained(e, steps=4, runtime=None, state=None):
     runtime = runtime or Runtime(CPU)
     if state is None:
-        state = State.start(store.fresh(e.network, 0, "test"), runtime)
+        state = State.start(store.fresh(e.architecture, 0, "test"), runtime)
     train(state, job(e, runtime=runtime), steps, save=lambda s: None)
     return state
 
 
 def distance(a, b):
     """Largest difference of two states' weights."""
-    a, b = a.weights("raw"), b.weights("raw")
+    a, b = a.view("raw"), b.view("raw")
     return max((a[n] - b[n]).abs().max().item() for n in a)
 
 
@@ -63,17 +64,23 @@ def test_with_dropout_micro_batches_draw_other_masks(workspace, tiny):
     whole, cut = trained(tiny, 1), trained(tiny, 1, Runtime(CPU, micro_batch=4))
     assert distance(whole, cut) > 1e-4
     again = trained(tiny, 1, Runtime(CPU, micro_batch=4))
-    assert same(cut.weights("raw"), again.weights("raw"))
+    assert same(cut.view("raw"), again.view("raw"))
 
 
 def test_micro_batch_comes_from_the_experiment_and_counts_where_dropout_does(vary):
     e = vary({"compute.micro_batch": 4})
     assert Runtime.of(e, "training", "dense", CPU).micro_batch == 4
     # With dropout other masks are drawn; without, only rounding changes.
-    assert digests.dense_digest(e, "full") != digests.dense_digest(vary({}), "full")
+    assert (
+        Job.of(e, "train-dense", seed=0, search="full").digest
+        != Job.of(vary({}), "train-dense", seed=0, search="full").digest
+    )
     plain = vary({"network.dropout": 0.0})
     e = vary({"network.dropout": 0.0, "compute.micro_batch": 4})
-    assert digests.dense_digest(e, "full") == digests.dense_digest(plain, "full")
+    assert (
+        Job.of(e, "train-dense", seed=0, search="full").digest
+        == Job.of(plain, "train-dense", seed=0, search="full").digest
+    )
 
 
 # --- precision and memory format ---------------------------------------------------------------------------
@@ -88,7 +95,7 @@ def test_channels_last_changes_rounding_only_and_goes_on_with_the_same_bits(work
     assert 0 < (a - b).norm() < 1e-5 * a.norm()
 
     half = trained(e, 2, last)
-    half.save(workspace / "half.safetensors", e.network, {})
+    half.save(workspace / "half.safetensors", e.architecture, {})
     half = State.load(workspace / "half.safetensors", last)
     on = trained(e, 4, last, half)
     assert same(state.tensors(), on.tensors())
@@ -107,9 +114,9 @@ def test_sampling_in_bf16_draws_nearly_the_same_images(vary):
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32))
     t = torch.full((4,), 500)
     with torch.inference_mode():
-        exact = Runtime(CPU).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+        exact = Runtime(CPU).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
         for how in (Execution(precision="bf16"), Execution(precision="bf16", channels_last=True)):
-            coarse = Runtime(CPU, how).denoiser(store.fresh(e.network, 0, "s"))(x, t)
+            coarse = Runtime(CPU, how).denoiser(store.fresh(e.architecture, 0, "s"))(x, t)
             assert coarse.dtype == torch.float32
             assert 0 < (coarse - exact).abs().max() < 0.03 * exact.abs().max()
 
@@ -126,7 +133,7 @@ def test_a_compiled_network_trains_the_same_and_a_missing_compiler_is_said(works
     program = """
 import sys; sys.path.insert(0, {tests!r})
 import torch
-from test_execution import CPU, Execution, Runtime, distance, loading, start, trained
+from test_execution import CPU, Execution, Runtime, distance, load, start, trained
 e = load.load("tiny")
 fast = trained(e, 2, Runtime(CPU, Execution(compile=True)))
 print("APART", distance(fast, trained(e, 2)) / distance(fast, start(e)))
@@ -215,13 +222,31 @@ def test_a_tuned_network_reruns_what_it_computes_and_nothing_else(vary):
     plain = vary({})
     tuned = vary({"tuning.training": {0.5: {"channels_last": True}}})
     eb, ta = "full-magnitude-ema-0.5-t0-1000", "full-magnitude-ema-0.8-t240-1000"
-    assert digests.expert_digest(plain, eb, "40") != digests.expert_digest(tuned, eb, "40")
-    assert digests.expert_digest(plain, ta, "20") == digests.expert_digest(tuned, ta, "20")
-    assert digests.dense_digest(plain, "full") == digests.dense_digest(tuned, "full")
-    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(tuned, "eb-50")
+    assert (
+        Job.of(plain, "finetune-region", seed=0, expert=eb, milestone=40).digest
+        != Job.of(tuned, "finetune-region", seed=0, expert=eb, milestone=40).digest
+    )
+    assert (
+        Job.of(plain, "finetune-region", seed=0, expert=ta, milestone=20).digest
+        == Job.of(tuned, "finetune-region", seed=0, expert=ta, milestone=20).digest
+    )
+    assert (
+        Job.of(plain, "train-dense", seed=0, search="full").digest
+        == Job.of(tuned, "train-dense", seed=0, search="full").digest
+    )
+    assert (
+        Job.of(plain, "sample", seed=0, run="eb-50").digest
+        == Job.of(tuned, "sample", seed=0, run="eb-50").digest
+    )
     sampled = vary({"tuning.sampling": {"dense": {"precision": "bf16"}}})
-    assert digests.sample_digest(plain, "unpruned") != digests.sample_digest(sampled, "unpruned")
-    assert digests.sample_digest(plain, "eb-50") == digests.sample_digest(sampled, "eb-50")
+    assert (
+        Job.of(plain, "sample", seed=0, run="unpruned").digest
+        != Job.of(sampled, "sample", seed=0, run="unpruned").digest
+    )
+    assert (
+        Job.of(plain, "sample", seed=0, run="eb-50").digest
+        == Job.of(sampled, "sample", seed=0, run="eb-50").digest
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +282,7 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
 
     monkeypatch.setattr(Runtime, "of", spying)
     e = load.load("tiny")
-    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.network, {}))
+    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.architecture, {}))
     monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
     monkeypatch.setattr(sample, "sha256", lambda path: "0")
     sample.sample(e, "ta-eb", 0, CPU)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import changed, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 from test_workflow import snakemake
 
-from ebdiff.experiment import layout, load
-from ebdiff.nets import store
+from ebdiff.experiment import layout, load, records
+from ebdiff.experiment.jobs import jobs, maker
+from ebdiff.experiment.records import Records
 from ebdiff.system import files
 from ebdiff.system.errors import Unusable, UserError
 
@@ -80,9 +80,8 @@ READ_BY = [
     (layout.MILESTONE, SAMPLE),
     (layout.SAMPLES, FID),
     (layout.SAMPLE_LEDGER, FID),
-    (layout.SAMPLES, ("figure", "tiny", "figure5", "--final")),
-    (layout.IMAGES, ("figure", "tiny", "figure5", "--final")),
-    (layout.HAMMING, ("figure", "tiny", "figure2", "--final")),
+    (layout.SAMPLES, TABLE),
+    (layout.HAMMING, TABLE),
     (layout.METRICS, TABLE),
     (layout.STORY, TABLE),
     (layout.LEDGER, TABLE),
@@ -137,69 +136,128 @@ def test_damaged_readings_are_left_out_of_a_report_so_far_and_refused_by_a_whole
     ENDED[f"{path.suffix} {fault}: one line that names the file"] += 1
 
 
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f != "missing"])
-def test_damaged_figures_are_named(tmp_path, tiny, fault):
-    from ebdiff.report import style
-    from ebdiff.report.results import Results
-
-    path = style.save(style.sentence("nothing"), tmp_path, "figure1")[1]
-    assert Results(tiny).png(path)
-    FAULTS[fault](path, path.read_bytes())
-    with pytest.raises(Unusable, match=r"figure1\.png: damaged"):
-        Results(tiny).png(path)
-    ENDED[f"{path.suffix} {fault}: one line that names the file"] += 1
+# --- every file of a finished project, every way ------------------------------------------------------------
 
 
-# --- every single bit of small files -----------------------------------------------------------------------
+def swaps(path, others):
+    """Whole and valid files in the wrong place: one of the same kind, and one of any other kind."""
+    alike = [p for p in others if p.suffix == path.suffix and p.read_bytes() != path.read_bytes()]
+    return [alike[0], alike[-1]] if alike else []
 
 
-def test_no_flipped_bit_of_an_npz_goes_unnoticed(tmp_path):
-    arrays = {"masks": np.arange(24, dtype=np.uint8).reshape(3, 8), "names": np.array(["a", "bb"])}
-    path = tmp_path / "x.npz"
-    files.write_arrays(path, **arrays)
-    noticed = every_bit(path, files.read_arrays, lambda found: equal_arrays(found, arrays))
-    assert noticed > 1000
+@pytest.mark.slow
+def test_no_damaged_swapped_or_foreign_file_is_ever_taken_for_what_a_stage_made(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    experiment = load.load("tiny")
+    there = [job for job in jobs(experiment) if job.note("records", "json").exists()]
+    files_of = {f for job in there for p in job.makes for f in (p.glob("[!.]*") if p.is_dir() else [p])}
+    assert {maker(experiment, f).stage.verb for f in files_of} == {job.stage.verb for job in there}
+    for path in sorted(files_of):
+        content = path.read_bytes()
+        Records(experiment).check(path)
+        faults = {name: FAULTS[name] for name in FAULTS}
+        for other in swaps(path, sorted(files_of)):
+            foreign = other.read_bytes()
+            faults[f"{other} in its place"] = lambda path, _, foreign=foreign: path.write_bytes(foreign)
+        for name, fault in faults.items():
+            fault(path, content)
+            with pytest.raises(Unusable) as caught:
+                Records(experiment).check(path)
+            assert str(caught.value).startswith(f"{path}: "), name
+            assert "\n" not in str(caught.value)
+            path.write_bytes(content)
+            ENDED[f"{path.suffix} {name.split()[0]}: named by its record"] += 1
+    assert sum(n for k, n in ENDED.items() if k.endswith("by its record")) > 300
 
 
-def equal_arrays(found, arrays):
-    return found.keys() == arrays.keys() and all(np.array_equal(found[n], arrays[n]) for n in arrays)
+@pytest.mark.slow
+def test_no_damaged_swapped_or_foreign_record_is_ever_believed(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    experiment = load.load("tiny")
+    there = [job for job in jobs(experiment) if job.note("records", "json").exists()]
+    notes = [job.note("records", "json") for job in there]
+    for job, note in zip(there, notes, strict=True):
+        content = note.read_bytes()
+        path = next(f for p in job.makes for f in (sorted(p.glob("[!.]*")) if p.is_dir() else [p]))
+        faults = {**FAULTS, "not an object": lambda p, _: p.write_text("[1]")}
+        other = notes[notes.index(note) - 1]
+        faults["another job's"] = lambda path, _, other=other: shutil.copy(other, path)
+        for name, fault in faults.items():
+            note.unlink(missing_ok=True)
+            note.write_bytes(content)
+            fault(note, content)
+            with pytest.raises(Unusable) as caught:
+                Records(experiment).check(path)
+            assert str(note) in str(caught.value), (name, str(caught.value))
+            assert "\n" not in str(caught.value)
+            ENDED[f"record {name}: named"] += 1
+        note.unlink()
+        note.write_bytes(content)
 
 
-def test_no_flipped_bit_of_json_goes_unnoticed(tmp_path):
-    value = {"fd": 12.25, "steps": 100, "name": "é", "list": [1, None, True]}
-    path = tmp_path / "x.json"
-    files.write_json(path, value)
-    # In the checksum's own name it only adds a key.
-    assert every_bit(path, files.read_json, lambda found: {k: found.get(k) for k in value} == value) > 1000
-
-
-def test_no_flipped_bit_of_a_network_goes_unnoticed(tmp_path):
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor([1, 2], dtype=torch.uint8)}
-    story = {"step": 3, "settled": True}
-    path = tmp_path / "x.safetensors"
-    store.write(path, tensors, {"story": story})
-
-    def same(found):
-        return found[1] == {"story": story} and all(torch.equal(found[0][n], tensors[n]) for n in tensors)
-
-    assert every_bit(path, store.read, same) > 1000
-
-
-def every_bit(path, read, same):
-    """Flip every bit: the file is refused by name, or what is read is the same. Counts the refused."""
-    content, refused = path.read_bytes(), 0
+def test_no_flipped_bit_goes_unnoticed(workspace, tiny):
+    path = layout.path(layout.MANIFEST, dataset="digits")
+    content, noticed = path.read_bytes(), 0
     for bit in range(8 * len(content)):
         data = bytearray(content)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        try:
-            assert same(read(path)), f"bit {bit} went unnoticed"
-            ENDED[f"{path.suffix} any bit flipped: harmless"] += 1
-        except UserError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-            ENDED[f"{path.suffix} any bit flipped: one line that names the file"] += 1
-            refused += 1
-    return refused
+        with pytest.raises(Unusable, match=r"manifest\.json: damaged"):
+            Records(tiny).check(path)
+        noticed += 1
+    assert noticed > 1000
+    ENDED["any bit flipped: named by its record"] += noticed
+
+
+def test_large_files_are_trusted_by_size_and_date_and_read_whole_when_asked(workspace, tiny, monkeypatch):
+    read = []
+    monkeypatch.setattr(records, "sha256", lambda path: read.append(path) or files.sha256(path))
+    path = layout.path(layout.IMAGES, dataset="digits")
+    Records(tiny).check(path)
+    assert read == []
+    os.utime(path)  # as Snakemake does, or a copy
+    Records(tiny).check(path)
+    assert read == [path]  # once, and its new date is noted
+    Records(tiny).check(path)
+    assert read == [path]
+    Records(tiny, deep=True).check(path)
+    assert read == [path, path]
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Unusable, match=r"images\.npy: damaged"):
+        Records(tiny).check(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # what only reading it whole can tell
+    with pytest.raises(Unusable, match=r"images\.npy: damaged"):
+        Records(tiny, deep=True).check(path)
+
+
+@pytest.mark.slow
+def test_verify_names_everything_that_is_not_what_its_stage_made(made, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    assert run("verify", "tiny") == 0
+    assert "everything that is there is what its stage made" in capsys.readouterr().out
+    damaged = [path_of(t) for t in (layout.IMAGES, layout.SNAPSHOT, layout.METRICS)]
+    for path in damaged:
+        path.write_bytes(flip(path.read_bytes(), 0.5))
+    assert run("verify", "tiny") == 1
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.out.splitlines()] == [str(p) for p in damaged]
+    assert "3 files can't be used" in said.err
+
+
+@pytest.mark.slow
+def test_a_snapshot_of_another_interval_gives_no_other_ticket(made, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    snapshots = sorted(path_of(layout.SNAPSHOT).parent.glob("*.safetensors"))
+    assert len(snapshots) > 1
+    shutil.copy(snapshots[0], snapshots[-1])
+    assert run("select-eb-epoch", "tiny", "--rate", "0.5") == 1
+    assert f"{snapshots[-1]}: damaged" in capsys.readouterr().err
 
 
 def test_equal_networks_are_equal_files(tmp_path):
@@ -224,7 +282,6 @@ def test_a_damaged_tuning_is_one_line(tmp_path, monkeypatch, fault):
 
 def test_a_flipped_bit_of_a_tuning_is_an_error_harmless_or_other_settings(tmp_path, monkeypatch):
     """Configuration is the user's to edit and carries no checksum, but what it changes is never mixed."""
-    from ebdiff.experiment.digests import settings
 
     write_experiment(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -246,7 +303,10 @@ def test_a_flipped_bit_of_a_tuning_is_an_error_harmless_or_other_settings(tmp_pa
             continue
         milestone = layout.path(layout.MILESTONE, **WHERE)
         samples = layout.path(layout.SAMPLE_LEDGER, **WHERE)
-        differ = [settings(found, p) != settings(whole, p) for p in (milestone, samples)]
+        differ = [
+            Records(found).settings(maker(found, p)) != Records(whole).settings(maker(whole, p))
+            for p in (milestone, samples)
+        ]
         other = {n for n in (*found.tuning.training, *found.tuning.sampling) if n not in ("0.5", "dense")}
         assert any(differ) or other, f"bit {bit}"
         ended["other settings"] += 1
@@ -273,7 +333,7 @@ def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from ebdiff.data.sources import prepare
+    from ebdiff.data.sources import write
 
     def png(i):
         out = io.BytesIO()
@@ -295,7 +355,7 @@ def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
     outputs = [tmp_path / "data" / name for name in ("images.npy", "labels.npy", "manifest.json")]
     FAULTS[fault](path, path.read_bytes())
     with pytest.raises(UserError, match=r"train\.parquet") as caught:
-        prepare(experiment, *outputs)
+        write(experiment, *outputs)
     assert "\n" not in str(caught.value)
     assert not any(p.exists() for p in outputs)
     ENDED[f".parquet {fault}: one line that names the file"] += 1

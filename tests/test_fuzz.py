@@ -158,7 +158,7 @@ def history_bytes(folder):
     rng = np.random.default_rng(0)
     masks = list(rng.integers(0, 256, (6, 2, 3), np.uint8))
     found = history.History((0.3, 0.5), ("a", "b"), (9, 8), masks[0], masks[1:])
-    history.save_histories(folder / "masks.npz", {"ema": found}, "digest")
+    history.save_histories(folder / "masks.npz", {"ema": found})
     return (folder / "masks.npz").read_bytes()
 
 
@@ -216,9 +216,9 @@ def test_mask_files_of_any_arrays_are_used_or_refused(folder):
 
 
 def test_damaged_checkpoints_are_refused(folder):
-    network = load.parse(deepcopy(TINY), "x.yaml").network
+    architecture = load.parse(deepcopy(TINY), "x.yaml").architecture
     buffer = io.BytesIO()
-    torch.save(UNet(network).state_dict(), buffer)
+    torch.save(UNet(*architecture).state_dict(), buffer)
     content = buffer.getvalue()
     head = len(content) // 8  # names and shapes stand first
 
@@ -227,7 +227,7 @@ def test_damaged_checkpoints_are_refused(folder):
     def run(changed, whole):
         path = folder / "weights.pth"
         path.write_bytes(changed + content[head:] if whole else changed)
-        tensors = refused_or(checkpoints.load_checkpoint, path, network)
+        tensors = refused_or(checkpoints.load_checkpoint, path, architecture)
         assert tensors is None or all(t.dtype == torch.float32 for t in tensors.values())
 
     run()

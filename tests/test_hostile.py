@@ -48,10 +48,10 @@ def prepare(tmp_path):
     """Prepare a source into tmp_path/out: (pixels, manifest)."""
 
     def run(path, **dataset):
-        dataset = {"name": "data", "source": "images", "path": str(path), **dataset}
-        raw = changed(TINY, {"dataset": dataset, "network.channels": 3})
+        dataset = {"name": "data", "source": "images", "path": str(path), "image_size": 8, **dataset}
+        raw = changed(TINY, {"dataset": dataset})
         paths = [tmp_path / "out" / name for name in ("images.npy", "labels.npy", "manifest.json")]
-        sources.prepare(load.parse(raw, "x.yaml"), *paths)
+        sources.write(load.parse(raw, "x.yaml"), *paths)
         return np.load(paths[0]), read_json(paths[2])
 
     return run
@@ -336,8 +336,8 @@ def test_a_hostile_folder_of_images_is_prepared_by_the_workflow(tmp_path):
     (folder / HOSTILE).mkdir()
     for name, content in GOOD.items():
         (folder / HOSTILE / name).write_bytes(content)
-    raw = changed(TINY, {"name": "mine", "network.channels": 3})
-    raw["dataset"] = {"name": "mine", "source": "images", "path": HOSTILE}
+    raw = changed(TINY, {"name": "mine"})
+    raw["dataset"] = {"name": "mine", "source": "images", "path": HOSTILE, "image_size": 8}
     (folder / "config/experiments/mine.yaml").write_text(yaml.safe_dump(raw))
     done = snakemake(folder, "resources/data/mine/images.npy")
     assert done.returncode == 0, done.stdout + done.stderr

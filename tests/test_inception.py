@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import vouch
 from PIL import Image
 
-from ebdiff.experiment import inputs, layout
+from ebdiff.experiment import layout
+from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import evaluate, inception
 from ebdiff.metrics.distances import Gaussian, frechet_distance
@@ -253,10 +255,11 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(inception, "DIMENSION", 12)
 
 
-def put_samples(drawn):
+def put_samples(experiment, drawn):
     path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="eb-50")
     files.write_array(path, drawn)
-    files.write_json(path.with_name("ledger.json"), {"sha256": files.sha256(path)})
+    files.write_json(path.with_name("ledger.json"), {})
+    vouch(experiment, "sample", run="eb-50", seed=0)
 
 
 def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):
@@ -264,7 +267,7 @@ def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):
     real = np.load("resources/data/digits/images.npy")
     for protocol in tiny.evaluation.protocols:
         evaluate.reference_stats(tiny, protocol)
-    put_samples(real[:100])
+    put_samples(tiny, real[:100])
     metrics = evaluate.evaluate(tiny, "eb-50", 0)
     legacy, clean = (metrics["protocols"][name] for name in ("legacy_pytorch", "clean"))
     assert (metrics["distance_name"], clean["distance_name"]) == ("FID", "clean FID")
@@ -287,15 +290,15 @@ def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):
 def test_too_few_images_are_said_to_be_too_few(workspace, vary, stand_in):
     tiny = vary({"evaluation": {"protocols": ["clean"], "reference": 60}})
     evaluate.reference_stats(tiny, "clean", "60")
-    put_samples(np.load("resources/data/digits/images.npy")[:47])
+    put_samples(tiny, np.load("resources/data/digits/images.npy")[:47])
     assert evaluate.evaluate(tiny, "eb-50", 0)["ill_conditioned"]  # 47 < 4 x 12
-    put_samples(np.load("resources/data/digits/images.npy")[:48])
+    put_samples(tiny, np.load("resources/data/digits/images.npy")[:48])
     assert not evaluate.evaluate(tiny, "eb-50", 0)["ill_conditioned"]
 
 
 def test_samples_before_their_reference(workspace, vary, stand_in):
     tiny = vary({"evaluation": {"protocols": ["clean"]}})
-    put_samples(np.load("resources/data/digits/images.npy")[:20])
+    put_samples(tiny, np.load("resources/data/digits/images.npy")[:20])
     with pytest.raises(UserError, match=r"clean-all\.npz: missing"):
         evaluate.evaluate(tiny, "eb-50", 0)
 
@@ -303,7 +306,8 @@ def test_samples_before_their_reference(workspace, vary, stand_in):
 def test_the_classifier_is_asked_for_by_its_protocol_alone(vary):
     def names(protocols, **more):
         experiment = vary({"evaluation": {"protocols": protocols, **more}})
-        return {path.name for path in inputs.references(experiment)}
+        read = Job.of(experiment, "fid", run="eb-50", seed=0).reads
+        return {path.name for path in read if "resources" in path.parts}
 
     both = names(["legacy_pytorch", "classifier"], reference=500)
     assert both == {
@@ -311,15 +315,13 @@ def test_the_classifier_is_asked_for_by_its_protocol_alone(vary):
         "classifier-500.npz", "classifier-500.npy",
     }  # fmt: skip
     assert names(["clean"]) == {"manifest.json", "clean-all.npz", "clean-all.npy"}
-    assert inputs.reference("digits", "clean")[-1].name == "manifest.json"
-    assert inputs.reference("digits", "classifier")[-1].name == "classifier.safetensors"
 
 
 @pytest.mark.slow
 def test_real_inception_on_a_few_grey_digits(workspace, vary, weights):
     tiny = vary({"evaluation": {"protocols": ["legacy_pytorch"], "reference": 12, "precision_recall": True}})
     evaluate.reference_stats(tiny, "legacy_pytorch", "12")
-    put_samples(np.load("resources/data/digits/images.npy")[:10])
+    put_samples(tiny, np.load("resources/data/digits/images.npy")[:10])
     metrics = evaluate.evaluate(tiny, "eb-50", 0)
     assert 0 < metrics["fd"] < metrics["ceiling"]["fd"]
     assert (metrics["images"], metrics["reference_images"]) == (10, 12)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+from conftest import unet
 from torch import nn
 
-from ebdiff.diffusion.schedule import alphas_bar
-from ebdiff.experiment.schema import Diffusion, Network, Pruning
+from ebdiff.data.dataset import UNCONDITIONAL, Batch
+from ebdiff.diffusion.process import Process
+from ebdiff.experiment.schema import Diffusion, Pruning
 from ebdiff.nets import store
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.importance import accumulate_gradients, first_order, magnitude
@@ -17,7 +19,7 @@ from ebdiff.pruning.select import Selector, pruned_count, realised_rate, select,
 from ebdiff.pruning.surgery import cut
 
 RATES = (0.3, 0.5, 0.6, 0.8)
-SMALL = Network(image_size=16, width=32, multipliers=(1, 2, 2), attention=(8,), norm_groups=8, dropout=0)
+SMALL = unet(16, width=32, multipliers=(1, 2, 2), attention=(8,), norm_groups=8, dropout=0)
 
 
 def magnitudes(layer, dimension):
@@ -38,8 +40,7 @@ def taylor(layer, dimension):
 def literal(network, rate, score, norm_groups):
     """Walk the groups, rank channels on the weights still there, prune, go on. Returns mask, network."""
     dense, network = network, copy.deepcopy(network)
-    size = network.config.image_size
-    example = torch.zeros(1, network.config.channels, size, size), torch.zeros(1)
+    example = torch.zeros(1, *network.items.shape), torch.zeros(1)
     graph = tp.DependencyGraph().build_dependency(network, example)
     network.double()
     for parameter, original in zip(network.parameters(), dense.parameters(), strict=True):
@@ -76,9 +77,9 @@ def literal(network, rate, score, norm_groups):
     return np.concatenate(masks), network.float()
 
 
-def trained_like(config, seed):
+def trained_like(architecture, seed):
     """Weights whose channels differ in size as trained ones do, and some gradients."""
-    network = store.fresh(config, seed, "test")
+    network = store.fresh(architecture, seed, "test")
     rng = np.random.default_rng(seed)
     for parameter in network.parameters():
         scale = rng.uniform(0.5, 1.5, parameter.shape)
@@ -86,8 +87,8 @@ def trained_like(config, seed):
     return network
 
 
-def noisy_images(config, count=2):
-    shape = (count, config.channels, config.image_size, config.image_size)
+def noisy_images(architecture, count=2):
+    shape = (count, *architecture.items.shape)
     return torch.from_numpy(np.random.default_rng(5).standard_normal(shape, np.float32))
 
 
@@ -99,10 +100,10 @@ def small():
     return network
 
 
-def same_outputs(config, network, mask, pruned):
+def same_outputs(architecture, network, mask, pruned):
     tensors = {n: p.detach() for n, p in network.named_parameters()}
-    smaller = store.build(config, cut(config, tensors, mask)).eval()
-    x, t = noisy_images(config), torch.tensor([0, 990])
+    smaller = store.build(architecture, cut(architecture, tensors, mask)).eval()
+    x, t = noisy_images(architecture), torch.tensor([0, 990])
     with torch.no_grad():
         ours, theirs = smaller(x, t), pruned.eval()(x, t)
     assert theirs.abs().mean() > 0.01
@@ -118,7 +119,7 @@ def test_masks_and_surgery_are_those_of_the_literal_walk(small, kind, rate):
         gradients = {n: p.grad for n, p in small.named_parameters()}
         scores, literal_score = first_order(small, gradients), taylor
     mask = select(trace(SMALL), scores, rate)
-    expected, pruned = literal(small, rate, literal_score, SMALL.norm_groups)
+    expected, pruned = literal(small, rate, literal_score, SMALL.config.norm_groups)
     np.testing.assert_array_equal(mask, expected)
     same_outputs(SMALL, small, mask, pruned)
 
@@ -126,12 +127,12 @@ def test_masks_and_surgery_are_those_of_the_literal_walk(small, kind, rate):
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 0.3])
 def test_masks_of_the_cifar_network_are_those_of_the_literal_walk(rate):
-    config = Network(dropout=0)
-    network = trained_like(config, 1)
-    mask = select(trace(config), magnitude(dict(network.named_parameters())), rate)
+    large = unet(dropout=0)
+    network = trained_like(large, 1)
+    mask = select(trace(large), magnitude(dict(network.named_parameters())), rate)
     expected, pruned = literal(network, rate, magnitudes, 32)
     np.testing.assert_array_equal(mask, expected)
-    same_outputs(config, network, mask, pruned)
+    same_outputs(large, network, mask, pruned)
 
 
 def test_masks_of_several_rates_at_once_are_those_of_one_after_the_other(small):
@@ -220,7 +221,7 @@ class Echo(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([0.9, 0.8])[:, None, None])
 
-    def forward(self, x, t):
+    def forward(self, x, t, cond=None):
         return self.weight * x
 
 
@@ -229,11 +230,12 @@ class Echo(nn.Module):
 def test_gradients_are_summed_over_strided_timesteps_until_the_loss_has_fallen(stop_early, micro_batch):
     draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 2, 8, 8), np.float32))
     x0, noise = draws
-    pruning, abar = Pruning(stride=100, threshold=0.3), alphas_bar(Diffusion())
-    expected, used = literal_gradients(Echo(), x0, noise, abar, 100, 0.3 if stop_early else 0)
+    pruning, process = Pruning(stride=100, threshold=0.3), Process(Diffusion())
+    expected, used = literal_gradients(Echo(), x0, noise, process.abar, 100, 0.3 if stop_early else 0)
     found, steps = accumulate_gradients(
-        Echo(), x0, noise, abar, pruning, stop_early=stop_early, micro_batch=micro_batch
-    )
+        Echo(), Batch(x0, UNCONDITIONAL), noise, process, pruning,
+        stop_early=stop_early, micro_batch=micro_batch,
+    )  # fmt: skip
     assert steps == used
     assert 1 < steps < 9 if stop_early else steps == 10
     torch.testing.assert_close(found["weight"], expected["weight"], rtol=1e-4, atol=1e-4)

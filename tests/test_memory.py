@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import write_experiment
+from conftest import unet, write_experiment
 
-from ebdiff.experiment.schema import Network
 from ebdiff.nets import memory
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
@@ -15,17 +14,16 @@ from ebdiff.pruning.count import meta_tensors
 from ebdiff.system.errors import UserError
 
 CPU = torch.device("cpu")
-SMALL = Network(
-    image_size=16, width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.1, norm_groups=8
-)
+SMALL = unet(16, width=32, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.1, norm_groups=8)
 
 MEASURED = """
 import sys
-import numpy as np, torch
-from ebdiff.experiment.experiment import Diffusion, Network, Training
-from ebdiff.data.dataset import Images
-from ebdiff.diffusion.schedule import alphas_bar
+import torch
+from ebdiff.cost.measure import Blanks
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.experiment.members import Architecture, Items, UNetConfig
+from ebdiff.experiment.schema import Diffusion, Training
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
@@ -33,17 +31,17 @@ from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
 CPU = torch.device("cpu")
-config, rate, batch = Network.model_validate_json(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+architecture = Architecture(UNetConfig.model_validate_json(sys.argv[1]), Items((3, 32, 32)))
+rate, batch = float(sys.argv[2]), int(sys.argv[3])
 training = Training(batch=batch, log_every=10**9)
-shapes = meta_tensors(config, rate)
+shapes = meta_tensors(architecture, rate)
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # loads what is loaded at first use
 with open("/proc/self/status") as file:
     before = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-network = store.build(config, {n: torch.zeros(t.shape) for n, t in shapes.items()})
+network = store.build(architecture, {n: torch.zeros(t.shape) for n, t in shapes.items()})
 state = State.start(network, Runtime(CPU))
-pixels = np.zeros((batch, config.image_size, config.image_size, config.channels), np.uint8)
-images, abar = Images(pixels, flip=False, sha256=""), alphas_bar(Diffusion())
-job = Job("m", 0, images, Antithetic(0, 1000), abar, training, Runtime(CPU))
+process, blanks = Process(Diffusion()), Blanks(architecture.items)
+job = Job("m", 0, blanks, Antithetic(0, 1000), process, training, Runtime(CPU))
 train(state, job, 3, save=lambda s: None)
 # Not getrusage: its peak is inherited from the parent process.
 with open("/proc/self/status") as file:
@@ -55,7 +53,7 @@ print(1024 * (peak - before))
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(rate):
-    config = Network(width=64, multipliers=(1, 2), blocks=1)
+    config = unet(width=64, multipliers=(1, 2), blocks=1).config
     command = [sys.executable, "-c", MEASURED, config.model_dump_json(), str(rate), "32"]
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert memory.footprint(config, meta_tensors(config, rate)).bytes(32) == pytest.approx(measured, rel=0.25)
@@ -74,8 +72,8 @@ def test_what_grows_with_images_is_predicted_and_the_rest_is_parameters():
 
 def test_what_one_layer_keeps_for_its_backward_pass_is_counted_once():
     """A network of one block at 2x2: every tensor that autograd keeps, counted by hand."""
-    config = Network(
-        image_size=2, channels=1, width=4, multipliers=(1,), blocks=1, attention=(), dropout=0,
+    small = unet(
+        2, 1, width=4, multipliers=(1,), blocks=1, attention=(), dropout=0,
         middle_attention=False, norm_groups=2,
     )  # fmt: skip
     # Per image, width 4, 4 pixels: a block keeps norm1's input, its output (silu's input), silu's
@@ -89,7 +87,7 @@ def test_what_one_layer_keeps_for_its_backward_pass_is_counted_once():
     blocks = 3 * narrow + 2 * wide + 5 * time  # each block keeps silu(temb) for its projection
     ends = pixels + 3 * width * pixels + 4  # conv_in's input; norm_out's input, output, silu, statistics
     expected = 4 * (sum(temb) + blocks + ends)
-    assert memory.footprint(config, meta_tensors(config, 0)).growing.sum() == expected
+    assert memory.footprint(small, meta_tensors(small, 0)).growing.sum() == expected
 
 
 def test_bfloat16_keeps_less_and_pruning_too():
@@ -118,7 +116,7 @@ def test_running_out_of_memory_names_the_micro_batch_that_would_fit(monkeypatch,
     network = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()})
     needs = memory.Footprint.of(network)
     parameters = sum(p.numel() for p in network.parameters())
-    there = 8 * parameters  # weights and average
+    there = 20 * parameters  # weights, average, moments and gradient
     monkeypatch.setattr(memory, "available_bytes", lambda device: needs.bytes(16) - there)
     with (
         pytest.raises(UserError, match=r"out of memory on cpu: .*compute\.micro_batch: 16$"),
@@ -144,13 +142,13 @@ def test_a_training_that_really_runs_out_of_memory_says_so(workspace):
     write_experiment(workspace, {"network.width": 64, "training.batch": 4096, "network.dropout": 0.0})
     program = """
 import resource, torch
-from ebdiff import loading
+from ebdiff.experiment import load
 from ebdiff.training.train import train_dense
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()
 with open("/proc/self/status") as file:
     size = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
-train_dense(loading.load("tiny"), "full", 0, torch.device("cpu"))
+train_dense(load.load("tiny"), "full", 0, torch.device("cpu"))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "UserError: out of memory on cpu" in done.stderr

@@ -2,6 +2,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import vouch
 
 from ebdiff.experiment import layout
 from ebdiff.metrics import classifier, evaluate
@@ -225,20 +226,27 @@ def test_the_classifier_is_deterministic_and_learns(pixels, workspace):
 
 def test_data_without_labels_is_refused(pixels, workspace):
     with pytest.raises(UserError, match="no labels"):
-        classifier.train_classifier(pixels[0], np.zeros(0, np.int64), workspace / "c.safetensors")
+        classifier.fit(pixels[0], np.zeros(0, np.int64), workspace / "c.safetensors")
     assert not (workspace / "c.safetensors").exists()
 
 
-def put_samples(run, drawn):
+def put_samples(experiment, run, drawn):
     path = layout.path(layout.SAMPLES, experiment="tiny", seed=0, run=run)
     files.write_array(path, drawn)
-    files.write_json(path.with_name("ledger.json"), {"sha256": files.sha256(path)})
+    files.write_json(path.with_name("ledger.json"), {})
+    vouch(experiment, "sample", run=run, seed=0)
+
+
+def put_classifier(experiment, pixels, labels):
+    path = layout.path(layout.CLASSIFIER, dataset="digits")
+    files.write_json(path.with_suffix(".json"), {"accuracy": classifier.fit(pixels, labels, path)})
+    vouch(experiment, "train-classifier")
 
 
 @pytest.mark.slow
 def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny):
     images = np.load("resources/data/digits/images.npy")
-    classifier.train_classifier(*pixels, layout.path(layout.CLASSIFIER, dataset="digits"))
+    put_classifier(tiny, *pixels)
     evaluate.reference_stats(tiny, "classifier")
     rng = np.random.default_rng(0)
     samples = {
@@ -248,7 +256,7 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     }
     found = {}
     for run, drawn in samples.items():
-        put_samples(run, drawn)
+        put_samples(tiny, run, drawn)
         found[run] = evaluate.evaluate(tiny, run, 0)
         stored = files.read_json(layout.path(layout.METRICS, experiment="tiny", seed=0, run=run))
         assert stored == found[run]
@@ -273,12 +281,12 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     assert real["floor"]["images"] == 1797 // 2
 
 
-def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace, vary, capsys, monkeypatch):
+def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace, vary, monkeypatch):
     monkeypatch.setattr(classifier, "EPOCHS", 6)
-    classifier.train_classifier(*pixels, layout.path(layout.CLASSIFIER, dataset="digits"))
     fewer = vary({"evaluation": {"reference": 200, "precision_recall": True}})
+    put_classifier(fewer, *pixels)
     evaluate.reference_stats(fewer, "classifier", "200")
-    put_samples("eb-50", pixels[0])
+    put_samples(fewer, "eb-50", pixels[0])
     found = evaluate.evaluate(fewer, "eb-50", 0)
     assert (found["images"], found["reference_images"]) == (300, 200)
     assert found["ill_conditioned"]
@@ -287,17 +295,15 @@ def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace,
     assert entry["precision"] > 0.8 < entry["recall"]
     assert not list(workspace.rglob(".*"))  # no temporary file is left
 
-    capsys.readouterr()
-    evaluate.reference_stats(fewer, "classifier", "200")
-    assert "already there" in capsys.readouterr().out
-    path = layout.path(layout.CLASSIFIER, dataset="digits")
-    classifier.train_classifier(pixels[0][:200], pixels[1][:200], path)
-    with pytest.raises(UserError, match="other images or weights"):
+    put_classifier(fewer, pixels[0][:200], pixels[1][:200])
+    with pytest.raises(UserError, match=r"200\.npz: made from another .*classifier\.safetensors"):
         evaluate.evaluate(fewer, "eb-50", 0)
     evaluate.reference_stats(fewer, "classifier", "200")
     evaluate.evaluate(fewer, "eb-50", 0)
 
 
-def test_two_real_images_are_no_reference(pixels, workspace, tiny):
+def test_two_real_images_are_no_reference(pixels, workspace, tiny, monkeypatch):
+    monkeypatch.setattr(classifier, "EPOCHS", 1)
+    put_classifier(tiny, *pixels)
     with pytest.raises(UserError, match="digits: 2 images are too few"):
         evaluate.reference_stats(tiny, "classifier", "2")

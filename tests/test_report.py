@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ebdiff.experiment.digests import report_digest
 
 from ebdiff.experiment import layout, load, schema
-from ebdiff.experiment.digests import report_digest
 from ebdiff.report import details, figures, needs, page, paper, protocol, reading, style, tables
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
@@ -42,8 +42,8 @@ LONGER = [{**TRIPLE[0], "iterations": 600}, *TRIPLE[1:]]
 RAW = {
     "name": "digits",
     "about": "Made up for a test.",
-    "dataset": {"name": "digits", "source": "bundled-digits", "flip": False},
-    "network": {"image_size": 8, "channels": 1, "width": 64, "multipliers": [1, 1], "norm_groups": 8},
+    "dataset": {"name": "digits", "source": "bundled-digits", "flip": False, "image_size": 8, "channels": 1},
+    "network": {"width": 64, "multipliers": [1, 1], "norm_groups": 8},
     "training": {"batch": 64, "ema_decay": 0.99},
     "searches": {
         "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24},

@@ -53,7 +53,7 @@ def experiment(name, runs, listed, dense=800_000, **more):
     raw = {
         "name": name,
         "dataset": {"name": name, "source": "images", "path": "elsewhere"},
-        "network": {"image_size": 32},
+        "network": {},
         "training": {"batch": 128},
         "searches": {
             "full": {"rates": [0.3, 0.5], "criteria": list(CRITERIA)},

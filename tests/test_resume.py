@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
@@ -17,7 +16,9 @@ from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
-from ebdiff.training.resume import resumable, stamp
+from ebdiff.training import resume
+from ebdiff.training.resume import resumable
+from ebdiff.training.state import State
 from ebdiff.training.train import train_dense
 
 CPU = torch.device("cpu")
@@ -68,7 +69,9 @@ def test_others_may_read_what_they_may_by_the_users_mask(tmp_path, tiny):
     from ebdiff.nets import store
 
     (tmp_path / "plain").touch()
-    store.save(tmp_path / "x.safetensors", store.fresh(tiny.network, 0, "t").state_dict(), tiny.network, {})
+    store.save(
+        tmp_path / "x.safetensors", store.fresh(tiny.architecture, 0, "t").state_dict(), tiny.architecture, {}
+    )
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -100,78 +103,116 @@ def test_a_signal_that_is_sent_twice_still_leaves_a_saved_state(workspace, tiny)
         time.sleep(0.002)
     errors = training.communicate(timeout=60)[1]
     assert training.returncode == 128 + signal.SIGTERM
-    saved = store.story(folder / "state.safetensors")["step"]
+    saved = max(int(p.stem) for p in folder.glob("[0-9]*.json"))
     assert saved >= 10
     assert f"SIGTERM: dense/full: step {saved} of" in errors
     assert "Traceback" not in errors
 
 
-def test_readings_of_other_settings_and_half_lines_are_dropped(tmp_path, tiny):
-    output = tmp_path / "expert.safetensors"
+@pytest.fixture
+def place(tmp_path, tiny):
+    """The place of an unfinished training of some settings."""
+    return lambda settings="a": resumable(
+        tmp_path / "x.safetensors", tiny.architecture, {"settings": settings, "inputs": {}}, Runtime(CPU)
+    )
 
-    def place(digest):
-        return resumable(output, {}, {"digest": digest}, Runtime(CPU))
 
-    def interrupted(digest):
-        with pytest.raises(KeyboardInterrupt), place(digest) as kept:
-            state = kept.state
-            if state is None:
-                from ebdiff.nets.store import fresh
-                from ebdiff.training.state import State
+def keep(kept, tiny, step, readings):
+    """Keep a state after a step, with these readings so far, and be killed."""
+    state = kept.state or State.start(store.fresh(tiny.architecture, 0, "t"), Runtime(CPU))
+    state.step = step
+    kept.stats.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in readings))
+    kept.keep(state)
+    return state
 
-                assert not kept.stats.exists()
-                state = State.start(fresh(tiny.network, 0, "t"), Runtime(CPU))
-                state.step = 10
-            lines = [json.dumps({"step": step, "loss": 1.0}) for step in (5, 10, 15)]
-            kept.stats.write_text("\n".join(lines) + '\n{"step": 2')
-            kept.saver(tiny.network)(state)
-            raise KeyboardInterrupt
 
-    interrupted("a")
-    with pytest.raises(KeyboardInterrupt), place("a") as kept:
+def test_readings_after_the_kept_state_and_half_lines_are_dropped(place, tiny):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        keep(kept, tiny, 10, (5, 10))
+        with kept.stats.open("a") as stats:
+            stats.write('{"step": 15, "loss": 1.0}\n{"step": 2')
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), place() as kept:
         assert kept.state.step == 10
         assert [json.loads(line)["step"] for line in kept.stats.read_text().splitlines()] == [5, 10]
         raise KeyboardInterrupt
-    interrupted("b")  # asserts that it begins anew, without readings
+    with place("b") as kept:  # other settings begin anew, without readings
+        assert kept.state is None and not kept.stats.exists()
 
 
-def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize("damaged", ["20.safetensors", "20.json", "snapshots/1.safetensors"])
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_a_damaged_kept_state_falls_back_to_the_one_before(place, tiny, capsys, damaged, how):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        kept.snapshots.mkdir()
+        (kept.snapshots / "0.safetensors").write_bytes(b"zero")
+        keep(kept, tiny, 10, (5, 10))
+        (kept.snapshots / "1.safetensors").write_bytes(b"one")
+        keep(kept, tiny, 20, (5, 10, 15, 20))
+        raise KeyboardInterrupt
+    path = kept.folder / damaged
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-3] + (b"xyz" if how == "flipped" else b""))
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        assert kept.state.step == 10
+        assert [json.loads(line)["step"] for line in kept.stats.read_text().splitlines()] == [5, 10]
+        assert [p.name for p in kept.snapshots.iterdir()] == ["0.safetensors"]
+        raise KeyboardInterrupt
+    said = capsys.readouterr().out
+    if damaged != "20.json" or how != "missing":  # a state without its record was never kept
+        assert "20.safetensors: not used (" in said
+    assert "going on from step 10" in said
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_readings_travel_with_the_kept_state(place, tiny, how):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        keep(kept, tiny, 10, (5, 10))
+        raise KeyboardInterrupt
+    readings = kept.stats.read_text()
+    kept.stats.write_text("[" + readings[1:]) if how == "damaged" else kept.stats.unlink()
+    with place() as kept:
+        assert kept.state.step == 10 and kept.stats.read_text() == readings
+
+
+def test_damage_of_all_that_is_kept_begins_anew_with_a_word(place, tiny, capsys):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        keep(kept, tiny, 10, (5, 10))
+        raise KeyboardInterrupt
+    (kept.folder / "10.safetensors").write_bytes(b"")
+    with place() as kept:
+        assert kept.state is None and not kept.stats.exists()
+    said = capsys.readouterr().out
+    assert "10.safetensors: not used (damaged (it isn't what was kept))" in said and "starting again" in said
+
+
+def test_two_states_are_kept_and_no_more(place, tiny):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        for step in (1, 2, 3, 4):
+            keep(kept, tiny, step, range(step))
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in kept.folder.glob("[0-9]*")) == [
+        "3.json", "3.safetensors", "4.json", "4.safetensors",
+    ]  # fmt: skip
+
+
+def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(place, tiny, monkeypatch):
     """Readings or snapshots may be gone already: a state without them would lose them for good."""
-    from ebdiff.nets.store import fresh
-    from ebdiff.training import resume
-    from ebdiff.training.state import State
-
-    def place():
-        return resumable(tmp_path / "x.safetensors", {}, {"digest": "a"}, Runtime(CPU))
 
     def killed(folder):
         (folder / "stats.jsonl").unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place() as kept:
-        kept.stats.write_text('{"step": 0}\n')
-        kept.saver(tiny.network)(State.start(fresh(tiny.network, 0, "t"), Runtime(CPU)))
+        keep(kept, tiny, 0, (0,))
         patch.setattr(resume.shutil, "rmtree", killed)
     with place() as kept:
         assert kept.state is None
 
 
-def test_hidden_files_are_no_inputs(tmp_path):
-    (tmp_path / "0.safetensors").write_bytes(b"x")
-    before = stamp("d", "i", [tmp_path])
-    (tmp_path / ".snakemake_timestamp").touch()
-    assert stamp("d", "i", [tmp_path]) == before
-
-
-def test_pixels_that_are_not_the_manifests_are_refused(workspace, tiny):
-    path = layout.path(layout.IMAGES, dataset="digits")
-    pixels = np.load(path)
-    pixels[0, 0, 0] ^= 1  # one flipped bit
-    np.save(path, pixels)
-    with pytest.raises(UserError, match=r"images\.npy: damaged \(its checksum differs\)"):
-        Images.of(tiny)
-
-
 def test_images_of_another_size_than_the_networks_are_refused(workspace, vary):
     with pytest.raises(UserError, match=r"holds images of \(8, 8, 1\).*\(16, 16, 1\)"):
-        Images.of(vary({"network.image_size": 16}))
+        Images.of(vary({"dataset.image_size": 16}))

@@ -4,7 +4,8 @@ import re
 import pytest
 from conftest import ROOT, TINY, changed
 
-from ebdiff.experiment import digests, load
+from ebdiff.experiment import load, stages
+from ebdiff.experiment.jobs import Job
 
 SOURCES = sorted((ROOT / "src/ebdiff").rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py"))]
@@ -101,7 +102,7 @@ def test_torchscript_is_loaded_in_one_place_only_and_after_its_hash():
 )
 def test_no_rule_puts_text_of_the_configuration_into_a_shell(path):
     """Shell lines hold wildcards, all constrained to words, numbers of threads, and quoted paths."""
-    allowed = r"threads|params\.threads|params\.experiments:q|log:q|wildcards\.\w+(:q)?"
+    allowed = r"threads|params\.threads|params\.experiments?:q|log:q|wildcards\.\w+(:q)?"
     text = path.read_text()
     constrained = re.findall(
         r"^    (\w+)=", (ROOT / "rules/common.smk").read_text().split("wildcard_constraints")[1], re.M
@@ -116,26 +117,30 @@ def test_no_rule_puts_text_of_the_configuration_into_a_shell(path):
 # --- digests ----------------------------------------------------------------------------------------------
 
 GRADIENT = {"searches.full.criteria": ["magnitude", "taylor"]}
+MAGNITUDE = dict(seed=0, search="full", criterion="magnitude", weights="ema")
 STAGES = {
-    "data": digests.data_digest,
-    "dense": lambda e: digests.dense_digest(e, "full"),
-    "magnitude masks": lambda e: digests.masks_digest(e, "full", "magnitude", "ema"),
-    "taylor masks": lambda e: digests.masks_digest(e, "full", "taylor", "ema"),
-    "hamming": lambda e: digests.hamming_digest(e, "full", "magnitude", "ema"),
-    "ticket": lambda e: digests.ticket_digest(e, "full", "magnitude", "ema", 0.5),
-    "expert": lambda e: digests.expert_digest(e, "full-magnitude-ema-0.5-t0-1000", "40"),
-    "sample": lambda e: digests.sample_digest(e, "eb-50"),
-    "metrics": digests.metrics_digest,
-    "reference": lambda e: digests.reference_digest(e, "clean", "all"),
-    "cost": digests.cost_digest,
-    "report": digests.report_digest,
+    "data": ("prepare-data", {}),
+    "dense": ("train-dense", dict(seed=0, search="full")),
+    "magnitude masks": ("prune-per-epoch", MAGNITUDE),
+    "taylor masks": ("prune-per-epoch", MAGNITUDE | {"criterion": "taylor"}),
+    "hamming": ("hamming-matrix", MAGNITUDE),
+    "ticket": ("select-eb-epoch", MAGNITUDE | {"rate": 0.5}),
+    "expert": ("finetune-region", dict(seed=0, expert="full-magnitude-ema-0.5-t0-1000", milestone=40)),
+    "sample": ("sample", dict(seed=0, run="eb-50")),
+    "metrics": ("fid", dict(seed=0, run="eb-50")),
+    "reference": ("reference-stats", dict(protocol="clean", number="all")),
+    "cost": ("measure-cost", {}),
+    "report": ("report", {}),
 }
 
 
 def stages_changed_by(changes):
     def all_digests(changes):
         e = load.parse(changed(TINY, {**GRADIENT, **changes}), "x.yaml")
-        return {name: stage(e) for name, stage in STAGES.items()}
+        return {
+            name: stages.digest(stages.STAGES[verb].depends(e, **{k: str(v) for k, v in where.items()}))
+            for name, (verb, where) in STAGES.items()
+        }
 
     before, after = all_digests({}), all_digests(changes)
     return {name for name in STAGES if before[name] != after[name]}
@@ -147,6 +152,7 @@ def stages_changed_by(changes):
         ("training.log_every", 7, set()),
         ("training.save_minutes", 1.0, set()),
         ("compute", {"mem_mb": 999, "runtime": 7, "gpus": 1}, set()),
+        ("compute", {"gpus": 2}, {"dense", "expert"}),  # dropout: each process draws masks of its own
         ("compute", {"threads": 2}, {"cost"}),
         ("compute", {"device": "cpu"}, {"cost"}),
         ("about", "Another sentence.", {"report"}),
@@ -177,10 +183,10 @@ def test_a_key_changes_exactly_the_digests_of_the_stages_that_use_it(key, value,
 
 
 def test_digests_follow_values_not_spelling():
-    assert digests.digest(1, (2, 3)) == digests.digest(1, [2, 3])
-    assert digests.digest({"a": 1, "b": 2}) == digests.digest({"b": 2, "a": 1})
-    assert digests.digest(1, 2) != digests.digest(2, 1)
-    assert digests.digest("a", "b") != digests.digest("ab")
+    assert stages.digest(1, (2, 3)) == stages.digest(1, [2, 3])
+    assert stages.digest({"a": 1, "b": 2}) == stages.digest({"b": 2, "a": 1})
+    assert stages.digest(1, 2) != stages.digest(2, 1)
+    assert stages.digest("a", "b") != stages.digest("ab")
 
 
 def test_a_like_run_milestone_follows_the_other_runs_experts():
@@ -188,7 +194,8 @@ def test_a_like_run_milestone_follows_the_other_runs_experts():
 
     def digest(iterations):
         raw = changed(TINY, {"runs.like": like, "runs.ta-eb.iterations": iterations})
-        return digests.expert_digest(load.parse(raw, "x"), "fresh-0.5-t0-1000", "like-ta-eb")
+        where = dict(seed=0, expert="fresh-0.5-t0-1000", milestone="like-ta-eb")
+        return Job.of(load.parse(raw, "x"), "finetune-region", **where).digest
 
     assert digest(20) == digest(20)
     assert digest(20) != digest(30)

@@ -45,7 +45,7 @@ def test_an_experiment_from_a_folder_of_images(project):
     assert lines[1] == "sizes 64x64 (12); modes RGB (12); colour"
     e = load.load("mine")
     assert (e.dataset.path, e.dataset.crop) == (str(project / "photos"), "none")
-    assert (e.network.image_size, e.network.channels) == (32, 3)
+    assert (e.dataset.image_size, e.dataset.channels) == (32, 3)
     assert list(e.runs) == ["unpruned", "eb-50", "random-ticket-50", "ta-eb"]
     assert list(e.tables) == ["table4"]
     assert [x.serve for x in e.runs["ta-eb"].experts] == [(0, 240), (240, 440), (440, 1000)]
@@ -58,8 +58,7 @@ def test_the_proposed_experiment_prepares_its_images(project):
     from ebdiff.data.sources import prepare
 
     starter.init("mine", str(fill(project / "photos", width=80, grey=True)), 16, force=False)
-    paths = (project / name for name in ("images.npy", "labels.npy", "manifest.json"))
-    assert prepare(load.of_dataset("mine"), *paths)["shape"] == [16, 16, 1]
+    assert prepare(load.load("mine"))["shape"] == [16, 16, 1]
 
 
 @pytest.mark.parametrize(

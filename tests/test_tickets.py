@@ -114,7 +114,7 @@ def test_chance_of_one_group(pruned):
 
 
 def test_chance_is_the_mean_distance_of_random_masks(tiny):
-    groups, rng = trace(tiny.network), np.random.default_rng(0)
+    groups, rng = trace(tiny.architecture), np.random.default_rng(0)
     for rate in (0.3, 0.5, 0.8):
         masks = np.stack([select_random(groups, rng, rate) for _ in range(400)])
         distances = (masks[:200] != masks[200:]).mean(axis=1)
@@ -124,7 +124,7 @@ def test_chance_is_the_mean_distance_of_random_masks(tiny):
 
 @pytest.fixture
 def history(tiny):
-    groups, rng = trace(tiny.network), np.random.default_rng(0)
+    groups, rng = trace(tiny.architecture), np.random.default_rng(0)
 
     def masks():
         return np.stack([np.packbits(select_random(groups, rng, r)) for r in (0.3, 0.5)])
@@ -140,12 +140,12 @@ def history(tiny):
 
 def test_a_history_comes_back_as_it_was_saved(tmp_path, tiny, history):
     bare = History(history.rates, history.names, history.widths, None, history.masks[:2])
-    save_histories(tmp_path / "m.npz", {"raw": bare, "ema": history}, "digest")
-    found = load_history(tmp_path / "m.npz", "ema", trace(tiny.network))
+    save_histories(tmp_path / "m.npz", {"raw": bare, "ema": history})
+    found = load_history(tmp_path / "m.npz", "ema", trace(tiny.architecture))
     assert (found.rates, found.names, found.widths) == (history.rates, history.names, history.widths)
     np.testing.assert_array_equal(found.masks, history.masks)
     np.testing.assert_array_equal(found.initial, history.initial)
-    raw = load_history(tmp_path / "m.npz", "raw", trace(tiny.network))
+    raw = load_history(tmp_path / "m.npz", "raw", trace(tiny.architecture))
     assert raw.initial is None
     assert len(raw.masks) == 2
     with np.load(tmp_path / "m.npz") as file:
@@ -162,19 +162,19 @@ def test_distances_of_a_history_match_the_unpacked_masks(history):
 
 def test_a_history_of_another_network_is_refused(tmp_path, vary, history):
     path = tmp_path / "m.npz"
-    save_histories(path, {"ema": history}, "digest")
+    save_histories(path, {"ema": history})
     for change in ({"network.width": 16}, {"network.blocks": 2}, {"network.middle_attention": False}):
         with pytest.raises(UserError, match=r"m\.npz: masks of another network"):
-            load_history(path, "ema", trace(vary(change).network))
+            load_history(path, "ema", trace(vary(change).architecture))
 
 
 def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
     path = tmp_path / "m.npz"
     with pytest.raises(UserError, match=r"m\.npz: missing"):
-        load_history(path, "ema", trace(tiny.network))
-    save_histories(path, {"ema": history}, "digest")
+        load_history(path, "ema", trace(tiny.architecture))
+    save_histories(path, {"ema": history})
     with pytest.raises(UserError, match=r"m\.npz.*raw"):
-        load_history(path, "raw", trace(tiny.network))
+        load_history(path, "raw", trace(tiny.architecture))
 
 
 # --- whole searches -----------------------------------------------------------------------------------

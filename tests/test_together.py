@@ -1,6 +1,5 @@
 """Two at once: kept apart by a lock that says so, or harmless."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -42,34 +41,11 @@ def test_a_lock_goes_when_its_work_fails_and_what_was_kept_stays(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_lock_of_a_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
-    """The classic race: B opens the file, A ends and unlinks it, B locks what C can no longer find."""
-    state = tmp_path / "state/last"
-    first = files.holding(state)
-    first.__enter__()
-    flock, opened = fcntl.flock, []
-
-    def late(file, how):
-        if not opened:  # B has opened the file; now A ends
-            opened.append(os.fstat(file.fileno()).st_ino)
-            first.__exit__(None, None, None)
-        flock(file, how)
-
-    monkeypatch.setattr(files.fcntl, "flock", late)
-    with files.holding(state):
-        assert opened
-        held = state.with_name("last.lock")
-        assert held.exists()  # B's lock is of the file that stands there
-        with pytest.raises(UserError, match="another process"), files.holding(state):
-            pass
-    assert not state.parent.exists()
-
-
 @pytest.mark.slow
 def test_many_processes_never_hold_a_lock_together(tmp_path):
     """Each takes the lock again and again, and would see another's mark within."""
     code = (
-        "import sys, time; from pathlib import Path; from ebdiff import files, errors\n"
+        "import sys, time; from pathlib import Path; from ebdiff.system import files, errors\n"
         "state, until, held = Path(sys.argv[1]), time.time() + 5, 0\n"
         "mark = state.parent.parent / 'mark'\n"
         "while time.time() < until:\n"

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
+from safetensors.torch import save_file
 
 from ebdiff import cli
-from ebdiff.data.dataset import Images
+from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
@@ -38,9 +41,9 @@ def job(e, **changes):
     settings = dict(
         name="test",
         seed=0,
-        images=Images.of(e),
+        dataset=open_dataset(e),
         law=Antithetic(0, 1000),
-        abar=alphas_bar(e.diffusion),
+        process=Process(e.diffusion),
         training=e.training,
         runtime=Runtime(CPU),
     )
@@ -48,7 +51,7 @@ def job(e, **changes):
 
 
 def start(e):
-    return State.start(store.fresh(e.network, 0, "test"), Runtime(CPU))
+    return State.start(store.fresh(e.architecture, 0, "test"), Runtime(CPU))
 
 
 def run(e, steps, state=None, **changes):
@@ -78,18 +81,18 @@ def test_the_loop_is_a_plain_loop_with_adam_clipping_and_warmup(workspace, vary,
     # Without attention: the gradient of k's bias is rounding alone, which Adam blows up.
     e = vary({"network.dropout": 0.0, "network.middle_attention": False,
               "training.clip": clip, "training.warmup": 3})  # fmt: skip
-    network, steps, norms = store.fresh(e.network, 0, "test"), 5, []
+    network, steps, norms = store.fresh(e.architecture, 0, "test"), 5, []
     parameters = list(network.parameters())
     m, v = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
-    work = job(e)
+    work, abar = job(e), alphas_bar(e.diffusion)
     for i in range(steps):
-        x0 = work.images.batch(16, 0, "test", i)
+        x0 = work.dataset.batch(work.dataset.draw(16, 0, "test", i), CPU).x0
         t = work.law.draw(generator(0, "test/timestep", i), 16)[0]
         eps = torch.from_numpy(generator(0, "test/noise", i).standard_normal(x0.shape, np.float32))
         total = 0.0
         predicted = network(
-            torch.stack([work.abar[n] ** 0.5 * x for n, x in zip(t, x0, strict=True)]).float()
-            + torch.stack([(1 - work.abar[n]) ** 0.5 * x for n, x in zip(t, eps, strict=True)]).float(),
+            torch.stack([abar[n] ** 0.5 * x for n, x in zip(t, x0, strict=True)]).float()
+            + torch.stack([(1 - abar[n]) ** 0.5 * x for n, x in zip(t, eps, strict=True)]).float(),
             torch.from_numpy(t),
         )
         for image in range(16):  # summed over pixels and channels, averaged over the batch
@@ -125,7 +128,7 @@ def test_the_average_follows_its_closed_form(workspace, vary, warm):
     decays = [min(0.8, (1 + i) / (10 + i)) if warm else 0.8 for i in range(8)]
     shares = [np.prod(decays)] + [(1 - d) * np.prod(decays[i + 1 :]) for i, d in enumerate(decays)]
     assert sum(shares) == pytest.approx(1)
-    for name, average in state.ema.items():
+    for name, average in state.view("ema").items():
         expected = sum(share * h[name] for share, h in zip(shares, history, strict=True))
         torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
 
@@ -157,10 +160,10 @@ def test_timesteps_come_from_the_span(workspace, tiny):
 
 
 def test_seeds_and_names_give_other_trainings(workspace, tiny):
-    first = run(tiny, 2).weights("raw")
-    assert same(first, run(tiny, 2).weights("raw"))
-    assert not same(first, run(tiny, 2, seed=1).weights("raw"))
-    assert not same(first, run(tiny, 2, name="other").weights("raw"))
+    first = run(tiny, 2).view("raw")
+    assert same(first, run(tiny, 2).view("raw"))
+    assert not same(first, run(tiny, 2, seed=1).view("raw"))
+    assert not same(first, run(tiny, 2, name="other").view("raw"))
 
 
 # --- resuming -------------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def test_seeds_and_names_give_other_trainings(workspace, tiny):
 @pytest.mark.parametrize("stop", [1, 7])
 def test_a_saved_state_goes_on_with_the_same_bits(workspace, tiny, stop):
     through = run(tiny, 12)
-    run(tiny, stop).save(workspace / "state.safetensors", tiny.network, {})
+    run(tiny, stop).save(workspace / "state.safetensors", tiny.architecture, {})
     state = State.load(workspace / "state.safetensors", Runtime(CPU))
     assert state.step == stop
     run(tiny, 12, state)
@@ -331,7 +334,7 @@ def test_weights_that_are_no_numbers_are_never_saved(workspace, tiny):
     state = start(tiny)
     next(state.network.parameters()).data[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        state.save(workspace / "state.safetensors", tiny.network, {})
+        state.save(workspace / "state.safetensors", tiny.architecture, {})
     assert not list(workspace.glob("*.safetensors"))
 
 
@@ -369,11 +372,34 @@ def test_two_milestones_are_one_long_training(workspace, vary):
 def test_the_unpruned_network_goes_on_from_its_search_with_the_same_bits(workspace, tiny):
     search(tiny)
     finetune_region(tiny, "dense-full", "80", 0, CPU)
-    state = State.start(store.fresh(tiny.network, 0, "dense/full"), Runtime(CPU))
+    state = State.start(store.fresh(tiny.architecture, 0, "dense/full"), Runtime(CPU))
     run(tiny, 80, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 80)), state.tensors())
     processes = store.story(milestone("dense-full", 80))["processes"]
     assert [p["steps"] for p in processes] == [60, 20]
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_a_public_checkpoints_first_updates_are_adams(workspace, vary, warmup):
+    """From zero moments Adam's first update is the learning rate, whatever the gradient's size."""
+    longer = {"title": "L", "method": "control", "init": "dense"}
+    e = vary({
+        "dense.from": "public.safetensors", "dense.iterations": 800_000, "training.warmup": warmup,
+        "runs.one": {**longer, "iterations": 800_001}, "runs.two": {**longer, "iterations": 800_002},
+    })  # fmt: skip
+    given = {n: p.detach() for n, p in store.fresh(e.architecture, 3, "public").named_parameters()}
+    save_file(given, "public.safetensors")
+    weights = [given]
+    for steps in (800_000, 800_001, 800_002):
+        finetune_region(e, "dense-full", str(steps), 0, CPU)
+        weights.append(store.load(milestone("dense-full", steps), "raw.")[0])
+    assert same(weights[0], weights[1])
+    for update, (before, after) in enumerate(pairwise(weights[1:]), 1):
+        moved = torch.cat([(after[n] - before[n]).abs().flatten() for n in given])
+        rate = e.training.learning_rate * min(1, update / max(1, warmup))
+        assert moved.max() < 1.01 * rate
+        if update == 1:
+            assert moved.median() == pytest.approx(rate, rel=0.01)
 
 
 def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
@@ -381,7 +407,7 @@ def test_a_milestone_below_the_searchs_end_starts_from_nothing(workspace, vary):
     e = vary({"runs.short": short})
     search(e)
     finetune_region(e, "dense-full", "30", 0, CPU)
-    state = State.start(store.fresh(e.network, 0, "dense/full"), Runtime(CPU))
+    state = State.start(store.fresh(e.architecture, 0, "dense/full"), Runtime(CPU))
     run(e, 30, state, name="dense/full")
     assert same(tensors_of(milestone("dense-full", 30)), state.tensors())
 
@@ -446,7 +472,7 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
 
 
 def test_shapes_of_a_fresh_network_follow_from_config_and_rate(tiny):
-    shapes = meta_tensors(tiny.network, 0.5)
+    shapes = meta_tensors(tiny.architecture, 0.5)
     assert shapes["conv_in.weight"].shape == (4, 1, 3, 3)
     assert shapes["temb.dense.0.weight"].shape == (16, 8)
     assert shapes["conv_out.weight"].shape == (1, 4, 3, 3)

@@ -3,16 +3,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import unet
 
-from ebdiff.experiment.schema import Network
 from ebdiff.nets.unet import Dropout, UNet, attend, timestep_embedding
 
-CIFAR = Network()
+CIFAR = unet()
 
 
-def names(config):
+def names(architecture):
     with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in UNet(config).named_parameters()}
+        return {name: tuple(p.shape) for name, p in UNet(*architecture).named_parameters()}
 
 
 def test_parameters_have_the_names_of_the_public_port():
@@ -52,9 +52,9 @@ def test_the_time_embedding_is_sines_then_cosines():
 
 @pytest.fixture
 def network():
-    config = Network(image_size=8, width=8, multipliers=(1, 2), attention=(4,), norm_groups=4, dropout=0.5)
+    small = unet(8, width=8, multipliers=(1, 2), attention=(4,), norm_groups=4, dropout=0.5)
     torch.manual_seed(0)
-    return UNet(config).eval()
+    return UNet(*small).eval()
 
 
 def test_attention_is_the_literal_softmax_over_all_pixels(network):

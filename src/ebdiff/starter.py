@@ -26,7 +26,8 @@ from ebdiff.data.sources import find
 from ebdiff.experiment import load, plain
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import of_dataset
-from ebdiff.experiment.schema import Dataset, is_name
+from ebdiff.experiment.members import ImagesConfig
+from ebdiff.experiment.schema import is_name
 from ebdiff.experiment.stages import data
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
@@ -74,7 +75,7 @@ class Look:
         ]
 
 
-def look(dataset: Dataset) -> Look:
+def look(dataset: ImagesConfig) -> Look:
     """Look at up to 500 images of a dataset.
 
     Raises:
@@ -235,7 +236,7 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXP
         raise UserError(f"{path}: exists already; choose another name, or --force to write over it")
     # The name is checked before anything is read: a proposal for images nobody has looked at yet.
     _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
-    seen = look(Dataset(name=name, source="images", path=images))
+    seen = look(ImagesConfig(name=name, source="images", path=images))
     text = propose(name, images, size, seen)
     experiment = _checked(text, name, path)
     _check_free(experiment, folder)

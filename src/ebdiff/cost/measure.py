@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ebdiff.data.dataset import Images
-from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.data.dataset import Batch, Dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Work
 from ebdiff.nets import store
+from ebdiff.nets.denoiser import Denoiser, blank_inputs
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import realised_rate, select_random
@@ -36,8 +39,8 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     """Time one training step of the dense network and of every asked rate, and count both.
 
     The networks take turns step by step, so that a slow moment of the machine hits all of them
-    alike; medians are reported. Timed is the real training loop on random images of the right
-    size, each network executed as it will be: nothing else may run on the machine.
+    alike; medians are reported. Timed is the real training loop on items of the right shape, each
+    network executed as it will be: nothing else may run on the machine.
     """
     work, networks, steps = Work(experiment, "measure-cost"), counts(experiment), {}
     for name, rate in rates(experiment).items():
@@ -67,20 +70,19 @@ def rates(experiment: Experiment) -> dict[str, float]:
 
 def counts(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Asked and realised rate, parameters and MACs of every network, by name."""
-    config, groups, found = experiment.network, trace(experiment.network), {}
+    architecture, found = experiment.architecture, {}
+    groups = trace(architecture)
     for name, rate in rates(experiment).items():
-        params, macs = count(config, meta_tensors(config, rate))
+        params, macs = count(architecture, meta_tensors(architecture, rate))
         realised = realised_rate(select_random(groups, np.random.default_rng(0), rate))
         found[name] = {"rate": rate, "realised": realised, "params": params, "macs": macs}
     return found
 
 
-def network_of(experiment: Experiment, rate: float) -> UNet:
+def network_of(experiment: Experiment, rate: float) -> Denoiser:
     """A network of a rate's widths with fresh weights: what it computes costs the same as a ticket's."""
-    shapes = meta_tensors(experiment.network, rate)
-    network = store.build(experiment.network, {n: torch.empty(t.shape) for n, t in shapes.items()})
-    store.initialise(network, 0, "cost")
-    return network
+    architecture = experiment.architecture
+    return store.fresh(architecture, 0, "cost", meta_tensors(architecture, rate))
 
 
 def interleaved(
@@ -105,17 +107,31 @@ def interleaved(
     return seconds
 
 
+@dataclass(frozen=True)
+class Blanks(Dataset):
+    """Items that are all zero, of full length and of the first class: a step on them costs what any costs."""
+
+    items: Items
+
+    def __len__(self) -> int:
+        return 1
+
+    def at(self, indices: np.ndarray) -> list[np.ndarray]:
+        return [indices]
+
+    def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
+        x0, _, cond = blank_inputs(self.items, len(arrays[0]), device)
+        return Batch(x0, cond)
+
+
 def timing_job(experiment: Experiment, runtime: Runtime) -> Job:
-    """The real training on one batch of random images of the right size, silent."""
-    config = experiment.network
-    shape = (experiment.training.batch, config.image_size, config.image_size, config.channels)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    """The real training on blank items, silent."""
     return Job(
         name="cost",
         seed=0,
-        images=Images(pixels, flip=experiment.dataset.flip),
+        dataset=Blanks(experiment.dataset.items),
         law=Antithetic(0, experiment.diffusion.timesteps),
-        abar=alphas_bar(experiment.diffusion),
+        process=Process(experiment.diffusion),
         training=experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9}),
         runtime=runtime,
     )
@@ -126,7 +142,7 @@ def steps_at_once(device: torch.device) -> int:
     return 20 if device.type == "cuda" else 1
 
 
-def training_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
+def training_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -> Callable[[], None]:
     """A function that does `steps_at_once` steps of the real training loop and waits for their loss."""
     job, state = timing_job(experiment, runtime), State.start(network, runtime)
     steps = steps_at_once(runtime.device)

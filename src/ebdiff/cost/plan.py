@@ -133,7 +133,7 @@ class Forecast:
         """Seconds of a job's work on one device, and bytes that it leaves, at most; small ones left out."""
         e, where, networks = self.experiment, job.where, self.networks
         step = {name: network["step_ms"] / 1e3 for name, network in networks.items()}
-        dense, pixels = networks["dense"]["params"], e.network.image_size**2 * e.network.channels
+        dense, pixels = networks["dense"]["params"], int(np.prod(e.dataset.items.shape))
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
         match job.stage.verb:
             case "prepare-data":
@@ -202,7 +202,7 @@ def make(
     process = 0 if gpu else resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     for name, network in networks.items():
         bf16 = Runtime.of(e, "training", name, device).how.precision == "bf16"
-        needs = footprint(e.network, meta_tensors(e.network, network["rate"]), bf16)
+        needs = footprint(e.architecture, meta_tensors(e.architecture, network["rate"]), bf16)
         network["peak_bytes"] = process + needs.bytes(min(share, e.compute.micro_batch or share))
         network["fits"] = needs.micro_batch(share, room - process) or 0
     pace = _time(e, networks, device, step_ms)

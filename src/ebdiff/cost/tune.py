@@ -12,8 +12,8 @@ from ebdiff.cost.measure import interleaved, network_of, rates, steps_at_once, t
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution, Tuning
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.system.devices import device_name
 from ebdiff.system.errors import UserError, first_line
 from ebdiff.system.files import write_text
@@ -82,16 +82,13 @@ def words(how: Execution) -> str:
     return " ".join([how.precision, *(k for k in ("channels_last", "compile") if getattr(how, k))])
 
 
-def sampling_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Callable[[], None]:
+def sampling_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -> Callable[[], None]:
     """A function that predicts one sampling batch and waits for it."""
-    config = experiment.network
-    shape = (experiment.sampling.batch, config.channels, config.image_size, config.image_size)
-    x = torch.zeros(shape, device=runtime.device)
-    t = torch.zeros(len(x), dtype=torch.int64, device=runtime.device)
     denoiser = runtime.denoiser(network)
+    x, t, cond = network.example(experiment.sampling.batch)
 
     @torch.inference_mode()
     def predict() -> None:
-        denoiser(x, t)[0, 0, 0, 0].item()  # waits for the device
+        denoiser(x, t, cond)[(0,) * x.dim()].item()  # waits for the device
 
     return predict

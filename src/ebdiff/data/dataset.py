@@ -1,9 +1,15 @@
-"""Memory-mapped uint8 images and the batches drawn from them, a function of (seed, stream, step)."""
+"""Items in a fixed order and the batches drawn from them, a function of (seed, stream, step).
+
+`Dataset` is what every source of items gives to training and sampling, `Images` the built-in one: uint8
+images, memory-mapped.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +17,114 @@ from torch import Tensor
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import DATASETS, Items
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import load_memmap
+
+BLOCK = 1024  # images copied to a GPU at a time
+RESIDENT = 0.25  # share of a GPU's free memory that the images may take
+
+
+class Cond(NamedTuple):
+    """What a denoiser is told of its items beside their noisy values; None where there is nothing.
+
+    Attributes:
+        label: classes, int64 (B,).
+        mask: which entries of the first axis are an item's own, bool (B, L); the others are padding.
+    """
+
+    label: Tensor | None = None
+    mask: Tensor | None = None
+
+    def rows(self, rows: slice | Tensor) -> Cond:
+        """Of some of the items."""
+        return Cond(*(None if part is None else part[rows] for part in self))
+
+    def to(self, device: torch.device) -> Cond:
+        """On a device."""
+        return Cond(*(None if part is None else part.to(device) for part in self))
+
+
+UNCONDITIONAL = Cond()
+
+
+class Batch(NamedTuple):
+    """Some items on a device.
+
+    Attributes:
+        x0: float32 (B, *items.shape), about [-1, 1]; padding is zero.
+        cond: their labels and masks.
+    """
+
+    x0: Tensor
+    cond: Cond
+
+
+class Dataset:
+    """A training set. Host arrays are drawn, cut by process and moved by `batch`.
+
+    Attributes:
+        items: what it holds.
+    """
+
+    items: Items
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Dataset:
+        """The training set of an experiment.
+
+        That images, labels and manifest are what was prepared is checked before; what a member keeps
+        beside them it checks itself, against the manifest.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def on(self, device: torch.device) -> Dataset:
+        """The same for batches on a device: there already as a whole, if it fits."""
+        return self
+
+    def at(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Host arrays of given items as they are, from which `batch` makes a batch: (n, ...) each."""
+        raise NotImplementedError
+
+    def draw(
+        self, size: int, seed: int, stream: str, step: int, share: slice = slice(None)
+    ) -> list[np.ndarray]:
+        """Host arrays of a process's share of the batch of a step.
+
+        Args:
+            size: items in the global batch.
+            seed, stream, step: position in the experiment's randomness.
+            share: the process's rows of it.
+        """
+        return self.at(batch_indices(len(self), size, seed, stream, step)[share])
+
+    def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
+        """The items of host arrays (or pinned tensors) on a device."""
+        raise NotImplementedError
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> Cond:
+        """What the samples of given numbers are asked to be, a function of (seed, number).
+
+        Labels are balanced, lengths drawn from the data. Asked only where items have either.
+        """
+        return UNCONDITIONAL
+
+
+def open_dataset(experiment: Experiment) -> Dataset:
+    """The training set of an experiment; see `Dataset.of`."""
+    return DATASETS.member(experiment.dataset.source).of(experiment)
+
+
+def moved(arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Host arrays on a device; from pinned memory nothing waits for them."""
+    return (torch.as_tensor(array).to(device, non_blocking=True) for array in arrays)
 
 
 @lru_cache(maxsize=4)
@@ -81,31 +192,33 @@ def open_labels(dataset: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Images:
-    """A prepared dataset as training sees it.
+class Images(Dataset):
+    """Prepared images as training sees them.
 
     Attributes:
         pixels: uint8 (N, H, W, C), memory-mapped.
         flip: whether each image is mirrored with probability 1/2.
+        resident: the same on a GPU, where they fit.
     """
 
     pixels: np.ndarray
     flip: bool
+    resident: Tensor | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> Images:
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, or of another size than the network's.
+            UserError: missing, fewer than the subset, or of another size.
         """
-        dataset, network = experiment.dataset, experiment.network
+        dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
-        size = (network.image_size, network.image_size, network.channels)
+        size = (dataset.image_size, dataset.image_size, dataset.channels)
         if pixels.shape[1:] != size:
             raise UserError(
-                f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name}'s network "
-                f"expects {size}; change network.image_size and channels, or give the dataset another name"
+                f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
+                f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
         if dataset.subset is not None and dataset.subset > len(pixels):
             raise UserError(
@@ -113,17 +226,44 @@ class Images:
             )
         return cls(pixels[: dataset.subset], dataset.flip)
 
-    def draw(self, size: int, seed: int, stream: str, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which images the batch of a step holds and which of them are mirrored: (size,) each."""
-        indices = batch_indices(len(self.pixels), size, seed, stream, step)
-        if not self.flip:
-            return indices, np.zeros(size, bool)
-        return indices, generator(seed, f"{stream}/flip", step).random(size) < 0.5
+    @property
+    def items(self) -> Items:
+        """Images (C, H, W)."""
+        height, width, channels = self.pixels.shape[1:]
+        return Items((channels, height, width))
 
-    def batch(self, size: int, seed: int, stream: str, step: int) -> Tensor:
-        """The training batch of a step: float32 (size, C, H, W) in [-1, 1]."""
-        indices, mirrored = self.draw(size, seed, stream, step)
-        return mirrored_float(torch.from_numpy(self.pixels[indices]), torch.from_numpy(mirrored))
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def on(self, device: torch.device) -> Images:
+        """With all images as uint8 on the GPU, where they fit; on a CPU they stay memory-mapped."""
+        if device.type != "cuda" or self.pixels.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            return self
+        resident = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(resident), BLOCK):  # never a second copy on the host
+            block = np.array(self.pixels[first : first + BLOCK])
+            resident[first : first + BLOCK] = torch.from_numpy(block)
+        return replace(self, resident=resident)
+
+    def at(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Pixels, or indices where all are resident, and which are mirrored: none."""
+        return [indices if self.resident is not None else self.pixels[indices], np.zeros(len(indices), bool)]
+
+    def draw(
+        self, size: int, seed: int, stream: str, step: int, share: slice = slice(None)
+    ) -> list[np.ndarray]:
+        """As `at`, of the batch of a step, with which of them are mirrored."""
+        pixels, mirrored = super().draw(size, seed, stream, step, share)
+        if self.flip:
+            mirrored = (generator(seed, f"{stream}/flip", step).random(size) < 0.5)[share]
+        return [pixels, mirrored]
+
+    def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
+        """Images (B, C, H, W) in [-1, 1]."""
+        pixels, mirrored = moved(arrays, device)
+        if self.resident is not None:
+            pixels = self.resident[pixels]
+        return Batch(mirrored_float(pixels, mirrored), UNCONDITIONAL)
 
 
 def mirrored_float(images: Tensor, mirrored: Tensor) -> Tensor:

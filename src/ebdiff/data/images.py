@@ -5,7 +5,7 @@
 2. The crop of the experiment (`none` asks for a square image).
 3. 16 bits become 8 (value / 257, rounded); what is transparent is laid on white; then everything is
    converted to RGB (3 channels) or to grey (1 channel, ITU-R 601 weights).
-4. Resized to the network's size by Pillow's bicubic filter, which averages when it shrinks (no aliasing).
+4. Resized to `dataset.image_size` by Pillow's bicubic filter, which averages when it shrinks (no aliasing).
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import DatasetConfig, ImagesConfig
 from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
-from ebdiff.experiment.schema import Dataset
+from ebdiff.experiment.registry import located
 from ebdiff.system.errors import UserError, printable
 from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
@@ -58,7 +59,7 @@ def bundled_digits() -> Collection:
     return Collection("bundled digits", len(images), items, story)
 
 
-def find(dataset: Dataset) -> Collection:
+def find(dataset: ImagesConfig) -> Collection:
     """The images that `dataset` names, not yet read.
 
     Raises:
@@ -83,8 +84,8 @@ def find(dataset: Dataset) -> Collection:
     return found
 
 
-def count(dataset: Dataset) -> int:
-    """How many images `dataset` names: by its manifest where it is prepared, else at most, by its source.
+def count(dataset: DatasetConfig) -> int:
+    """How many items `dataset` names: by its manifest where it is prepared, else at most, by its source.
 
     Raises:
         UserError: they aren't here, and how many there are isn't known.
@@ -92,11 +93,11 @@ def count(dataset: Dataset) -> int:
     manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
     if manifest.exists():
         return read_json(manifest)["count"]
-    if dataset.source == "cifar10":
-        return cifar10.COUNT
+    if dataset.known_count is not None:
+        return dataset.known_count
     try:
-        if dataset.hub and not dataset.path:
-            raise UserError(f"dataset.hub: {dataset.hub} isn't here yet")
+        if not (isinstance(dataset, ImagesConfig) and dataset.path):
+            raise UserError(f"dataset {dataset.name}: isn't here yet")
         return find(dataset).count
     except UserError as error:
         raise UserError(f"{error}; or say how many images there are, with --images") from None
@@ -139,9 +140,9 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
     Raises:
         UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
     """
-    dataset, network = experiment.dataset, experiment.network
-    decode = partial(_decoded, size=network.image_size, channels=network.channels, crop=dataset.crop)
-    _write_header(file, found.count, network.image_size, network.channels)
+    dataset = experiment.dataset
+    decode = partial(_decoded, size=dataset.image_size, channels=dataset.channels, crop=dataset.crop)
+    _write_header(file, found.count, dataset.image_size, dataset.channels)
     labels: list[int | None] = []
     broken: list[str] = []
     with warnings.catch_warnings():
@@ -165,7 +166,7 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
     if len(labels) < FEWEST:
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
-    _write_header(file, len(labels), network.image_size, network.channels)
+    _write_header(file, len(labels), dataset.image_size, dataset.channels)
     return labels, len(broken)
 
 
@@ -181,10 +182,8 @@ def _check_room(path: Path, needed: int) -> None:
 def prepare(experiment: Experiment, threads: int = 1) -> dict:
     """Read the experiment's source and write its images, labels and manifest (verb `prepare-data`).
 
-    Images are uint8 (N, H, W, C), labels int64 (N,), or (0,) without labels.
-
     Args:
-        experiment: names source, crop, size and channels.
+        experiment: whose dataset says by whom they are written: `write`, of images.
         threads: images decoded at a time; changes no result.
 
     Returns:
@@ -195,21 +194,22 @@ def prepare(experiment: Experiment, threads: int = 1) -> dict:
             nothing is written then.
     """
     work = Work(experiment, "prepare-data")
-    images, labels, manifest = map(work.path, layout.DATA_FILES)
-    with holding(layout.state_of(images)):
-        entry = _prepare(experiment, images, labels, manifest, threads)
+    paths = [work.path(template) for template in layout.DATA_FILES]
+    with holding(layout.state_of(paths[0])):
+        entry = located(type(experiment.dataset).WRITE)(experiment, *paths, threads)
         work.end()
     return entry
 
 
-def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int) -> dict:
-    dataset, network = experiment.dataset, experiment.network
-    if network.channels not in (1, 3):
-        raise UserError(f"network.channels is {network.channels}; images have 1 (grey) or 3 (RGB)")
+def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
+    """Images as uint8 (N, H, W, C), their labels as int64 (N,), or (0,) without, and last the manifest."""
+    dataset = experiment.dataset
+    if dataset.channels not in (1, 3):
+        raise UserError(f"dataset.channels is {dataset.channels}; images have 1 (grey) or 3 (RGB)")
     found = find(dataset)
     images.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(images)  # they take room
-    _check_room(images.parent, found.count * network.image_size**2 * network.channels)
+    _check_room(images.parent, found.count * dataset.image_size**2 * dataset.channels)
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped = write_images(found, file, experiment, threads)
@@ -222,7 +222,7 @@ def _prepare(experiment: Experiment, images: Path, labels: Path, manifest: Path,
         **{"title": dataset.name, "origin": found.where, "licence": "not stated", **found.story},
         "count": len(classes),
         "skipped": skipped,
-        "shape": [network.image_size, network.image_size, network.channels],
+        "shape": [dataset.image_size, dataset.image_size, dataset.channels],
         "classes": max(classes) + 1 if labelled else 0,
     }
     write_json(manifest, entry)

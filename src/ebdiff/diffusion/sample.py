@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff.data.dataset import to_uint8
+from ebdiff.codecs.codec import open_codec
+from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import SAMPLERS, Router
-from ebdiff.diffusion.schedule import alphas_bar, visited
+from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
@@ -23,7 +25,7 @@ from ebdiff.experiment.stages import digest
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import interrupts, parallel
-from ebdiff.system.draws import image_noise
+from ebdiff.system.draws import item_noise
 from ebdiff.system.errors import Unusable
 from ebdiff.system.files import holding, read_arrays, replacing, write_arrays, write_json
 from ebdiff.system.ledger import ledger
@@ -32,39 +34,45 @@ from ebdiff.system.progress import progress
 GRID = 10  # rows and columns of the preview
 
 
+@torch.inference_mode()
 def generate(
-    experiment: Experiment, router: Router, indices: list[int], seed: int, device: torch.device
-) -> np.ndarray:
-    """The images of given indices: uint8 (len(indices), H, W, C).
+    experiment: Experiment,
+    router: Router,
+    indices: list[int],
+    seed: int,
+    device: torch.device,
+    cond: Cond = UNCONDITIONAL,
+) -> torch.Tensor:
+    """The items of given numbers: float32 (len(indices), *items.shape).
 
     Args:
-        experiment: schedule and sampling settings.
+        experiment: process and sampling settings.
         router: the experts, on `device`.
-        indices: image numbers; noise depends on (seed, number) alone.
+        indices: their numbers; noise depends on (seed, number) alone.
+        device: where.
+        cond: what they are asked to be.
     """
-    network, sampling = experiment.network, experiment.sampling
-    shape = (network.channels, network.image_size, network.image_size)
+    diffusion, sampling = experiment.diffusion, experiment.sampling
 
     def noise(t: int) -> torch.Tensor:
-        return torch.from_numpy(image_noise(seed, indices, t, shape)).to(device)
+        return torch.from_numpy(item_noise(seed, indices, t, experiment.dataset.items.shape)).to(device)
 
-    with torch.inference_mode():
-        images = SAMPLERS[sampling.sampler](
-            router,
-            noise(experiment.diffusion.timesteps),  # x_T
-            visited(experiment.diffusion, sampling),
-            alphas_bar(experiment.diffusion),
-            noise,
-            sampling.clamp,
-        )
-    return to_uint8(images)
+    return SAMPLERS[sampling.sampler](
+        lambda x, t: router(x, t, cond),
+        noise(diffusion.timesteps),  # x_T
+        visited(diffusion, sampling),
+        Process(diffusion).abar,
+        noise,
+        sampling.clamp,
+    )
 
 
 def sample(experiment: Experiment, run: str, seed: int, device: torch.device) -> None:
     """Draw exactly N images of a run, in batches that a killed job needn't draw again.
 
     Several processes (`torchrun`) take turns at the batches; an image depends on its number alone.
-    Writes samples.npy (uint8, N x H x W x C), a grid of the first 100 and a ledger.
+    Writes samples.npy (uint8, N x H x W x C), where the codec keeps them items.npy (float32), a grid of
+    the first 100 and a ledger.
 
     Raises:
         UserError: another process draws this run, or an expert is missing or damaged.
@@ -75,14 +83,22 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     networks, execution = [], {}
     for expert in experts:
         path = work.path(layout.MILESTONE, expert=expert.key, milestone=expert.iterations)
-        tensors, config, _ = store.load(path, "ema.")
+        tensors, architecture, _ = store.load(path, "ema.")
         runtime = Runtime.of(experiment, "sampling", expert.network, device)
         execution[expert.network] = runtime.how.model_dump()
-        networks.append(runtime.denoiser(store.build(config, tensors)))
-    router = Router([e.serve for e in experts], networks)
+        networks.append(runtime.denoiser(store.build(architecture, tensors)))
+    router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
+    dataset = open_dataset(experiment) if experiment.dataset.items.conditional else None
+
+    @torch.inference_mode()
+    def draw(indices: list[int]) -> dict[str, np.ndarray]:
+        cond = UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
+        items = generate(experiment, router, indices, seed, device, cond)
+        images = {"images": codec.decode(items, cond)}
+        return {**images, "items": items.cpu().numpy()} if codec.keeps_items else images
 
     count, batch = experiment.sampling.images, experiment.sampling.batch
-    batches = Batches(layout.state_of(output), digest(work.settings, work.read, batch))
+    batches = Batches(layout.state_of(output), digest(work.stamp, batch))
     with holding(batches.folder) if parallel.first() else nullcontext():
         if parallel.first():
             batches.forget_others()
@@ -98,8 +114,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             for b in bar:
                 began = time.perf_counter()
                 indices = list(range(b * batch, min((b + 1) * batch, count)))
-                images = generate(experiment, router, indices, seed, device)
-                batches.write(b, images, time.perf_counter() - began)
+                batches.write(b, draw(indices), time.perf_counter() - began)
                 if signalled():
                     raise interrupts.Interrupted(
                         signalled(), f"sample {run}: images so far are kept; the same command goes on"
@@ -109,7 +124,9 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         while len(batches.drawn()) < len(all_batches):  # by others; a signal can end this, but no barrier
             time.sleep(0.1)
 
-        seconds = batches.join(output, count)
+        if codec.keeps_items:
+            batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
+        seconds = batches.join("images", output, count)
         write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
         entry = ledger(
             device,
@@ -143,10 +160,10 @@ class Batches:
         """Where a batch lies."""
         return self.folder / f"{batch}.npz"
 
-    def write(self, batch: int, images: np.ndarray, seconds: float) -> None:
+    def write(self, batch: int, arrays: dict[str, np.ndarray], seconds: float) -> None:
         """Keep a batch, with the process that drew it and the seconds it took."""
         drawn = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds), stamp=np.array(self.stamp))
-        write_arrays(self.path(batch), images=images, **drawn)
+        write_arrays(self.path(batch), **arrays, **drawn)
 
     def drawn(self) -> set[int]:
         """The batches that are there."""
@@ -164,8 +181,8 @@ class Batches:
             print(f"{path}: not used ({reason}); its images are drawn again", flush=True)
             path.unlink()
 
-    def join(self, output: Path, count: int) -> float:
-        """Write all batches as one npy file of uint8 (count, H, W, C), batch by batch.
+    def join(self, name: str, output: Path, count: int) -> float:
+        """Write one array of all batches as an npy file of `count` rows, batch by batch.
 
         Returns:
             seconds of drawing: processes work side by side, so the longest one's.
@@ -174,11 +191,12 @@ class Batches:
         with replacing(output) as temporary, temporary.open("wb") as file:
             for batch in sorted(self.drawn()):
                 found = read_arrays(self.path(batch))
+                rows = np.ascontiguousarray(found[name])
                 if not spent:
-                    shape = (count, *found["images"].shape[1:])
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    shape = (count, *rows.shape[1:])
+                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(found["images"]).data)
+                file.write(rows.data)
                 rank = int(found["rank"])
                 spent[rank] = spent.get(rank, 0.0) + float(found["seconds"])
         return max(spent.values())

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.nets.execution import Denoiser
+from ebdiff.data.dataset import UNCONDITIONAL, Cond
+from ebdiff.nets.execution import Eps
 
-Predictor = Callable[[Tensor, int], Tensor]  # eps(x, t), all images at the same timestep
+Predictor = Callable[[Tensor, int], Tensor]  # eps(x, t), all items at the same timestep
 Noise = Callable[[int], Tensor]  # timestep -> fresh noise of the batch's shape
 
 
 @dataclass(frozen=True)
 class Router:
-    """eps(x, t) of the ensemble: every timestep goes to the expert whose serve-span holds it.
+    """eps(x, t, cond) of the ensemble: every timestep goes to the expert whose serve-span holds it.
 
     Attributes:
         serves: half-open spans that tile [0, T).
@@ -25,14 +26,14 @@ class Router:
     """
 
     serves: Sequence[tuple[int, int]]
-    experts: Sequence[Denoiser]
+    experts: Sequence[Eps]
 
-    def expert(self, t: int) -> Denoiser:
+    def expert(self, t: int) -> Eps:
         """The network that serves timestep t."""
         return next(e for (lo, hi), e in zip(self.serves, self.experts, strict=True) if lo <= t < hi)
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        return self.expert(t)(x, torch.full((len(x),), t, device=x.device))
+    def __call__(self, x: Tensor, t: int, cond: Cond = UNCONDITIONAL) -> Tensor:
+        return self.expert(t)(x, torch.full((len(x),), t, device=x.device), cond)
 
 
 def ddim(
@@ -42,7 +43,7 @@ def ddim(
 
     Args:
         denoiser: eps(x, t).
-        x: x_T, standard normal, (B, C, H, W).
+        x: x_T, standard normal, (B, ...).
         steps: distinct timesteps, ascending; alpha before the first is 1.
         abar: cumulative alphas, (T,).
         noise: unused (one signature for all samplers).

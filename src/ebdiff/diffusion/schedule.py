@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ebdiff.experiment.schema import Diffusion, Sampling
 
+# beta of all timesteps from first, last and T: DDPM's, and latent diffusion's.
+BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "linear": np.linspace,
+    "scaled_linear": lambda first, last, timesteps: np.linspace(first**0.5, last**0.5, timesteps) ** 2,
+}
+
 
 def alphas_bar(diffusion: Diffusion) -> np.ndarray:
-    """Cumulative product of 1 - beta, float64 of shape (T,), for the linear schedule of DDPM."""
-    betas = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.timesteps)
+    """Cumulative product of 1 - beta, float64 of shape (T,)."""
+    betas = BETAS[diffusion.schedule](diffusion.beta_start, diffusion.beta_end, diffusion.timesteps)
     return np.cumprod(1 - betas)
 
 

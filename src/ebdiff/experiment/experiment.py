@@ -10,20 +10,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from ebdiff.experiment.layout import TAKEN
+from ebdiff.experiment.members import (
+    Architecture,
+    CodecConfig,
+    DatasetConfig,
+    IdentityConfig,
+    NetworkConfig,
+    config_of,
+)
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import (
     FINAL,
     Compute,
-    Dataset,
     Dense,
     Diffusion,
     Distinct,
     Evaluation,
     Name,
-    Network,
     Pruning,
     Published,
     Sampling,
@@ -45,8 +51,9 @@ class Experiment(Strict):
     name: Name
     about: str = Field("", description="One sentence, shown on top of the report.")
     scale: float = Field(1.0, gt=0, le=1000, description="Multiplies iterations, pseudo-epochs, warm-up.")
-    dataset: Dataset
-    network: Network
+    dataset: SerializeAsAny[DatasetConfig]
+    codec: SerializeAsAny[CodecConfig] = IdentityConfig()
+    network: SerializeAsAny[NetworkConfig]
     diffusion: Diffusion = Diffusion()
     training: Training
     pruning: Pruning = Pruning()
@@ -63,6 +70,12 @@ class Experiment(Strict):
     seeds: Distinct[Seed] = (0,)
     runs: dict[Name, Run] = Field(min_length=1)
     tables: dict[Table, Distinct[Name]] = Field({}, description="Rows of each table, in order.")
+
+    @field_validator("dataset", "codec", "network", mode="before")
+    @classmethod
+    def _of_its_member(cls, raw: Any, info: ValidationInfo) -> BaseModel:
+        """A section that a member fills is checked by that member's type."""
+        return raw if isinstance(raw, BaseModel) else config_of(info.field_name, raw).model_validate(raw)
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +103,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        self.network.check(self.dataset.items)
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -125,10 +139,8 @@ class Experiment(Strict):
             )
 
     def _check_rate(self, where: str, rate: float) -> None:
-        network = self.network
-        for width in (*network.widths, 4 * network.width):
-            if (width - int(width * (1 - rate))) // network.norm_groups >= width // network.norm_groups:
-                raise ValueError(f"{where}: rate {rate} leaves no channel of a layer of width {width}")
+        if emptied := self.network.emptied(rate):
+            raise ValueError(f"{where}: rate {rate} leaves no channel of {emptied}")
 
     def _check_run(self, name: str, run: Run) -> None:
         for i, expert in enumerate(run.experts):
@@ -204,6 +216,11 @@ class Experiment(Strict):
             raise ValueError(f"{where}.iterations: {unknown(other, self.runs)}")
         if any(isinstance(e.iterations, str) for e in self.runs[other].experts):
             raise ValueError(f"{where}.iterations: like-{other} refers to a run that is itself like one")
+
+    @property
+    def architecture(self) -> Architecture:
+        """The dense network: its config and the items it denoises."""
+        return Architecture(self.network, self.dataset.items)
 
     @property
     def final_expert(self) -> Expert | None:

@@ -56,6 +56,7 @@ STATS = EXPERT + "/{milestone}.stats.jsonl"
 
 RUN = SEED + "/runs/{run}"
 SAMPLES = RUN + "/samples.npy"
+SAMPLE_ITEMS = RUN + "/items.npy"  # where the codec keeps them
 SAMPLES_PNG = RUN + "/samples.png"
 SAMPLE_LEDGER = RUN + "/ledger.json"
 METRICS = RUN + "/metrics.json"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ebdiff.experiment import plain
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import SECTIONS, config_of
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import Execution, Interval, Search, Tuning, is_name
 from ebdiff.system.errors import UserError, unknown
@@ -108,9 +109,10 @@ def parse(raw: dict, where: str) -> Experiment:
     try:
         return _scaled(Experiment.model_validate(deepcopy(raw)))  # checking fills in defaults
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
+        raise UserError(f"{where}: {_one_line(error, raw)}") from None
 
 
+MOVED = {"network.image_size": "dataset.image_size", "network.channels": "dataset.channels"}
 PLAIN = {  # what pydantic says in its own words
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping of keys to values",
@@ -119,15 +121,17 @@ PLAIN = {  # what pydantic says in its own words
 }
 
 
-def _one_line(error: ValidationError, above: Sequence[str] = ()) -> str:
-    """The first error of a section, whose place in the experiment is `above`."""
+def _one_line(error: ValidationError, raw: dict, above: Sequence[str] = ()) -> str:
+    """The first error of a raw experiment, or of a section whose place in it is `above`."""
     # A misspelt key first: the missing one is its consequence.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     message = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {unknown(location[-1], _fields_at([*above, *location[:-1]]))}"
+        if key in MOVED:
+            return f"{key}: unknown key; it is {MOVED[key]} now"
+        return f"{key}: unknown key; {unknown(location[-1], _fields_at([*above, *location[:-1]], raw))}"
     if first["type"] == "missing":
         return f"{key}: this key is missing"
     if first["type"] == "literal_error":
@@ -141,8 +145,8 @@ def _one_line(error: ValidationError, above: Sequence[str] = ()) -> str:
     return f"{key}: {message}{got}{more}"
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    """The keys allowed at a place of the experiment, for did-you-mean."""
+def _fields_at(location: list[str], raw: dict) -> list[str]:
+    """The keys allowed at a place of a raw experiment, for did-you-mean."""
     if not location:
         return ["base", *Experiment.model_fields]
     if location[0] == "runs":
@@ -151,6 +155,8 @@ def _fields_at(location: list[str]) -> list[str]:
         return list(Execution.model_fields)
     if location[0] == "searches":
         return list((Interval if location[-1] == "interval" else Search).model_fields)
+    if location[0] in SECTIONS:
+        return list(config_of(location[0], raw[location[0]]).model_fields)
     fields = Experiment.model_fields[location[0]].annotation.model_fields
     return [field.alias or name for name, field in fields.items()]
 
@@ -180,7 +186,7 @@ def parse_tuning(raw: dict, where: str) -> Tuning:
     try:
         return Tuning.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error, ['tuning'])}") from None
+        raise UserError(f"{where}: {_one_line(error, raw, ['tuning'])}") from None
 
 
 def users(dataset: str, folder: Path = EXPERIMENTS) -> list[Experiment]:
@@ -208,6 +214,13 @@ def schema() -> dict:
         "description": "Experiment whose keys this one starts from.",
     }
     parts = schema["$defs"]
+    for section, (registry, _) in SECTIONS.items():
+        configs = dict.fromkeys(map(registry.config, registry))
+        parts.pop(schema["properties"][section].pop("$ref").rpartition("/")[2])
+        schema["properties"][section]["anyOf"] = [{"$ref": f"#/$defs/{c.__name__}"} for c in configs]
+        for config in configs:
+            part = config.model_json_schema(ref_template="#/$defs/{model}")
+            parts |= {**part.pop("$defs", {}), config.__name__: part}
     # A file may leave to its base what the merged experiment must have, or remove it with null.
     for part in (schema, *parts.values()):
         part.pop("required", None)

@@ -159,6 +159,11 @@ class Work:
         self.continued = {str(path): records.check(path) for path in self.job.continues}
         self.path = self.job.path
 
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What an unfinished state of the job belongs to: its settings, and everything that it reads."""
+        return {"settings": self.settings, "inputs": {**self.read, **self.continued}}
+
     def end(self) -> None:
         """Vouch for what the job made: after everything is under its final name, before kept state goes."""
         files = [f for p in self.job.makes for f in (sorted(p.glob("[!.]*")) if p.is_dir() else [p])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
+from ebdiff.experiment.registry import Registry
 from ebdiff.experiment.schema import (
     Criterion,
     Distinct,
@@ -19,6 +21,8 @@ from ebdiff.experiment.schema import (
     Strict,
     Weights,
 )
+
+HOOKS = Registry("hook")  # members: a callable (config, job) that gives a `training.hooks.Hook`
 
 
 class Expert(Strict):
@@ -37,6 +41,16 @@ class Expert(Strict):
     span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
     serve: Span = Field(None, description="Timesteps served; left out: the span.")
     iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
+    hooks: dict[Name, SerializeAsAny[BaseModel]] = Field(
+        {}, description="What looks in on the training, by name, each with its own keys."
+    )
+
+    @field_validator("hooks", mode="before")
+    @classmethod
+    def _known_hooks(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: HOOKS.validate(name, raw) for name, raw in value.items()}
 
     @field_validator("iterations")
     @classmethod
@@ -57,13 +71,15 @@ class Expert(Strict):
     def key(self) -> str:
         """The expert's name: runs that list the same expert share it."""
         span = f"t{self.span[0]}-{self.span[1]}"
-        law = "" if self.law == "uniform" else f"-{self.law}"
+        how = "" if self.law == "uniform" else f"-{self.law}"
+        for name, config in self.hooks.items():
+            how += f"-{name}{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:6]}"
         if self.init == "dense":
-            return f"dense-{self.search}{law}"
+            return f"dense-{self.search}{how}"
         if self.init == "fresh":
-            return f"fresh-{self.rate}-{span}{law}"
+            return f"fresh-{self.rate}-{span}{how}"
         prefix = "snapshot-" if self.init == "snapshot" else ""
-        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{law}"
+        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{how}"
 
     @property
     def network(self) -> str:
@@ -73,7 +89,7 @@ class Expert(Strict):
     @property
     def continues_search(self) -> bool:
         """Whether this is the unpruned network that goes on where its search stopped."""
-        return self.init == "dense" and self.law == "uniform"
+        return self.init == "dense" and self.law == "uniform" and not self.hooks
 
     @property
     def needs_ticket(self) -> bool:

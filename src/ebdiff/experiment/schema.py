@@ -65,83 +65,19 @@ class Strict(BaseModel):
         return value
 
 
-class Dataset(Strict):
-    """Where the images come from and how training sees them."""
-
-    name: Name = Field(description="Folder name under resources/data/.")
-    source: Literal["bundled-digits", "cifar10", "images"] = Field(
-        description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
-        "cifar10: the official archive, or a local copy of it or of its parquet files at `path`. "
-        "images: any folder, zip or parquet of images at `path`, or a dataset of the hub at `hub`."
-    )
-    path: str | None = Field(
-        None,
-        description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
-        "${VARIABLE:-default} also where they are unset.",
-    )
-    hub: str | None = Field(
-        None, pattern=r"^\w[\w.-]*/\w[\w.-]*$", description="Dataset on the Hugging Face hub, owner/name."
-    )
-    crop: Literal["none", "centre", "celeba"] = Field(
-        "none",
-        description="Before resizing to the network's size. none: images must be square; centre: "
-        "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
-    )
-    broken: Literal["refuse", "skip"] = Field(
-        "refuse", description="Images that can't be read: name them and stop, or skip and count them."
-    )
-    flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
-    subset: int | None = Field(None, gt=0, description="Train on the first n images only.")
-
-    @model_validator(mode="after")
-    def _place_given(self) -> Dataset:
-        if self.source == "images" and not (self.path or self.hub):
-            raise ValueError("give `path` (folder, zip or parquet) or `hub` with source images")
-        return self
-
-
-class Network(Strict):
-    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
-
-    image_size: int = Field(32, gt=0, le=4096, description="Height and width of the images, pixels.")
-    channels: int = Field(3, ge=1, le=4, description="Colour channels.")
-    width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
-    multipliers: tuple[Positive, ...] = Field(
-        (1, 2, 2, 2), min_length=1, description="Width of each level / width."
-    )
-    blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
-    attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
-    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    norm_groups: int = Field(32, gt=0, description="Groups of every GroupNorm.")
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Network:
-        if self.image_size % 2 ** (len(self.multipliers) - 1):
-            raise ValueError(
-                f"image_size {self.image_size} can't be halved {len(self.multipliers) - 1} times; "
-                "use fewer multipliers"
-            )
-        for width in self.widths:
-            if width % self.norm_groups:
-                raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
-        resolutions = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        if "attention" in self.model_fields_set and (odd := set(self.attention) - set(resolutions)):
-            raise ValueError(f"attention {sorted(odd)} at none of the resolutions {resolutions}")
-        return self
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
-        return tuple(self.width * m for m in self.multipliers)
-
-
 class Diffusion(Strict):
-    """The noise schedule: beta linear from `beta_start` to `beta_end` over `timesteps`."""
+    """The noise schedule, beta from `beta_start` to `beta_end` over `timesteps`, and the loss."""
 
     timesteps: int = Field(1000, gt=1, le=10**6, description="T: the number of noise levels.")
+    schedule: Literal["linear", "scaled_linear"] = Field(
+        "linear", description="What grows linearly: beta, or its root (latent diffusion)."
+    )
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
+    error: Literal["l2", "l1"] = Field("l2", description="Of the predicted noise: squared or absolute.")
+    loss: Literal["sum", "mean"] = Field(
+        "sum", description="Over an item; mean: per value, of an item of variable length of its own."
+    )
 
     @model_validator(mode="after")
     def _noise_grows(self) -> Diffusion:
@@ -155,7 +91,9 @@ class Training(Strict):
 
     batch: int = Field(128, gt=0, le=10**6, description="Images per step (global batch).")
     learning_rate: float = Field(2e-4, gt=0, description="Adam's rate, constant after warm-up.")
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up; scaled by `scale`.")
+    warmup: int = Field(
+        0, ge=0, description="Steps of linear warm-up, also of a continued checkpoint; scaled by `scale`."
+    )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the weight average.")
     ema_warmup: bool = Field(False, description="Use min(decay, (1+i)/(10+i)) at step i.")

@@ -101,10 +101,9 @@ def digest(*parts: Any) -> str:
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def data(e: Experiment, **_: str) -> list[Any]:
-    """Where a local copy lies changes nothing; what it is made into does."""
-    d = e.dataset
-    return [d.name, d.source, d.hub, d.crop, d.broken, e.network.image_size, e.network.channels]
+def data(e: Experiment, **_: str) -> dict[str, Any]:
+    """What is prepared."""
+    return e.dataset.content
 
 
 def _of_dataset(e: Experiment, *templates: str) -> list[Path]:
@@ -125,7 +124,7 @@ def _features_of(e: Experiment, protocol: str) -> list[Path]:
 
 def _trained(e: Experiment) -> list[Any]:
     """What every training depends on; with dropout each process and micro-batch draws masks of its own."""
-    seen = [data(e), e.dataset.flip, e.dataset.subset, e.network, e.diffusion, e.training]
+    seen = [data(e), e.dataset.model_dump(include=e.dataset.SEEN), e.network, e.diffusion, e.training]
     if e.network.dropout:
         seen += [e.compute.micro_batch] if e.compute.micro_batch else []
         seen += [f"gpus {e.compute.gpus}"] if e.compute.gpus > 1 else []
@@ -155,7 +154,7 @@ def _masks_reads(e: Experiment, seed: str, search: str, criterion: str, **_: str
 
 
 def _masks(e: Experiment, search: str, criterion: str, weights: str, **_: str) -> list[Any]:
-    taken = [search, criterion, weights, e.rates_of(search), e.network]
+    taken = [search, criterion, weights, e.rates_of(search), e.architecture]
     return [*taken, e.pruning, e.diffusion] if criterion in GRADIENT else taken
 
 
@@ -216,10 +215,13 @@ def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
 # --- samples, metrics, report -------------------------------------------------------------------------------
 
 
-def _sample_reads(e: Experiment, seed: str, run: str, **_: str) -> list[Path]:
-    where = dict(experiment=e.name, seed=seed)
-    experts = e.runs[run].experts
-    return [layout.path(layout.MILESTONE, expert=x.key, milestone=x.iterations, **where) for x in experts]
+def _sample_reads(e: Experiment, seed: str, run: str, **_: str) -> Iterator[Path]:
+    """The experts; and the data, where these say what is asked of a sample."""
+    for x in e.runs[run].experts:
+        where = dict(experiment=e.name, seed=seed, milestone=x.iterations)
+        yield layout.path(layout.MILESTONE, expert=x.key, **where)
+    if e.dataset.items.conditional:
+        yield from _images(e)
 
 
 def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
@@ -227,7 +229,7 @@ def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
     sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
     experts = e.runs[run].experts
     how = _tuned(e, "sampling", *(x.network for x in experts))
-    return [sampling, e.diffusion, [(x.key, x.serve, x.iterations) for x in experts], how]
+    return [sampling, e.diffusion, e.codec, [(x.key, x.serve, x.iterations) for x in experts], how]
 
 
 def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
@@ -248,7 +250,7 @@ def _fid(e: Experiment, **_: str) -> dict[str, Any]:
 def _cost(e: Experiment, **_: str) -> list[Any]:
     c = e.compute
     how = [c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training]
-    return [e.network, e.training.batch, e.training.clip, e.dataset.flip, e.rates(), how]
+    return [e.architecture, e.training.batch, e.training.clip, e.rates(), how]
 
 
 def _whole(e: Experiment, **_: str) -> dict[str, Any]:
@@ -337,7 +339,7 @@ STAGES = {
         Stage(
             "select-eb-epoch", (layout.TICKET, layout.STORY), _ticket_reads,
             lambda e, search, criterion, weights, rate, **_: [
-                search, criterion, weights, rate, _rule(e, search), e.network,
+                search, criterion, weights, rate, _rule(e, search), e.architecture,
             ],
             priority=40,
         ),

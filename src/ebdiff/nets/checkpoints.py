@@ -1,4 +1,4 @@
-"""Public DDPM checkpoints, whose parameter names this package's U-Net shares."""
+"""Public checkpoints of networks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ebdiff.experiment.schema import Network
-from ebdiff.nets.unet import UNet
+from ebdiff.experiment.members import Architecture
+from ebdiff.nets.denoiser import build
 from ebdiff.system.errors import UserError, first_line
 
 
-def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
-    """The weights of a public checkpoint, checked against the network's config.
+def load_checkpoint(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """The weights of a public checkpoint under the network's own names, checked against its shapes.
 
     Understood are safetensors, and PyTorch files of a state dict, alone, under `state_dict`, `ema` or
     `model`, or in DDIM's training list whose last entry is the average. A leading `module.` is cut off.
@@ -23,7 +23,7 @@ def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
 
     Args:
         path: .safetensors, .ckpt, .pt or .pth.
-        config: the network that the experiment describes.
+        architecture: of the network that the experiment describes.
 
     Returns:
         float32 tensors by parameter name.
@@ -40,9 +40,10 @@ def load_checkpoint(path: Path, config: Network) -> dict[str, Tensor]:
     except Exception as error:  # damaged files make torch's restricted reader raise almost anything
         reason = first_line(error, type(error).__name__)
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
-    tensors = {name.removeprefix("module."): t.float() for name, t in found.items()}
     with torch.device("meta"):
-        expected = {name: p.shape for name, p in UNet(config).named_parameters()}
+        network = build(*architecture)
+    tensors = network.imported({name.removeprefix("module."): t.float() for name, t in found.items()})
+    expected = {name: t.shape for name, t in network.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
             raise UserError(f"{path}: a checkpoint of another network: it has no {name}; see network")

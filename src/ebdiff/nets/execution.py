@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
 from ebdiff.system.errors import first_line
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Eps = Callable[[Tensor, Tensor, Cond], Tensor]
 
 CPU = Execution()
 # Matrix units want bf16 with channels innermost; a compiler's minutes must be asked for (`ebdiff tune`).
@@ -76,7 +77,7 @@ class Runtime:
         """The context of a training step's forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.precision == "bf16")
 
-    def compiled(self, network: nn.Module) -> Denoiser:
+    def compiled(self, network: nn.Module) -> Eps:
         """The network, compiled if asked; where that fails it says why and runs eagerly.
 
         The backward pass is compiled when it first runs; an error there is not caught.
@@ -85,26 +86,26 @@ class Runtime:
             return network
         # All networks share one forward function, which would be compiled for 8 widths at most.
         torch._dynamo.config.cache_size_limit = 64
-        run: Denoiser = torch.compile(network)
+        run: Eps = torch.compile(network)
 
-        def call(x: Tensor, t: Tensor) -> Tensor:
+        def call(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             nonlocal run
             try:
-                return run(x, t)
+                return run(x, t, cond)
             except torch._dynamo.exc.TorchDynamoException as error:
                 print(f"torch.compile failed, running without it: {first_line(error)}", flush=True)
                 run = network
-                return network(x, t)
+                return network(x, t, cond)
 
         return call
 
-    def denoiser(self, network: nn.Module) -> Denoiser:
+    def denoiser(self, network: nn.Module) -> Eps:
         """A network that only predicts: no gradients, its weights in the precision it computes in."""
         network = self.place(network.eval().requires_grad_(False))
         run = self.compiled(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)
 
-        def predict(x: Tensor, t: Tensor) -> Tensor:
+        def predict(x: Tensor, t: Tensor, cond: Cond = UNCONDITIONAL) -> Tensor:
             self.set_arithmetic()  # each time: the experts of a run may differ
-            return run(x, t)
+            return run(x, t, cond)
 
         return predict

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.experiment.schema import Network
+from ebdiff.experiment.members import Architecture
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.store import build
-from ebdiff.nets.unet import UNet
 from ebdiff.system import parallel
 from ebdiff.system.errors import UserError, out_of_memory
 
@@ -41,7 +41,7 @@ class Footprint:
     growing: np.ndarray
 
     @classmethod
-    def of(cls, network: UNet, bf16: bool = False) -> Footprint:
+    def of(cls, network: Denoiser, bf16: bool = False) -> Footprint:
         """Measured by forward passes of one and of two images.
 
         Args:
@@ -71,14 +71,13 @@ class Footprint:
         return next((n for n in divisors if self.bytes(n) <= available), None)
 
 
-def footprint(config: Network, shapes: Mapping[str, Tensor], bf16: bool = False) -> Footprint:
+def footprint(architecture: Architecture, shapes: Mapping[str, Tensor], bf16: bool = False) -> Footprint:
     """The footprint of a network of these shapes; meta tensors will do."""
-    return Footprint.of(build(config, {name: torch.zeros(t.shape) for name, t in shapes.items()}), bf16)
+    return Footprint.of(build(architecture, {name: torch.zeros(t.shape) for name, t in shapes.items()}), bf16)
 
 
-def _kept_for_backward(network: UNet, images: int, bf16: bool) -> np.ndarray:
+def _kept_for_backward(network: Denoiser, images: int, bf16: bool) -> np.ndarray:
     """Bytes of every storage that autograd keeps, but for the parameters' own; views count once."""
-    config, device = network.config, next(network.parameters()).device
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -88,18 +87,17 @@ def _kept_for_backward(network: UNet, images: int, bf16: bool) -> np.ndarray:
             kept[storage.data_ptr()] = tensor  # held, so that no address is used again
         return tensor
 
-    x = torch.zeros(images, config.channels, config.image_size, config.image_size, device=device)
-    t = torch.zeros(images, dtype=torch.long, device=device)
+    x, t, cond = network.example(images)
     with (
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=bf16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        graph = network(x, t)  # noqa: F841 (keeps what is kept alive)
+        graph = network(x, t, cond)  # noqa: F841 (keeps what is kept alive)
     return np.array([tensor.untyped_storage().nbytes() for tensor in kept.values()])
 
 
 @contextmanager
-def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
+def enough(network: Denoiser, images: int, runtime: Runtime) -> Iterator[None]:
     """Warn before training where memory looks too small, and explain if it runs out.
 
     Args:
@@ -112,7 +110,8 @@ def enough(network: UNet, images: int, runtime: Runtime) -> Iterator[None]:
     """
     needs = Footprint.of(network, runtime.how.precision == "bf16")
     size = min(images, runtime.micro_batch or images)
-    available = available_bytes(runtime.device) + 8 * needs.parameters  # weights and average are there
+    there = PER_PARAMETER * needs.parameters  # the training state is made before the first step
+    available = available_bytes(runtime.device) + there
     wanted = (
         f"a step of {size} images needs about {needs.bytes(size) / 1e9:.2g} GB, "
         f"{available / 1e9:.2g} GB are free"

@@ -1,8 +1,4 @@
-"""The DDPM U-Net (Ho et al. 2020, Appendix B), with the public PyTorch port's parameter names.
-
-Every width is read from the layers themselves, never from the configuration, so the same
-forward pass serves dense and pruned networks.
-"""
+"""The DDPM U-Net (Ho et al. 2020, Appendix B), with the public PyTorch port's parameter names."""
 
 from __future__ import annotations
 
@@ -12,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebdiff.experiment.schema import Network
+from ebdiff.data.dataset import UNCONDITIONAL, Cond
+from ebdiff.experiment.members import Items, UNetConfig
+from ebdiff.nets.denoiser import Denoiser
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -130,19 +128,19 @@ class Level(nn.Module):
         return self.attn[i](x) if len(self.attn) else x
 
 
-class UNet(nn.Module):
-    """The denoiser eps(x_t, t).
+class UNet(Denoiser):
+    """The denoiser of images (C, H, W), whatever their classes.
 
     Args:
         config: widths, depth, attention resolutions, dropout and norm groups.
-
-    Shapes: x (B, channels, H, W) in about [-1, 1] plus noise; t (B,) raw timestep indices;
-    the output has the shape of x. H and W must be divisible by 2**(levels - 1).
+        items: H and W are divisible by 2**(levels - 1).
     """
 
-    def __init__(self, config: Network):
-        super().__init__()
-        self.config = config
+    kept = ("conv_out",)
+
+    def __init__(self, config: UNetConfig, items: Items):
+        super().__init__(config, items)
+        channels, side, _ = items.shape
         widths = [config.width * m for m in config.multipliers]
         time_width, groups = 4 * config.width, config.norm_groups
 
@@ -153,7 +151,7 @@ class UNet(nn.Module):
         self.temb.dense = nn.ModuleList(
             [nn.Linear(config.width, time_width), nn.Linear(time_width, time_width)]
         )
-        self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1)
+        self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
 
         current, skips = config.width, [config.width]
         self.down = nn.ModuleList()
@@ -162,7 +160,7 @@ class UNet(nn.Module):
             for _ in range(config.blocks):
                 level.block.append(resnet(current, width))
                 current = width
-                if config.image_size >> i in config.attention:
+                if side >> i in config.attention:
                     level.attn.append(AttnBlock(width, groups))
                 skips.append(width)
             if i < len(widths) - 1:
@@ -182,15 +180,15 @@ class UNet(nn.Module):
             for _ in range(config.blocks + 1):
                 level.block.append(resnet(current + skips.pop(), width))
                 current = width
-                if config.image_size >> i in config.attention:
+                if side >> i in config.attention:
                     level.attn.append(AttnBlock(width, groups))
             if i > 0:
                 level.upsample = Upsample(width)
 
         self.norm_out = nn.GroupNorm(groups, current, eps=1e-6)
-        self.conv_out = nn.Conv2d(current, config.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(current, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Cond = UNCONDITIONAL) -> Tensor:
         dtype = self.conv_in.weight.dtype  # bf16 weights while sampling; the result is as precise as x
         temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
@@ -216,3 +214,10 @@ class UNet(nn.Module):
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)
+
+    def example(self, n: int, smallest: bool = False) -> tuple[Tensor, Tensor, Cond]:
+        x, t, cond = super().example(n)
+        if smallest:  # groups don't depend on the image size
+            side = 2 ** len(self.config.multipliers)
+            x = x.new_zeros(n, x.shape[1], side, side)
+        return x, t, cond

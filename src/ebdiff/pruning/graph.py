@@ -1,61 +1,19 @@
-"""Pruning groups of a U-Net: which channels of which layers live and die together.
+"""Pruning groups: which channels of which layers live and die together.
 
-The coupling comes from torch-pruning's dependency graph, traced once per architecture on the meta
-device. Which channels go is decided in `select.py`.
+The coupling comes from torch-pruning's dependency graph, traced once per architecture, where a network
+doesn't name its groups. Which channels go is decided in `select.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from ebdiff.experiment.schema import Network
-from ebdiff.nets.unet import UNet
-
-Side = Literal["out", "in", "norm"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One dimension of one layer that a group couples.
-
-    Attributes:
-        layer: the module's name.
-        side: `out` or `in` channels of a convolution or linear layer, or the channels of a `norm`.
-        channels: indices along that dimension; a slice where they are consecutive.
-        roots: for each of them, the root's channel it follows.
-        width: size of the whole dimension in the dense network.
-        across: size of the layer's other dimension; 0 for a norm.
-    """
-
-    layer: str
-    side: Side
-    channels: slice | np.ndarray
-    roots: np.ndarray
-    width: int
-    across: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that must be pruned together; `mask` entries stand for the root's out-channels.
-
-    Attributes:
-        name: the root layer.
-        width: C, out-channels of the root in the dense network.
-        norm_groups: G of the GroupNorms among the members, or None without one.
-        members: every coupled dimension, the root first.
-    """
-
-    name: str
-    width: int
-    norm_groups: int | None
-    members: tuple[Member, ...]
+from ebdiff.experiment.members import Architecture
+from ebdiff.nets.denoiser import Group, Member, Side, build
 
 
 def _span(indices: np.ndarray) -> slice | np.ndarray:
@@ -67,26 +25,29 @@ def _span(indices: np.ndarray) -> slice | np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def trace(config: Network) -> tuple[Group, ...]:
+def trace(architecture: Architecture) -> tuple[Group, ...]:
     """The pruning groups of the dense network, in traversal order.
 
-    Everything but `conv_out`'s outputs and the image is prunable: 50 groups and 12,032
+    Of a U-Net everything but `conv_out`'s outputs and the image is prunable: 50 groups and 12,032
     channels for CIFAR-10, 61 and 18,176 for CelebA 64, 71 and 23,296 for LSUN 256.
     """
+    with torch.device("meta"):
+        network = build(*architecture).eval()
+    own = network.groups()
+    if own is not None:
+        return own
     import torch_pruning as tp
 
     # Run on the CPU: on the meta device some operations import torch's compiler, a second per job.
-    with torch.device("meta"):
-        network = UNet(config).eval()
     network.to_empty(device="cpu")
-    size = 2 ** len(config.multipliers)  # groups don't depend on the image size
-    example = torch.zeros(1, config.channels, size, size), torch.zeros(1)
+    example = network.example(1, smallest=True)
     # Without a function of ours, a bare `except` there swallows the signal that ends a job.
     graph = tp.DependencyGraph().build_dependency(network, example, forward_fn=lambda net, x: net(*x))
     names = {module: name for name, module in network.named_modules()}
     groups = []
     for found in graph.get_all_groups(
-        ignored_layers=[network.conv_out], root_module_types=[nn.Conv2d, nn.Linear]
+        ignored_layers=list(map(network.get_submodule, network.kept)),
+        root_module_types=[nn.Conv2d, nn.Linear],
     ):
         members, norm_groups = [], None
         for item in found:
@@ -100,9 +61,10 @@ def trace(config: Network) -> tuple[Group, ...]:
                 side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
                 width, across = module.weight.shape[:2] if side == "out" else module.weight.shape[1::-1]
             channels, roots = _span(np.array(item.idxs)), np.array(item.root_idxs)
-            members.append(Member(names[module], side, channels, roots, width, across))
+            members.append(Member(f"{names[module]}.weight", side, channels, roots, width, across))
         root = members[0]
-        groups.append(Group(root.layer, len(root.roots), norm_groups, tuple(members)))
+        name = root.weight.removesuffix(".weight")
+        groups.append(Group(name, len(root.roots), norm_groups, tuple(members)))
     return tuple(groups)
 
 
@@ -117,17 +79,17 @@ def split(groups: tuple[Group, ...], mask: np.ndarray) -> list[np.ndarray]:
 
 
 def positions(groups: tuple[Group, ...]) -> dict[tuple[str, Side], np.ndarray]:
-    """Where in a mask the fate of every channel stands, for both sides of every layer.
+    """Where in a mask the fate of every channel stands, for both sides of every weight.
 
     Returns:
-        int64 positions along each (layer, side) that some group prunes; `mask_length(groups)` where a
+        int64 positions along each (weight, side) that some group prunes; `mask_length(groups)` where a
         channel of it stays whatever the mask.
     """
     length, first = mask_length(groups), 0
     found: dict[tuple[str, Side], np.ndarray] = {}
     for group in groups:
         for m in group.members:
-            where = found.setdefault((m.layer, m.side), np.full(m.width, length))
+            where = found.setdefault((m.weight, m.side), np.full(m.width, length))
             where[m.channels] = first + m.roots
         first += group.width
     return found

@@ -1,18 +1,18 @@
 """How channels are ranked: per-weight scores from which every group's importances are summed.
 
-A score is kept per layer with the kernel already summed: a matrix (out, in) for convolutions and
-linear layers, a vector for norms. Magnitude, Taylor and Diff-Pruning differ in the scores alone.
-Scores stay on the weights' device.
+A score is kept per weight with the kernel already summed: a matrix (out, in), a vector for norms.
+Magnitude, Taylor and Diff-Pruning differ in the scores alone. Scores stay on the weights' device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ebdiff.data.dataset import Batch
+from ebdiff.diffusion.process import Process
 from ebdiff.experiment.schema import Pruning
 
 Scores = dict[str, Tensor]
@@ -25,13 +25,9 @@ def magnitude(tensors: Mapping[str, Tensor]) -> Scores:
         tensors: a network's parameters by name.
 
     Returns:
-        matrices (out, in) by layer name, on the parameters' device.
+        matrices (out, in) by weight, on the parameters' device.
     """
-    return {
-        name.removesuffix(".weight"): _over_kernel(w.detach().square())
-        for name, w in tensors.items()
-        if name.endswith(".weight") and w.dim() > 1
-    }
+    return {name: _over_kernel(w.detach().square()) for name, w in tensors.items() if w.dim() > 1}
 
 
 def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
@@ -41,13 +37,11 @@ def first_order(network: nn.Module, gradients: Mapping[str, Tensor]) -> Scores:
         network: the dense network.
         gradients: accumulated loss gradients by parameter name.
     """
-    scores: Scores = {}
-    for name, parameter in network.named_parameters():
-        if name.endswith(".weight"):
-            product = parameter.detach() * gradients[name]
-            score = _over_kernel(product.square()) if product.dim() > 1 else product.abs()
-            scores[name.removesuffix(".weight")] = score
-    return scores
+
+    def score(product: Tensor) -> Tensor:
+        return _over_kernel(product.square()) if product.dim() > 1 else product.abs()
+
+    return {name: score(p.detach() * gradients[name]) for name, p in network.named_parameters()}
 
 
 def _over_kernel(squares: Tensor) -> Tensor:
@@ -60,14 +54,14 @@ def _over_kernel(squares: Tensor) -> Tensor:
     if squares.device.type == "cpu" and squares.is_contiguous():
         flat = squares.flatten(2)
         return flat @ flat.new_ones(flat.shape[2])
-    return squares.sum(dim=(2, 3))
+    return squares.sum(dim=tuple(range(2, squares.dim())))
 
 
 def accumulate_gradients(
     network: nn.Module,
-    images: Tensor,
+    items: Batch,
     noise: Tensor,
-    abar: np.ndarray,
+    process: Process,
     pruning: Pruning,
     *,
     stop_early: bool,
@@ -80,29 +74,31 @@ def accumulate_gradients(
 
     Args:
         network: the dense network; put into eval mode (no dropout).
-        images, noise: (B, C, H, W), fixed over timesteps.
-        abar: cumulative alphas, (T,).
+        items: what is noised, fixed over timesteps.
+        noise: of the shape of x0, fixed too.
+        process: noising and loss.
         pruning: threshold and stride.
         stop_early: whether the threshold ends the sum.
-        micro_batch: images whose activations are held at a time; None: all. Changes rounding only.
+        micro_batch: items whose activations are held at a time; None: all. Changes rounding only.
 
     Returns:
         gradients by parameter name, and the number of timesteps used.
     """
     network.eval().zero_grad(set_to_none=True)
-    size = micro_batch or len(images)
-    parts = list(zip(images.split(size), noise.split(size), strict=True))
+    size = micro_batch or len(noise)
+    parts = [slice(first, first + size) for first in range(0, len(noise), size)]
 
-    def loss(x0: Tensor, eps: Tensor, t: int) -> Tensor:
-        noisy = float(abar[t]) ** 0.5 * x0 + (1 - float(abar[t])) ** 0.5 * eps
-        predicted = network(noisy, torch.full((len(x0),), t, device=x0.device))
-        return (predicted - eps).square().sum() / len(images)
+    def loss(part: slice, t: int) -> Tensor:
+        x0, cond, eps = items.x0[part], items.cond.rows(part), noise[part]
+        steps = torch.full((len(x0),), t, device=x0.device)
+        predicted = network(process.noised(x0, steps, eps), steps, cond)
+        return process.loss(predicted, eps, cond.mask).sum() / len(noise)
 
     largest, used = 0.0, 0
-    for t in range(0, len(abar), pruning.stride):
+    for t in range(0, process.diffusion.timesteps, pruning.stride):
         # Whether t counts is known from the loss of the whole batch: of a cut one it is taken first.
         with torch.set_grad_enabled(len(parts) == 1):
-            losses = [loss(*part, t) for part in parts]
+            losses = [loss(part, t) for part in parts]
         value = sum(x.item() for x in losses)
         largest = max(largest, value)
         if stop_early and value < pruning.threshold * largest:
@@ -111,7 +107,7 @@ def accumulate_gradients(
             losses[0].backward()
         else:
             for part in parts:
-                loss(*part, t).backward()
+                loss(part, t).backward()
         used += 1
     gradients = {n: p.grad for n, p in network.named_parameters()}
     network.zero_grad(set_to_none=True)

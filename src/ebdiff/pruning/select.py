@@ -71,12 +71,12 @@ class Selector:
 
     def _across(self, m: Member, where: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
         """Mask positions along the other side of a member's layer; none for a norm."""
-        other = (m.layer, "in" if m.side == "out" else "out")
+        other = (m.weight, "in" if m.side == "out" else "out")
         return where.get(other, np.full(m.across, self.length))
 
     def __call__(self, scores: Scores) -> np.ndarray:
         """The masks of given scores: bool (R, channels of all groups in order), True = kept."""
-        scores = {layer: score.double() for layer, score in scores.items()}
+        scores = {weight: score.double() for weight, score in scores.items()}
         # One more column, for the channels that no group prunes.
         masks = torch.ones(self.rates, self.length + 1, dtype=torch.float64, device=self.device)
         first = 0
@@ -85,8 +85,8 @@ class Selector:
             importance = masks.new_zeros(self.rates, blocks * size)
             left = masks[:, step.across].split(step.sizes, dim=1)
             for (member, channels), channels_left in zip(step.members, left, strict=True):
-                if member.layer in scores:
-                    _add_importance(importance, member.side, channels, scores[member.layer], channels_left)
+                if member.weight in scores:
+                    _add_importance(importance, member.side, channels, scores[member.weight], channels_left)
             order = importance.view(step.kept.shape).argsort(dim=2, stable=True)
             mask = torch.empty_like(step.kept).scatter_(2, order, step.kept)
             masks[:, first : first + blocks * size] = mask.flatten(1)

@@ -7,35 +7,34 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from ebdiff.experiment.schema import Network
+from ebdiff.experiment.members import Architecture
 from ebdiff.pruning.graph import mask_length, positions, trace
 
 
-def cut(config: Network, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dict[str, Tensor]:
+def cut(architecture: Architecture, tensors: Mapping[str, Tensor], mask: np.ndarray) -> dict[str, Tensor]:
     """The tensors of the subnetwork that a mask keeps.
 
     Args:
-        config: the dense network's config.
-        tensors: its parameters by name.
+        architecture: of the dense network.
+        tensors: its parameters and buffers by name.
         mask: bool over all groups' channels, True = kept.
 
     Raises:
         ValueError: the mask is of another network.
     """
-    groups = trace(config)
+    groups = trace(architecture)
     if mask.shape != (mask_length(groups),):
         raise ValueError(f"mask has shape {mask.shape}, this network needs ({mask_length(groups)},)")
     stays = np.append(mask, True)  # the channels that no group prunes
     left = {key: np.flatnonzero(stays[where]) for key, where in positions(groups).items()}
     smaller = {}
     for name, tensor in tensors.items():
-        layer, kind = name.rsplit(".", 1)
-        if tensor.dim() == 1 and (layer, "norm") in left:
-            smaller[name] = tensor[left[layer, "norm"]]
-            continue
-        if (layer, "out") in left:
-            tensor = tensor[left[layer, "out"]]
-        if kind == "weight" and (layer, "in") in left:
-            tensor = tensor[:, left[layer, "in"]]
+        layer, _, key = name.rpartition(".")
+        weight = f"{layer}.{key.replace('bias', 'weight')}"
+        for side in ("norm", "out"):
+            if (weight, side) in left:
+                tensor = tensor[left[weight, side]]
+        if (name, "in") in left:
+            tensor = tensor[:, left[name, "in"]]
         smaller[name] = tensor
     return smaller

@@ -122,14 +122,8 @@ def _headline(results: Results) -> list[tuple[str, str]]:
         shape = " × ".join(map(str, manifest["shape"]))
         lines.append(("Data", f"{manifest['title']}: {manifest['count']} images, {shape}"))
         lines.append(("Licence", f"{manifest['licence']}; from {manifest['origin']}"))
-    network = experiment.network
-    lines.append(
-        (
-            "Network",
-            f"DDPM U-Net, width {network.width}, multipliers {', '.join(map(str, network.multipliers))}, "
-            f"unpruned run of {experiment.dense.iterations} steps, batch {experiment.training.batch}",
-        )
-    )
+    trained = f"unpruned run of {experiment.dense.iterations} steps, batch {experiment.training.batch}"
+    lines.append(("Network", f"{experiment.network.title}, {trained}"))
     sampling = experiment.sampling
     sampler = f"{sampling.sampler.upper()}, {sampling.steps} steps, {sampling.images} images per run"
     lines.append(("Samples", sampler))

@@ -31,10 +31,10 @@ def generator(seed: int, stream: str, *position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def image_noise(seed: int, indices: Sequence[int], step: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Standard normal noise for sampled images, float32 of shape (len(indices), *shape).
+def item_noise(seed: int, indices: Sequence[int], step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise for sampled items, float32 of shape (len(indices), *shape).
 
-    Image i's noise depends on (seed, i, step) alone: not on the run, the batch or the shard.
+    Item i's noise depends on (seed, i, step) alone: not on the run, the batch or the shard.
     """
     noise = np.empty((len(indices), *shape), np.float32)
     for row, index in zip(noise, indices, strict=True):

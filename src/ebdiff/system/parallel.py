@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -50,7 +49,7 @@ def barrier() -> None:
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor over all processes, in place."""
     if world() > 1:
         dist.all_reduce(value)
     return value
@@ -59,13 +58,3 @@ def summed(value: Tensor) -> Tensor:
 def any_of(flag: bool, device: torch.device) -> bool:
     """Whether it holds in some process; all must ask at the same step."""
     return flag if world() == 1 else bool(summed(torch.tensor(float(flag), device=device)) > 0)
-
-
-def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Add up the gradients of all processes, as one flat tensor, in place."""
-    if world() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = summed(torch.cat([g.reshape(-1) for g in gradients]))
-    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(total.view(gradient.shape))

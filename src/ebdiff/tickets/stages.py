@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ebdiff.cost.accounting import LEARNED
-from ebdiff.data.dataset import Images, to_float
-from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.data.dataset import Batch, open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
@@ -54,7 +54,7 @@ def prune_per_epoch(
         return take_masks(experiment, search, weights, seed)
     where = dict(seed=seed, search=search, criterion=criterion, weights=weights)
     work = Work(experiment, "prune-per-epoch", **where)
-    groups = trace(experiment.network)
+    groups = trace(experiment.architecture)
     began = time.perf_counter()
     history = History.empty(tuple(experiment.rates_of(search)), groups)
     selector = Selector(groups, history.rates, device)
@@ -75,19 +75,19 @@ def _scores(
     taken = layout.path(layout.DENSE_MASKS, **where)  # one mask an interval, and one snapshot
     intervals = 1 if search == FINAL else len(load_history(taken, weights).masks)
     if criterion != "magnitude":
-        images, noise = _fixed_batch(experiment, seed, device)
+        items, noise = _fixed_batch(experiment, seed, device)
     for interval in range(intervals):
         path = places.snapshot(experiment, search, seed, interval)
-        tensors, config, _ = store.load(path, f"{weights}.")
+        tensors, architecture, _ = store.load(path, f"{weights}.")
         if criterion == "magnitude":
             yield magnitude({name: t.to(device) for name, t in tensors.items()})
             continue
-        network = store.build(config, tensors).to(device)
+        network = store.build(architecture, tensors).to(device)
         gradients, used = accumulate_gradients(
             network,
-            images,
+            items,
             noise,
-            alphas_bar(experiment.diffusion),
+            Process(experiment.diffusion),
             experiment.pruning,
             stop_early=criterion == "diff-pruning",
             micro_batch=experiment.compute.micro_batch,
@@ -96,16 +96,14 @@ def _scores(
         yield first_order(network, gradients)
 
 
-def _fixed_batch(
-    experiment: Experiment, seed: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One batch of images and one noise tensor for all timesteps and intervals (Diff-Pruning)."""
-    pixels = Images.of(experiment).pixels
-    size = min(experiment.pruning.images, len(pixels))
-    chosen = np.sort(generator(seed, "pruning/images").choice(len(pixels), size, replace=False))
-    images = to_float(torch.from_numpy(pixels[chosen]))
-    noise = generator(seed, "pruning/noise").standard_normal(images.shape, np.float32)
-    return images.to(device), torch.from_numpy(noise).to(device)
+def _fixed_batch(experiment: Experiment, seed: int, device: torch.device) -> tuple[Batch, torch.Tensor]:
+    """One batch of items and one noise tensor for all timesteps and intervals (Diff-Pruning)."""
+    dataset = open_dataset(experiment)
+    size = min(experiment.pruning.images, len(dataset))
+    chosen = np.sort(generator(seed, "pruning/images").choice(len(dataset), size, replace=False))
+    items = dataset.batch(dataset.at(chosen), device)
+    noise = generator(seed, "pruning/noise").standard_normal(items.x0.shape, np.float32)
+    return items, torch.from_numpy(noise).to(device)
 
 
 def select_eb_epoch(
@@ -121,7 +119,7 @@ def select_eb_epoch(
     """
     where = dict(seed=seed, search=search, criterion=criterion, weights=weights, rate=rate)
     work = Work(experiment, "select-eb-epoch", **where)
-    groups = trace(experiment.network)
+    groups = trace(experiment.architecture)
     if criterion == "random":
         rng = generator(seed, f"ticket/random/{search}/{weights}/{rate}")
         mask, found = select_random(groups, rng, rate), _final_story()
@@ -135,9 +133,9 @@ def select_eb_epoch(
         )
 
     path = places.snapshot(experiment, search, seed, found["interval"])
-    tensors, config, source = store.load(path, f"{weights}.")
-    smaller = cut(config, tensors, mask)
-    params, macs = count(config, smaller)
+    tensors, architecture, source = store.load(path, f"{weights}.")
+    smaller = cut(architecture, tensors, mask)
+    params, macs = count(architecture, smaller)
     story = {
         **where,
         "realised": realised_rate(mask),
@@ -148,7 +146,7 @@ def select_eb_epoch(
         "macs": macs,
         "widths": widths(groups, mask),
     }
-    store.save(work.path(layout.TICKET), smaller, config, story)
+    store.save(work.path(layout.TICKET), smaller, architecture, story)
     write_json(work.path(layout.STORY), story)
     work.end()
     return story

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
@@ -18,28 +19,39 @@ from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
 from ebdiff.system import parallel
 from ebdiff.tickets.history import History, settled
+from ebdiff.training.hooks import Hook
 from ebdiff.training.state import State
 
 KINDS = ("raw", "ema")
 
 
-class Watch:
+class Watch(Hook):
     """Takes the magnitude masks after every interval and says when the search is over.
 
     Both raw and averaged weights are watched, whichever gives the tickets: together they tell a
     learned ticket from one that a slow average merely hasn't left yet.
+
+    Args:
+        experiment: of the network.
+        search: the rule, the rates and the horizon.
+        every: steps of an interval.
+        snapshots: where weights are kept for which a ticket may ask.
+        device: where masks are taken.
     """
 
-    def __init__(self, experiment: Experiment, search: Search, snapshots: Path, device: torch.device):
-        self.network, self.search, self.snapshots = experiment.network, search, snapshots
-        groups = trace(experiment.network)
+    def __init__(
+        self, experiment: Experiment, search: Search, every: int, snapshots: Path, device: torch.device
+    ):
+        self.every = every
+        self.architecture, self.search, self.snapshots = experiment.architecture, search, snapshots
+        groups = trace(experiment.architecture)
         self.selector = Selector(groups, search.rates, device)
         self.histories = {kind: History.empty(search.rates, groups) for kind in KINDS}
         self.first_settled: dict[tuple[str, float], int] = {}
 
     def masks(self, state: State, kind: str) -> np.ndarray:
         """Packed masks of all rates: (R, bytes)."""
-        return np.packbits(self.selector(magnitude(state.weights(kind))), axis=1)
+        return np.packbits(self.selector(magnitude(state.view(kind))), axis=1)
 
     def begin(self, state: State) -> None:
         """Record the initial masks, or take up the ones that travelled with a resumed state."""
@@ -47,16 +59,18 @@ class Watch:
             if state.step == 0:
                 history.initial = self.masks(state, kind)
             else:
-                history.initial = state.extra[f"{kind}.initial"].numpy()
-                history.masks = list(state.extra[f"{kind}.masks"].numpy())
+                history.initial = state.extra[f"watch.{kind}.initial"].numpy()
+                history.masks = list(state.extra[f"watch.{kind}.masks"].numpy())
         for interval in range(len(self.histories["raw"].masks)):
             self._settle(interval)
 
-    def carry(self, state: State) -> None:
-        """Have the masks travel with a state that is about to be saved."""
-        for kind, history in self.histories.items():
-            state.extra[f"{kind}.initial"] = torch.from_numpy(history.initial)
-            state.extra[f"{kind}.masks"] = torch.from_numpy(history.arrays()["masks"])
+    def carry(self) -> dict[str, Tensor]:
+        """The masks so far: (R, bytes) initial ones, and (intervals, R, bytes)."""
+        return {
+            f"watch.{kind}.{name}": torch.from_numpy(history.arrays()[name])
+            for kind, history in self.histories.items()
+            for name in ("initial", "masks")
+        }
 
     def _settle(self, interval: int) -> bool:
         """Note which tickets settle at an interval; whether any did."""
@@ -73,8 +87,8 @@ class Watch:
                     new = True
         return new
 
-    def __call__(self, state: State) -> bool:
-        """After an interval: masks, a snapshot where a ticket may need one, and whether to stop."""
+    def interval(self, state: State) -> bool:
+        """Masks, a snapshot where a ticket may need one, and whether to stop."""
         for kind, history in self.histories.items():
             history.masks.append(self.masks(state, kind))
         interval = len(self.histories["raw"].masks) - 1
@@ -97,7 +111,8 @@ class Watch:
         os.replace(temporary, folder)
 
     def _save_snapshot(self, state: State, interval: int) -> None:
-        tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.weights(kind).items()}
+        tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.view(kind).items()}
+        tensors |= store.buffers(state.network)
         story = {"step": state.step, "interval": interval}
         path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
-        store.save(path, tensors, self.network, story)
+        store.save(path, tensors, self.architecture, story)

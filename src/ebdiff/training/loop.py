@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import nn
 
-from ebdiff.data.dataset import Images
+from ebdiff.data.dataset import Dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.experiment.schema import Training
 from ebdiff.nets.execution import Runtime
@@ -24,6 +25,7 @@ from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.progress import progress
 from ebdiff.training.batches import Draws
+from ebdiff.training.hooks import Hook
 from ebdiff.training.state import State, check_finite
 
 AGREE = 10  # steps between two questions whether a signal came to any of several processes
@@ -36,9 +38,9 @@ class Job:
     Attributes:
         name: the stream of its randomness, such as ``dense/full``; also shown in progress lines.
         seed: the experiment's seed.
-        images: the training set.
+        dataset: the training set.
         law: draws (t, weight) for a batch.
-        abar: cumulative alphas, (T,).
+        process: noising and loss.
         training: batch, rates, decay.
         runtime: device, precision, micro-batch.
         stats: where a line per reading goes (JSON lines); None trains silently (timing).
@@ -46,9 +48,9 @@ class Job:
 
     name: str
     seed: int
-    images: Images
+    dataset: Dataset
     law: TimestepLaw
-    abar: np.ndarray
+    process: Process
     training: Training
     runtime: Runtime
     stats: Path | None = None
@@ -59,23 +61,21 @@ def train(
     job: Job,
     until: int,
     *,
-    interval: int | None = None,
-    at_interval: Callable[[State], bool] = lambda state: False,
+    hooks: Sequence[Hook] = (),
     save: Callable[[State], None],
 ) -> None:
-    """Train in place up to step `until`, or until `at_interval` asks to stop.
+    """Train in place up to step `until`, or until a hook says that it is over.
 
-    The loss is eps-MSE, summed over pixels and channels, weighted, and averaged over the batch
-    (DDPM Eq. 14). Every draw is a function of (seed, stream, step): going on from any saved state
-    gives the same bits as never having stopped. Several processes (`torchrun`) and micro-batches
-    share the global batch; without dropout they change its gradient by rounding only.
+    The loss is the process's, weighted, and averaged over the batch (DDPM Eq. 14). Every draw is a
+    function of (seed, stream, step): going on from any saved state gives the same bits as never having
+    stopped. Several processes (`torchrun`) and micro-batches share the global batch; without dropout
+    they change its gradient by rounding only.
 
     Args:
         state: where training stands; updated in place.
         job: what is trained.
         until: step to stop at.
-        interval: steps between calls of `at_interval`.
-        at_interval: called after each full interval; True ends training.
+        hooks: what looks in on the way.
         save: keeps a resumable state; called every `training.save_minutes` and when a signal ends the job.
 
     Raises:
@@ -83,12 +83,14 @@ def train(
         Interrupted: SIGTERM or SIGINT came; the state was kept first.
     """
     cfg, runtime, network = job.training, job.runtime, state.network.train()
-    device, parameters = runtime.device, list(network.parameters())
-    level = torch.from_numpy(np.sqrt([job.abar, 1 - job.abar])).to(device, torch.float32)
+    device, random = runtime.device, _draws_at_random(network)
     agree = 1 if parallel.world() == 1 else AGREE
-    draws = Draws(job.images, job.law, cfg.batch, job.seed, job.name, device)
+    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device)
     runtime.set_arithmetic()
     denoiser = runtime.compiled(network)
+    state.hooks = hooks
+    for hook in hooks:
+        hook.begin(state)
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     process = {"started": started, "world": parallel.world(), "steps": 0, "seconds": 0.0}
@@ -105,23 +107,28 @@ def train(
     with open(os.devnull if silent else job.stats, "a") as stats, bar, fits, interrupts.noted() as signalled:
         for batch in draws.batches(range(state.step, until)):
             step, loss = state.step, torch.zeros((), device=device)
-            network.zero_grad(set_to_none=True)
-            for i, (x0, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
-                signal, sigma = level[:, t, None, None, None]
-                if network.config.dropout:
+            state.grad.zero_()
+            for i, (x0, cond, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
+                if random:
                     rng = generator(job.seed, f"{job.name}/dropout", step, parallel.rank(), i)
                     torch.manual_seed(int(rng.integers(2**63)))
                 with runtime.autocast():
-                    predicted = denoiser(signal * x0 + sigma * eps, t)
-                part = ((predicted - eps).square().sum(dim=(1, 2, 3)) * weight).sum() / cfg.batch
+                    predicted = denoiser(job.process.noised(x0, t, eps), t, cond)
+                part = (job.process.loss(predicted, eps, cond.mask) * weight).sum() / cfg.batch
                 part.backward()
                 loss += part.detach()
-            parallel.sum_gradients(parameters)
+            parallel.summed(state.grad)
 
-            if cfg.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, cfg.clip, foreach=True)
-            state.descend(cfg)
+            for hook in hooks:
+                hook.graded(state)
+            replaced = [hook.update(state) for hook in hooks if hook.due(step)]
+            if not any(replaced):
+                if cfg.clip is not None:
+                    state.clip(cfg.clip)
+                state.descend(cfg)
             state.update_average(cfg)
+            for hook in hooks:
+                hook.stepped(state)
             state.step += 1
             bar.update()
 
@@ -135,7 +142,8 @@ def train(
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
-            if interval and state.step % interval == 0 and at_interval(state):
+            over = [hook.interval(state) for hook in hooks if hook.every and state.step % hook.every == 0]
+            if any(over):
                 break
             # Several processes must stop at the same step.
             if state.step % agree == 0 and parallel.any_of(signalled() is not None, device):
@@ -148,3 +156,9 @@ def train(
             if time.perf_counter() - saved > 60 * cfg.save_minutes:
                 save(state)
                 saved = time.perf_counter()
+
+
+def _draws_at_random(network: nn.Module) -> bool:
+    """Whether a network in training draws from torch's generator: dropout, or that of a GRU or attention."""
+    rates = (getattr(module, key, 0) for module in network.modules() for key in ("p", "dropout"))
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout
-from ebdiff.experiment.records import Work
-from ebdiff.experiment.schema import Network
+from ebdiff.experiment.members import Architecture
+from ebdiff.experiment.stages import digest
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
 from ebdiff.system.errors import Unusable, UserError, damaged
-from ebdiff.system.files import holding, read_json, sha256, write_json
+from ebdiff.system.files import holding, read_json, sha256, write_json, write_text
 from ebdiff.training.state import State
 
 ASIDE = "set-aside.safetensors"
@@ -28,18 +27,18 @@ KEPT = 2  # states: the newest, and the one before in case that is damaged
 class Place:
     """Where an unfinished training keeps itself.
 
-    A kept state is `{step}.safetensors`; `{step}.json` tells what it belongs to, and the hashes of the state,
-    of the snapshots and of the readings so far.
+    A kept state is `{step}.safetensors`; `{step}.json` tells what it belongs to, the readings so far, and the
+    hashes of the state and of the snapshots.
 
     Attributes:
         folder: the undeclared folder beside the output.
-        network: config of the dense network.
+        architecture: of the dense network.
         stamp: what a state belongs to: the settings, and the hashes of all inputs.
         state: the state to go on from, or None to begin.
     """
 
     folder: Path
-    network: Network
+    architecture: Architecture
     stamp: dict[str, Any]
     state: State | None = None
     _hashes: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -59,11 +58,11 @@ class Place:
         if not parallel.first():
             return
         path = self.folder / f"{state.step}.safetensors"
-        state.save(path, self.network, {})
+        state.save(path, self.architecture, {})
         files = {str(f.relative_to(self.folder)): self._hash(f) for f in (path, *self._snapshots())}
-        readings = self.stats.stat().st_size if self.stats.exists() else 0
-        record = {**self.stamp, "files": files, "readings": [readings, _start(self.stats, readings)]}
-        write_json(path.with_suffix(".json"), record)
+        readings = self.stats.read_text(encoding="utf-8") if self.stats.exists() else ""
+        record = {**self.stamp, "files": files, "readings": readings}
+        write_json(path.with_suffix(".json"), {**record, "record": digest(record)})
         for old in self.kept()[KEPT:]:
             _forget(old)
 
@@ -78,6 +77,8 @@ class Place:
             path = record.with_suffix(".safetensors")
             try:
                 found = read_json(record)
+                if found.pop("record") != digest(found):
+                    raise damaged(record, "it isn't what was kept")
                 changed = next((k for k in self.stamp if found[k] != self.stamp[k]), None)
                 if changed is not None:
                     print(f"{path}: not used (its {changed} changed); set aside as {ASIDE}", flush=True)
@@ -98,8 +99,7 @@ class Place:
             for newer in self.kept():
                 if int(newer.stem) > self.state.step:
                     _forget(newer)
-            with self.stats.open("ab") as stats:  # readings after this step will be taken again
-                stats.truncate(found["readings"][0])
+            write_text(self.stats, found["readings"])  # those after this step will be taken again
             for snapshot in self._snapshots():
                 if str(snapshot.relative_to(self.folder)) not in found["files"]:
                     snapshot.unlink()
@@ -119,9 +119,6 @@ class Place:
         for name, expected in record["files"].items():
             if sha256(self.folder / name) != expected:
                 raise damaged(self.folder / name, "it isn't what was kept")
-        size, expected = record["readings"]
-        if _start(self.stats, size) != expected:
-            raise damaged(self.stats, "it isn't what was kept")
 
     def _snapshots(self) -> list[Path]:
         return sorted(self.snapshots.glob("[!.]*"))
@@ -141,15 +138,6 @@ class Place:
                 leftover.unlink()
 
 
-def _start(path: Path, size: int) -> str | None:
-    """The hash of the first bytes of a file; None where there are fewer."""
-    if size == 0:
-        return ""
-    with path.open("rb") as file:
-        start = file.read(size)
-    return hashlib.sha256(start).hexdigest() if len(start) == size else None
-
-
 def _forget(record: Path) -> None:
     """Remove a kept state, its record first."""
     record.unlink()
@@ -157,22 +145,24 @@ def _forget(record: Path) -> None:
 
 
 @contextmanager
-def resumable(output: Path, work: Work, runtime: Runtime) -> Iterator[Place]:
+def resumable(
+    output: Path, architecture: Architecture, stamp: dict[str, Any], runtime: Runtime
+) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
 
     Of several processes of one job the first holds the lock and writes; the others read what it kept.
 
     Args:
         output: the declared output that the state belongs to.
-        work: the job, whose settings and inputs a state must have.
+        architecture: of the dense network.
+        stamp: what a state must belong to (`Work.stamp`).
         runtime: how a state is loaded.
 
     Raises:
         UserError: another process is at work on the same output.
     """
     folder = layout.state_of(output)
-    stamp = {"settings": work.settings, "inputs": {**work.read, **work.continued}}
-    place = Place(folder, work.job.experiment.network, stamp)
+    place = Place(folder, architecture, stamp)
     if not parallel.first():
         parallel.barrier()  # the first process has decided what is kept
         if kept := place.kept():

@@ -1,12 +1,14 @@
 """Training state: weights, moving average, Adam's moments and the step, as one safetensors file.
 
 The same file is a milestone (what `sample` reads the averaged weights of) and the state a killed
-job goes on from.
+job goes on from. In memory each of them is one flat tensor: what treats all parameters alike is one
+kernel, and so is the sum over processes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,19 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ebdiff.experiment.schema import Network, Training
+from ebdiff.experiment.members import Architecture
+from ebdiff.experiment.schema import Training
 from ebdiff.nets import store
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.system.errors import Unusable, UserError
+from ebdiff.training.hooks import Hook
+
+KINDS = ("raw", "ema", "m", "v", "grad")
+SAVED = KINDS[:4]
+# Every parameter begins at a multiple of so many elements: matrix units and vector loads want addresses
+# of 16 bytes or more, and a copy in bf16 has half as many. Between parameters all kinds stay 0.
+ALIGNED = 64
 
 
 @dataclass
@@ -27,29 +37,56 @@ class State:
     """Everything training needs to go on.
 
     Attributes:
-        network: the raw weights, in training.
-        ema: the moving average of every parameter, by name.
-        m, v: Adam's first and second moments of every parameter, by name.
-        step: optimiser steps done.
+        network: the raw weights, in training: its parameters are views of `raw`, their gradients of `grad`.
+        raw, ema, m, v, grad: weights, moving average, Adam's first and second moments and the gradient of
+            all parameters, float32 (n,) each.
+        step: training steps done.
+        updates: optimiser steps since the moments were zero; less than `step` where weights came from
+            elsewhere or a hook replaced a step.
         processes: one entry per job that trained: when it started, its processes, steps and seconds.
-        extra: further arrays that travel along (the masks of a search).
+        hooks: what looks in on training; their arrays are saved along.
+        extra: the arrays that hooks had saved in the state that was loaded.
     """
 
-    network: UNet
-    ema: dict[str, Tensor]
-    m: dict[str, Tensor]
-    v: dict[str, Tensor]
+    network: Denoiser
+    raw: Tensor
+    ema: Tensor
+    m: Tensor
+    v: Tensor
+    grad: Tensor
+    _views: dict[str, dict[str, Tensor]]
     step: int = 0
+    updates: int = 0
     processes: list[dict[str, Any]] = field(default_factory=list)
+    hooks: Sequence[Hook] = ()
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, network: UNet, runtime: Runtime) -> State:
-        """State at step 0: the average equals the weights, moments are zero."""
-        network = runtime.place(network)
-        weights = {n: p.detach() for n, p in network.named_parameters()}
-        m, v = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
-        return cls(network, {n: w.clone() for n, w in weights.items()}, m, v)
+    def start(cls, network: Denoiser, runtime: Runtime) -> State:
+        """State at step 0: the average equals the weights, moments are zero.
+
+        The network moves into the state. It is placed first, which moves weights of its own accord
+        (a GRU's into one piece for cuDNN), and must leave its parameters where they are from then on.
+        """
+        parameters, places, end = dict(runtime.place(network).named_parameters()), {}, 0
+        for name, parameter in parameters.items():
+            # In its own memory format: the network computes on weights as they lie.
+            places[name] = parameter.shape, parameter.stride(), end
+            end += -(-parameter.numel() // ALIGNED) * ALIGNED
+        flat = {kind: torch.zeros(end, device=runtime.device) for kind in KINDS}
+        views = {
+            kind: {name: whole.as_strided(*place) for name, place in places.items()}
+            for kind, whole in flat.items()
+        }
+        for name, parameter in parameters.items():
+            parameter.data = views["raw"][name].copy_(parameter.detach())
+            parameter.grad = views["grad"][name]
+        flat["ema"].copy_(flat["raw"])
+        return cls(network, **flat, _views=views)
+
+    def view(self, kind: str) -> dict[str, Tensor]:
+        """One of `KINDS` by parameter name: views in the parameters' order, shapes and memory format."""
+        return self._views[kind]
 
     @property
     def seconds(self) -> float:
@@ -62,24 +99,25 @@ class State:
         return sum(p["seconds"] * p["world"] for p in self.processes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors: raw., ema., m., v. and extra."""
-        found = {f"extra.{n}": t for n, t in self.extra.items()}
-        for name, parameter in self.network.named_parameters():
-            found[f"raw.{name}"], found[f"ema.{name}"] = parameter.detach(), self.ema[name]
-            found[f"m.{name}"], found[f"v.{name}"] = self.m[name], self.v[name]
-        return found
+        """The state as named tensors: raw., ema., m., v., the network's buffer. and the hooks' extra."""
+        found = {f"extra.{n}": t for hook in self.hooks for n, t in hook.carry().items()}
+        found |= store.buffers(self.network)
+        return found | {f"{kind}.{n}": t for kind in SAVED for n, t in self.view(kind).items()}
 
-    def save(self, path: Path, network: Network, story: dict[str, Any]) -> None:
+    def save(self, path: Path, architecture: Architecture, story: dict[str, Any]) -> None:
         """Write the state atomically.
 
         Args:
             path: where to.
-            network: config of the dense network.
-            story: what the file is; step and processes are added.
+            architecture: of the dense network.
+            story: what the file is; step, updates and processes are added.
 
         Raises:
             UserError: a weight isn't finite.
         """
+        for name, parameter in self.network.named_parameters():
+            if parameter.data_ptr() != self.view("raw")[name].data_ptr():
+                raise RuntimeError(f"{name} has left the state: its network moved it, and nothing trained it")
         tensors = self.tensors()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -87,7 +125,8 @@ class State:
                     f"{path}: {name} is not finite at step {self.step}; "
                     "lower training.learning_rate or set training.clip"
                 )
-        store.save(path, tensors, network, {**story, "step": self.step, "processes": self.processes})
+        counts = {"step": self.step, "updates": self.updates, "processes": self.processes}
+        store.save(path, tensors, architecture, {**story, **counts})
 
     @classmethod
     def load(cls, path: Path, runtime: Runtime) -> State:
@@ -96,39 +135,49 @@ class State:
         Raises:
             UserError: unreadable, or not a training state.
         """
-        tensors, config, story = store.load(path)
+        tensors, architecture, story = store.load(path)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, rest = name.split(".", 1)
             parts.setdefault(kind, {})[rest] = tensor
-        if not {"raw", "ema", "m", "v"} <= parts.keys() or "step" not in story:
+        if not parts.keys() >= set(SAVED) or not story.keys() >= {"step", "updates", "processes"}:
             raise Unusable(path, "holds no training state")
-        state = cls.start(store.build(config, parts["raw"]), runtime)
-
-        # In the network's order and memory format, which the file doesn't keep: tensors are updated by
-        # position, and fused kernels walk raw memory.
-        for mine, stored in ((state.ema, "ema"), (state.m, "m"), (state.v, "v")):
-            for name, tensor in mine.items():
-                tensor.copy_(parts[stored][name])
-        state.step, state.processes = story["step"], story["processes"]
+        state = cls.start(store.build(architecture, parts["raw"] | parts.get("buffer", {})), runtime)
+        for kind in SAVED[1:]:
+            for name, view in state.view(kind).items():
+                view.copy_(parts[kind][name])
+        state.step, state.updates, state.processes = (story[k] for k in ("step", "updates", "processes"))
         state.extra = parts.get("extra", {})
         return state
 
+    def clip(self, largest: float) -> None:
+        """Scale the gradient down to a norm of `largest` at most, as torch's `clip_grad_norm_`.
+
+        The norm is that of the parameters' norms: summed over the flat tensor it rounds otherwise.
+        """
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(self.view("grad").values()))))
+        self.grad.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+
     def descend(self, training: Training) -> None:
-        """Adam's step `step` (0-based) along the gradients, at the warmed-up learning rate.
+        """One step of Adam along the gradient, at the warmed-up learning rate.
+
+        Warm-up and Adam's bias corrections go by the updates of these moments, not by the steps that
+        the weights have seen: a public checkpoint comes without moments.
 
         Fused: one kernel over all parameters. Torch's function rather than its class, which imports the
         compiler: a second per job.
         """
-        rate = training.learning_rate * min(1.0, (self.step + 1) / max(1, training.warmup))
-        parameters = list(self.network.parameters())
-        steps = torch.full((len(parameters),), float(self.step), device=parameters[0].device)
+        rate = training.learning_rate * min(1.0, (self.updates + 1) / max(1, training.warmup))
+        # Parameter by parameter: the last few elements of each are updated one by one on a CPU, which
+        # rounds otherwise than whole vectors; over the flat tensor other elements would be last.
+        raw, grad, m, v = (list(self.view(kind).values()) for kind in ("raw", "grad", "m", "v"))
+        steps = torch.full((len(raw),), float(self.updates), device=self.raw.device)
         with torch.no_grad():
             adam(
-                parameters,
-                [p.grad for p in parameters],
-                list(self.m.values()),
-                list(self.v.values()),
+                raw,
+                grad,
+                m,
+                v,
                 [],
                 list(steps.unbind()),
                 fused=True,
@@ -140,21 +189,15 @@ class State:
                 weight_decay=0.0,
                 eps=1e-8,
             )
+        self.updates += 1
 
     def update_average(self, training: Training) -> None:
-        """EMA step after optimiser step `step` (0-based i): decay, or min(decay, (1+i)/(10+i))."""
+        """EMA step after step `step` (0-based i): decay, or min(decay, (1+i)/(10+i))."""
         i = self.step
         decay = training.ema_decay
         if training.ema_warmup:
             decay = min(decay, (1 + i) / (10 + i))
-        averages, weights = list(self.ema.values()), [p.detach() for p in self.network.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-
-    def weights(self, kind: str) -> dict[str, Tensor]:
-        """Raw or averaged parameters by name, detached."""
-        if kind == "ema":
-            return self.ema
-        return {n: p.detach() for n, p in self.network.named_parameters()}
+        self.ema.lerp_(self.raw, 1 - decay)
 
 
 def check_finite(loss: float, step: int, where: str) -> None:

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
-from ebdiff.data.dataset import Images
-from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
 from ebdiff.experiment.records import Work
-from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.runs import HOOKS, Expert, Run
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
-from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
 from ebdiff.system.files import read_json, write_json, write_text
@@ -39,34 +39,28 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
     """
     search = experiment.searches[name]
     work = Work(experiment, "train-dense", seed=seed, search=name)
-    images = Images.of(experiment)
+    dataset = open_dataset(experiment)
     runtime = Runtime.of(experiment, "training", "dense", device)
-    with resumable(work.path(layout.DENSE_LAST), work, runtime) as place:
+    with resumable(work.path(layout.DENSE_LAST), experiment.architecture, work.stamp, runtime) as place:
         state = place.state
         if state is None:
-            state = State.start(store.fresh(experiment.network, seed, f"dense/{name}"), runtime)
-        watch = Watch(experiment, search, place.snapshots, device)
-        watch.begin(state)
+            state = State.start(store.fresh(experiment.architecture, seed, f"dense/{name}"), runtime)
+        every = search.interval.steps or experiment.epoch_steps(len(dataset))
+        watch = Watch(experiment, search, every, place.snapshots, device)
         job = Job(
             name=f"dense/{name}",
             seed=seed,
-            images=images,
+            dataset=dataset,
             law=Antithetic(*search.span),
-            abar=alphas_bar(experiment.diffusion),
+            process=Process(experiment.diffusion),
             training=experiment.training,
             runtime=runtime,
             stats=place.stats,
         )
-        interval = search.interval.steps or experiment.epoch_steps(len(images.pixels))
-
-        def save(state: State) -> None:
-            watch.carry(state)
-            place.keep(state)
-
-        train(state, job, interval * search.horizon, interval=interval, at_interval=watch, save=save)
+        train(state, job, every * search.horizon, hooks=[watch], save=place.keep)
 
         if parallel.first():
-            state.extra = {}
+            state.hooks = ()  # the masks get a file of their own
             save_histories(work.path(layout.DENSE_MASKS), watch.histories)
             watch.publish(work.path(layout.SNAPSHOTS))
             intervals = len(watch.histories["raw"].masks)
@@ -85,7 +79,7 @@ def _finish(
     """Write what every training leaves: its state, its readings, and a ledger of all steps so far."""
     output, stats, spent = map(work.path, templates)
     what = {k: v for k, v in work.job.where.items() if k != "experiment"}
-    state.save(output, work.job.experiment.network, what)
+    state.save(output, work.job.experiment.architecture, what)
     write_text(stats, place.stats.read_text())
     entry = ledger(
         runtime.device,
@@ -142,25 +136,21 @@ def like_steps(
     return like_iterations(trained, before, step_time(expert))
 
 
-def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> UNet:
+def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> Denoiser:
     """The network at step 0: a ticket, a ticket's dense snapshot, or fresh weights."""
     if expert.init == "dense":
-        return store.fresh(experiment.network, seed, stream)
+        return store.fresh(experiment.architecture, seed, stream)
     if expert.init == "fresh":
-        network = store.build(
-            experiment.network,
-            {n: torch.empty(t.shape) for n, t in meta_tensors(experiment.network, expert.rate).items()},
-        )
-        store.initialise(network, seed, stream)
-        return network
+        shapes = meta_tensors(experiment.architecture, expert.rate)
+        return store.fresh(experiment.architecture, seed, stream, shapes)
     if expert.init == "inherit":
-        tensors, config, _ = store.load(places.ticket_of(experiment, expert, layout.TICKET, seed))
-        return store.build(config, tensors)
+        tensors, architecture, _ = store.load(places.ticket_of(experiment, expert, layout.TICKET, seed))
+        return store.build(architecture, tensors)
     interval = read_json(places.ticket_of(experiment, expert, layout.STORY, seed))["interval"]
-    tensors, config, _ = store.load(
+    tensors, architecture, _ = store.load(
         places.snapshot(experiment, expert.search, seed, interval), f"{expert.weights}."
     )
-    return store.build(config, tensors)
+    return store.build(architecture, tensors)
 
 
 def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
@@ -176,8 +166,8 @@ def _beginning(
     """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
     expert = experiment.experts()[key]
     if places.is_given(experiment, key, milestone):
-        tensors = load_checkpoint(places.checkpoint(experiment), experiment.network)
-        state = State.start(store.build(experiment.network, tensors), runtime)
+        tensors = load_checkpoint(places.checkpoint(experiment), experiment.architecture)
+        state = State.start(store.build(experiment.architecture, tensors), runtime)
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     paths = Stage.of(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone).continues
@@ -208,18 +198,19 @@ def finetune_region(
     expert = experiment.experts()[key]
     steps = milestone_steps(experiment, expert, milestone, seed)
     runtime = Runtime.of(experiment, "training", expert.network, device)
-    with resumable(work.path(layout.MILESTONE), work, runtime) as place:
+    with resumable(work.path(layout.MILESTONE), experiment.architecture, work.stamp, runtime) as place:
         state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
         job = Job(
             name=_stream(expert),
             seed=seed,
-            images=Images.of(experiment),
+            dataset=open_dataset(experiment),
             law=_law(experiment, expert),
-            abar=alphas_bar(experiment.diffusion),
+            process=Process(experiment.diffusion),
             training=experiment.training,
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, steps, save=place.keep)
+        hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
+        train(state, job, steps, hooks=hooks, save=place.keep)
         if parallel.first():
             _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER))

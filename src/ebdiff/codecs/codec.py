@@ -1,0 +1,52 @@
+"""What turns items into images: metrics, figures and samples.npy see images and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff.data.dataset import Cond, to_uint8
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import CODECS
+
+
+class Codec:
+    """Opened once per job; may hold a network. Those that know a way back add `encode(images) -> items`.
+
+    Attributes:
+        keeps_items: whether samples are kept as items too, because images don't tell all of them.
+
+    Args:
+        experiment: with the section `codec`.
+        device: where items come from.
+    """
+
+    keeps_items = True
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.experiment, self.device = experiment, device
+
+    def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
+        """The images of items (B, *items.shape): uint8 (B, H, W, C). Called without gradients.
+
+        Args:
+            items: on the codec's device.
+            cond: their labels and masks.
+        """
+        raise NotImplementedError
+
+
+class Identity(Codec):
+    """Items are images in [-1, 1]."""
+
+    keeps_items = False
+
+    def decode(self, items: Tensor, cond: Cond) -> np.ndarray:
+        """Clipped and rounded."""
+        return to_uint8(items)
+
+
+def open_codec(experiment: Experiment, device: torch.device) -> Codec:
+    """The codec of an experiment."""
+    return CODECS.member(experiment.codec.kind)(experiment, device)

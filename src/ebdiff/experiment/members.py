@@ -1,0 +1,233 @@
+"""What can stand behind a seam: typed configs of networks, datasets and codecs, registered by name.
+
+Built-in members come in by the same `register` as any other. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, model_validator
+
+from ebdiff.experiment.registry import Registry
+from ebdiff.experiment.schema import Name, Positive, Strict
+
+NETWORKS, DATASETS, CODECS = Registry("kind"), Registry("source"), Registry("kind")
+
+
+class Items(NamedTuple):
+    """What is denoised; it belongs to the data, never to the network.
+
+    Attributes:
+        shape: of one item: (C, H, W) of an image or a latent, (L, features) of a sequence.
+        classes: how many labels there are to condition on; 0: none.
+        variable: whether items are shorter than the first axis L, padded at the end and masked.
+    """
+
+    shape: tuple[int, ...]
+    classes: int = 0
+    variable: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a denoiser is told more of an item than its noisy values."""
+        return bool(self.classes) or self.variable
+
+
+class NetworkConfig(Strict):
+    """What every network says of itself; `kind` names its member."""
+
+    kind: str
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of activations dropped while training.")
+
+    @property
+    def title(self) -> str:
+        """The network in a few words, for the report."""
+        return self.kind
+
+    def check(self, items: Items) -> None:
+        """Refuse items that the network can't denoise.
+
+        Raises:
+            ValueError: names the key to change.
+        """
+
+    def emptied(self, rate: float) -> str | None:
+        """A layer of which a pruning rate would leave nothing, in words."""
+
+
+class Architecture(NamedTuple):
+    """What it takes to build a network.
+
+    Attributes:
+        config: its section of the experiment.
+        items: what it denoises.
+    """
+
+    config: NetworkConfig
+    items: Items
+
+
+class UNetConfig(NetworkConfig):
+    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
+
+    kind: Literal["unet"] = "unet"
+    width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 2, 2), min_length=1, description="Width of each level / width."
+    )
+    blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
+    attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
+    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped while training.")
+    norm_groups: int = Field(32, gt=0, description="Groups of every GroupNorm.")
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> UNetConfig:
+        for width in self.widths:
+            if width % self.norm_groups:
+                raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.width * m for m in self.multipliers)
+
+    @property
+    def title(self) -> str:
+        return f"DDPM U-Net, width {self.width}, multipliers {', '.join(map(str, self.multipliers))}"
+
+    def check(self, items: Items) -> None:
+        if len(items.shape) != 3:
+            raise ValueError(f"network.kind {self.kind}: denoises (C, H, W), not items of {items.shape}")
+        side = items.shape[-1]
+        if side % 2 ** (len(self.multipliers) - 1):
+            raise ValueError(
+                f"dataset.image_size {side} can't be halved {len(self.multipliers) - 1} times; "
+                "use fewer network.multipliers"
+            )
+        resolutions = [side // 2**level for level in range(len(self.multipliers))]
+        if "attention" in self.model_fields_set and (odd := set(self.attention) - set(resolutions)):
+            raise ValueError(f"network.attention {sorted(odd)} at none of the resolutions {resolutions}")
+
+    def emptied(self, rate: float) -> str | None:
+        for width in (*self.widths, 4 * self.width):
+            if (width - int(width * (1 - rate))) // self.norm_groups >= width // self.norm_groups:
+                return f"a layer of width {width}"
+        return None
+
+
+NETWORKS.register("unet", UNetConfig, "ebdiff.nets.unet:UNet")
+
+
+class DatasetConfig(Strict):
+    """What every dataset says of itself; `source` names its member.
+
+    Attributes:
+        WRITE: what prepares the data: `data.sources.write`, or a function of the same arguments that writes
+            those files (uint8 images for metrics, labels, manifest) and, beside them, what it needs more.
+            Beside the member, because it may do without torch.
+        SEEN: keys that change how training sees the data, not what is prepared.
+    """
+
+    WRITE: ClassVar[str | Callable[..., dict]]
+    SEEN: ClassVar[frozenset[str]] = frozenset({"subset"})
+
+    name: Name = Field(description="Folder name under resources/data/.")
+    source: str
+    path: str | None = Field(
+        None,
+        description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
+        "${VARIABLE:-default} also where they are unset.",
+    )
+    subset: int | None = Field(None, gt=0, description="Train on the first n items only.")
+
+    @property
+    def items(self) -> Items:
+        """What the data consist of, known before they are prepared."""
+        raise NotImplementedError
+
+    @property
+    def known_count(self) -> int | None:
+        """How many items there are, where that is known before they are prepared."""
+        return None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The keys that say what is prepared; where a local copy lies is none of them."""
+        return self.model_dump(mode="json", exclude={"path", *self.SEEN})
+
+
+class ImagesConfig(DatasetConfig):
+    """Where the images come from and how training sees them."""
+
+    WRITE = "ebdiff.data.sources:write"
+    SEEN = frozenset({"subset", "flip"})
+
+    source: Literal["bundled-digits", "cifar10", "images"] = Field(
+        description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
+        "cifar10: the official archive, or a local copy of it or of its parquet files at `path`. "
+        "images: any folder, zip or parquet of images at `path`, or a dataset of the hub at `hub`."
+    )
+    image_size: int = Field(32, gt=0, le=4096, description="Height and width of the images, pixels.")
+    channels: int = Field(3, ge=1, le=4, description="Colour channels: 1 (grey) or 3.")
+    hub: str | None = Field(
+        None, pattern=r"^\w[\w.-]*/\w[\w.-]*$", description="Dataset on the Hugging Face hub, owner/name."
+    )
+    crop: Literal["none", "centre", "celeba"] = Field(
+        "none",
+        description="Before resizing to image_size. none: images must be square; centre: "
+        "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
+    )
+    broken: Literal["refuse", "skip"] = Field(
+        "refuse", description="Images that can't be read: name them and stop, or skip and count them."
+    )
+    flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+
+    @model_validator(mode="after")
+    def _place_given(self) -> ImagesConfig:
+        if self.source == "images" and not (self.path or self.hub):
+            raise ValueError("give `path` (folder, zip or parquet) or `hub` with source images")
+        return self
+
+    @property
+    def known_count(self) -> int | None:
+        return {"bundled-digits": 1797, "cifar10": 50_000}.get(self.source)
+
+    @property
+    def items(self) -> Items:
+        return Items((self.channels, self.image_size, self.image_size))
+
+
+for _source in ("bundled-digits", "cifar10", "images"):
+    DATASETS.register(_source, ImagesConfig, "ebdiff.data.dataset:Images")
+
+
+class CodecConfig(Strict):
+    """What every codec says of itself; `kind` names its member."""
+
+    kind: str
+
+
+class IdentityConfig(CodecConfig):
+    """Items are images, in [-1, 1]."""
+
+    kind: Literal["identity"] = "identity"
+
+
+CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")
+
+# The sections that members fill: who there is, and who is meant where the section doesn't say.
+SECTIONS = {"network": (NETWORKS, "unet"), "dataset": (DATASETS, "images"), "codec": (CODECS, "identity")}
+
+
+def config_of(section: str, raw: Any) -> type[BaseModel]:
+    """The type of a section, by the member that its raw mapping names.
+
+    Raises:
+        ValueError: no such member.
+    """
+    registry, usual = SECTIONS[section]
+    return registry.config(str(raw.get(registry.what, usual)) if isinstance(raw, dict) else usual)
