@@ -7,7 +7,6 @@ network and the start of a job, measured here in about half a minute, or stated.
 from __future__ import annotations
 
 import heapq
-import math
 import os
 import resource
 import shutil
@@ -134,7 +133,7 @@ class Forecast:
         """Seconds of a job's work on one device, and bytes that it leaves, at most; small ones left out."""
         e, where, networks = self.experiment, job.where, self.networks
         step = {name: network["step_ms"] / 1e3 for name, network in networks.items()}
-        dense, pixels = networks["dense"]["params"], math.prod(e.dataset.items.shape)
+        dense, pixels = networks["dense"]["params"], int(np.prod(e.dataset.items.shape))
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
         match job.stage.verb:
             case "prepare-data":

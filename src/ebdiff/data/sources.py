@@ -96,8 +96,8 @@ def count(dataset: DatasetConfig) -> int:
     if dataset.known_count is not None:
         return dataset.known_count
     try:
-        if not isinstance(dataset, ImagesConfig) or (dataset.hub and not dataset.path):
-            raise UserError(f"dataset {getattr(dataset, 'hub', None) or dataset.name}: isn't here yet")
+        if not (isinstance(dataset, ImagesConfig) and dataset.path):
+            raise UserError(f"dataset {dataset.name}: isn't here yet")
         return find(dataset).count
     except UserError as error:
         raise UserError(f"{error}; or say how many images there are, with --images") from None
