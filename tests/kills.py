@@ -22,7 +22,13 @@ TIMES = re.compile(
     r"(\w*seconds|started|processes|peak_mb|images_per_second|step_ms|spread_ms|speedup(?!_macs)).*"
     "|inputs|checksum|stats_sha256"
 )
-ASIDE = {"logs", "benchmarks", ".snakemake", ".snakemake_timestamp"}  # nothing is computed from these
+ASIDE = {
+    "logs",
+    "benchmarks",
+    "records",
+    ".snakemake",
+    ".snakemake_timestamp",
+}  # nothing is computed from these
 BIN = Path(sys.executable).parent
 
 
@@ -172,7 +178,7 @@ def writing(folder):
 
 def saved(folder):
     """Due right after a resumable state was saved."""
-    return change(folder, re.compile(r"/state/[^/]+/(state\.safetensors|progress[^/]*\.json)$"))
+    return change(folder, re.compile(r"/state/[^/]+/(\d+\.json|\d+\.npz)$"))
 
 
 def wait_until(process, *moments):

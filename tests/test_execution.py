@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_experiment
+from conftest import vouch, write_experiment
 from test_training import job, same, start
 
 from ebdiff import cli
 from ebdiff.cost import tune
 from ebdiff.diffusion import sample
-from ebdiff.experiment import load
+from ebdiff.experiment import layout, load
 from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets import store
@@ -284,7 +284,12 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
     e = load.load("tiny")
     monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.architecture, {}))
     monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
-    monkeypatch.setattr(sample, "sha256", lambda path: "0")
+    for expert in e.runs["ta-eb"].experts:
+        where = dict(seed=0, expert=expert.key, milestone=expert.iterations)
+        path = layout.path(layout.MILESTONE, experiment="tiny", **where)
+        path.parent.mkdir(parents=True)
+        path.touch()
+        vouch(e, "finetune-region", **where)
     sample.sample(e, "ta-eb", 0, CPU)
     assert asked == [("sampling", "0.3"), ("sampling", "0.8")]
     assert yaml.safe_load("0.3") == 0.3

@@ -1,12 +1,13 @@
 """Malformed experiments and command lines: each is one line that names what is wrong, and starts nothing."""
 
 import os
+import shutil
 import sys
 from math import inf, nan
 
 import pytest
 import yaml
-from conftest import TINY, changed, write_experiment
+from conftest import ROOT, TINY, changed, write_experiment
 from test_workflow import copied, snakemake
 
 from ebdiff import cli
@@ -298,7 +299,8 @@ COMMANDS = [
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run the command line in this process, in a folder with one experiment: (status, what it printed)."""
-    write_experiment(tmp_path)
+    path = write_experiment(tmp_path)
+    shutil.copy(ROOT / "config/experiments/images.yaml", path.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(os, "environ", os.environ.copy())  # verbs set the number of threads

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,22 @@ class Records:
         job = maker(self.experiment, path)
         if job is None:
             return sha256(path)
-        if not path.exists():
-            raise Missing(path)
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise Missing(path) from None
         made = self._record(job, path)["made"].get(str(path))
         if made is None:
             raise Unusable(path, "not what its job made")
-        large = any(job.path(template) == path for template in job.stage.large)
-        return self._trusted(job, path, made) if large and not self.deep else self._hashed(path, made)
+        trusted = not self.deep and any(job.path(template) == path for template in job.stage.large)
+        dated = trusted and stat.st_mtime_ns == made["time"]
+        if stat.st_size != made["size"] or not (dated or sha256(path) == made["sha256"]):
+            raise damaged(path, "it isn't what its job made")
+        if trusted and not dated:  # a copy, or touched by Snakemake: read once, not every time
+            made["time"] = stat.st_mtime_ns
+            with suppress(OSError):  # somebody else's results
+                _write(job, self._records[job.name])
+        return made["sha256"]
 
     def _files(self, folder: Path) -> list[Path]:
         """The files of a folder that is an output, by its record: what is missing is told."""
@@ -108,19 +118,6 @@ class Records:
             return made[str(path)]["sha256"]
         except (Unusable, KeyError, TypeError):
             return None
-
-    def _hashed(self, path: Path, made: dict[str, Any]) -> str:
-        if path.stat().st_size != made["size"] or sha256(path) != made["sha256"]:
-            raise damaged(path, "it isn't what its job made")
-        return made["sha256"]
-
-    def _trusted(self, job: Job, path: Path, made: dict[str, Any]) -> str:
-        """Size and date tell; with another date (a copy, Snakemake's touch) it is read once more."""
-        if (path.stat().st_size, path.stat().st_mtime_ns) != (made["size"], made["time"]):
-            self._hashed(path, made)
-            made["time"] = path.stat().st_mtime_ns
-            _write(job, self._records[job.name])
-        return made["sha256"]
 
 
 def _write(job: Job, record: dict[str, Any]) -> None:

@@ -219,7 +219,8 @@ def holding(folder: Path) -> Iterator[None]:
     with naming(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(path, timeout=1)  # a moment, in which the one before tidies up
+            # A moment, in which the one before tidies up; a soft lock would outlive a killed process.
+            lock = FileLock(path, timeout=1, fallback_to_soft=False)
             lock.acquire()
         except Timeout:
             holder = path.read_text(encoding="utf-8").strip()
