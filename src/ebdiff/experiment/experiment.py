@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from ebdiff.experiment import paper
 from ebdiff.experiment.layout import TAKEN
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import (
@@ -110,6 +111,8 @@ class Experiment(Strict):
             )
         for name, run in self.runs.items():
             self._check_run(name, run)
+            if run.paper is not None and run.paper not in (cells := paper.cells(self.published.dataset)):
+                raise ValueError(f"runs.{name}.paper: {unknown(run.paper, cells)}")
         for table, names in self.tables.items():
             for name in names:
                 if name not in self.runs:
