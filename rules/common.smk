@@ -6,7 +6,8 @@ from pathlib import Path
 from ebdiff.experiment import digests, inputs, layout
 from ebdiff.experiment import load as loading
 from ebdiff.system.errors import UserError, unknown
-from ebdiff.report import needs
+from ebdiff.plan.jobs import reported
+from ebdiff.report import shown
 
 CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
 
@@ -113,16 +114,8 @@ def grow(amount, of=compute):
     return lambda w, attempt: first(w) * 2 ** (attempt - 1)
 
 
-def table_inputs(w):
-    return needs.paths(
-        experiment(w), checked(needs.table_needs, experiment(w), w.table)
-    )
-
-
-def figure_inputs(w):
-    return needs.paths(
-        experiment(w), checked(needs.figure_needs, experiment(w), w.figure)
-    )
+def report_inputs(w):
+    return [str(path) for path in checked(reported, experiment(w))]
 
 
 def final(template, extension):
@@ -150,7 +143,7 @@ def figures_of(name):
     return expand(
         layout.FIGURE,
         experiment=name,
-        figure=needs.FIGURES,
+        figure=shown.FIGURES,
         ext=layout.FIGURE_EXTENSIONS,
     )
 
@@ -200,4 +193,4 @@ wildcard_constraints:
     milestone="[1-9][0-9]*|like-[a-z0-9_-]+",
     run="[a-z0-9][a-z0-9_-]*",
     table=r"table\d|controls",
-    figure=r"figure\d[a-z]?",
+    figure=r"figure\d[a-z]?|losses",

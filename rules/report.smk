@@ -3,7 +3,7 @@
 
 rule write_table:
     input:
-        table_inputs,
+        report_inputs,
     output:
         csv=final(layout.TABLE, "csv"),
         md=report(
@@ -30,7 +30,7 @@ rule write_table:
 
 rule draw_figure:
     input:
-        figure_inputs,
+        report_inputs,
     output:
         pdf=final(layout.FIGURE, "pdf"),
         png=report(
@@ -56,7 +56,7 @@ rule draw_figure:
 
 rule write_report:
     input:
-        lambda w: needs.paths(experiment(w), needs.report_needs(experiment(w))),
+        report_inputs,
         lambda w: tables_of(w.experiment),
         lambda w: figures_of(w.experiment),
     output:

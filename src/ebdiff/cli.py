@@ -430,7 +430,7 @@ def table(
     experiment = _begin(name)
     _known(table, experiment.tables, "table")
     from ebdiff.experiment import layout
-    from ebdiff.report.tables import write_table
+    from ebdiff.report.page import write_table
 
     for path in write_table(experiment, table, _folder(experiment, layout.TABLE, so_far), partial=so_far):
         print(path.read_text() if path.suffix == ".md" else path)
@@ -446,10 +446,10 @@ def figure(
     """
     experiment = _begin(name)
     from ebdiff.experiment import layout
-    from ebdiff.report.needs import FIGURES
+    from ebdiff.report.shown import FIGURES
 
     _known(figure, FIGURES, "figure")
-    from ebdiff.report.figures import write_figure
+    from ebdiff.report.page import write_figure
 
     for path in write_figure(experiment, figure, _folder(experiment, layout.FIGURE, so_far), partial=so_far):
         print(path)

@@ -18,7 +18,7 @@ Row = dict[str, str]
 
 @cache
 def rows(table: str, dataset: str) -> dict[str, Row]:
-    """The rows of a table about one of the paper's datasets, by cell; none of a table that isn't the paper's."""
+    """The rows of a table about one of the paper's datasets, by cell; none where it isn't the paper's."""
     if table not in TABLES:
         return {}
     file = resources.files("ebdiff") / "report/paper" / f"{table}.csv"

@@ -90,8 +90,8 @@ class Run(Strict):
     title: str = Field(min_length=1, description="How tables and figures call it.")
     paper: str | None = Field(
         None,
-        description="The published cell it stands beside, such as eb-50-magnitude: a name in the first "
-        "column of src/ebdiff/report/paper/table*.csv. Each of the paper's tables that has the cell shows it.",
+        description="The published cell it stands beside, such as eb-50-magnitude (first column of "
+        "src/ebdiff/report/paper/table*.csv): every table that prints the cell shows its values.",
     )
     method: Method = Field(description="Which accounting rule holds and which block it is in.")
     seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")

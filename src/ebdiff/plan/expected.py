@@ -39,9 +39,9 @@ class Expected(Results):
         step = self.experiment.dense.iterations if expert.search == FINAL else self.horizon(expert.search)
         return {"search": expert.search, "step": step, "settled": True}
 
-    def ledger(self, seed: int, key: str, milestone: str) -> dict:
-        """The steps of a milestone."""
-        return {"steps": self.steps(key, milestone)}
+    def ledger(self, seed: int, expert: Expert) -> dict:
+        """The steps of an expert's milestone."""
+        return {"steps": self.steps(expert.key, str(expert.iterations))}
 
     # --- steps -----------------------------------------------------------------------------------
 

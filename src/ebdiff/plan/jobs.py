@@ -14,7 +14,7 @@ from typing import Any
 from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import FINAL
-from ebdiff.report import needs
+from ebdiff.report import shown
 
 SEED = "seed{seed}/"
 # Where Snakemake notes each verb's wall time, and which verb goes first where several could start.
@@ -138,20 +138,37 @@ def _candidates(experiment: Experiment) -> Iterator[Job]:
     yield Job.of("measure-cost", [], [layout.COST], experiment=e.name)
     for seed in sorted({seed for run in e.runs for seed in e.seeds_of(run)}):
         yield from _of_seed(e, seed, images)
-    shown = needs.paths(e, needs.report_needs(e))
+    read, pages = reported(e), []
     for name in e.tables:
         made = [layout.TABLE.replace("{ext}", ext) for ext in layout.TABLE_EXTENSIONS]
-        job = Job.of("table", needs.paths(e, needs.table_needs(e, name)), made, experiment=e.name, table=name)
-        yield job
-        shown += job.makes
-    for name in needs.FIGURES:
+        pages.append(Job.of("table", read, made, experiment=e.name, table=name))
+    for name in shown.FIGURES:
         made = [layout.FIGURE.replace("{ext}", ext) for ext in layout.FIGURE_EXTENSIONS]
-        job = Job.of(
-            "figure", needs.paths(e, needs.figure_needs(e, name)), made, experiment=e.name, figure=name
-        )
-        yield job
-        shown += job.makes
-    yield Job.of("report", shown, [layout.REPORT], experiment=e.name)
+        pages.append(Job.of("figure", read, made, experiment=e.name, figure=name))
+    yield from pages
+    made = [path for job in pages for path in job.makes]
+    yield Job.of("report", [*read, *made], [layout.REPORT], experiment=e.name)
+
+
+def reported(experiment: Experiment) -> list[Path]:
+    """What tables, figures and the page read."""
+    e, where = experiment, dict(experiment=experiment.name, dataset=experiment.dataset.name)
+    found = [layout.path(t, **where) for t in (layout.COST, layout.IMAGES, layout.MANIFEST)]
+    for search, criterion, weights in shown.matrices(e):
+        ticket = dict(search=search, criterion=criterion, weights=weights)
+        found.append(layout.path(layout.HAMMING, seed=e.seeds[0], **ticket, **where))
+    for name, run in e.runs.items():
+        drawn = (layout.SAMPLES, layout.SAMPLE_LEDGER)
+        found += [layout.path(t, run=name, seed=e.seeds_of(name)[0], **where) for t in drawn]
+        for seed in e.seeds_of(name):
+            found.append(layout.path(layout.METRICS, run=name, seed=seed, **where))
+            for x in run.experts:
+                parts = dict(expert=x.key, milestone=x.iterations, **inputs.ticket_parts(x), **where)
+                found.append(layout.path(layout.LEDGER, seed=seed, **parts))
+                found += [layout.path(layout.STORY, seed=seed, **parts)] if x.needs_ticket else []
+                if x.needs_ticket and x.search != FINAL:
+                    found.append(layout.path(layout.DENSE_LEDGER, seed=seed, **parts))
+    return list(dict.fromkeys(found))
 
 
 def _of_seed(e: Experiment, seed: int, images: list[Path]) -> Iterator[Job]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from ebdiff.experiment.runs import Expert
 from ebdiff.plan.prediction import Plan
-from ebdiff.report import columns, text
+from ebdiff.report import text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.render import Column, Table, to_text
+from ebdiff.report.tables import SPEEDUPS
 from ebdiff.system.devices import device_name
 
 # What jobs leave on disk, in words.
@@ -85,7 +86,7 @@ def _runs(plan: Plan) -> Table:
         Column("seeds", "Seeds", lambda f: len(f.seeds)),
         Column("hours", "Device time", lambda f: times.of_run(f.name), text.duration),
         Column("memory", "Peak memory", memory, text.size),
-        *columns.SPEEDUPS,
+        *SPEEDUPS,
     ]
     horizons = {n: times.expected.horizon(n) for n in plan.experiment.searches}
     searches = ", ".join(f"{name} {steps} steps" for name, steps in horizons.items())

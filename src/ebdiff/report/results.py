@@ -17,7 +17,6 @@ from ebdiff.experiment import inputs, layout
 from ebdiff.experiment.digests import report_digest
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
-from ebdiff.report.needs import milestone
 from ebdiff.system.errors import Missing, Unusable, damaged
 from ebdiff.system.files import load_memmap, read_arrays, read_json, sha256
 
@@ -26,78 +25,43 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Hamming:
-    """The mask distances of one search, criterion and kind of weights.
+    """The mask distances of one search, criterion, kind of weights and rate, over n intervals."""
 
-    Attributes:
-        rates: asked pruning rates, (R,).
-        intervals: 0-based intervals after which a mask was taken, (n,).
-        matrix: share of differing mask entries, (R, n, n), in [0, 1].
-        initial: distance of each mask to that of the initial weights, (R, n).
-        chance: distance of two independent masks, (R,).
-        window: masks in the queue.
-        threshold: largest distance in the queue of a settled mask.
-        interval: what an interval is, in words.
-        path: the file, for messages.
-    """
+    intervals: np.ndarray  # 0-based ones after which a mask was taken, (n,)
+    matrix: np.ndarray  # share of differing mask entries, (n, n), in [0, 1]
+    initial: np.ndarray  # distance of each mask to that of the initial weights, (n,)
+    chance: float  # distance of two independent masks
+    window: int  # masks in the queue
+    threshold: float  # largest distance in the queue of a settled mask
+    interval: str  # what an interval is, in words
 
-    rates: np.ndarray
-    intervals: np.ndarray
-    matrix: np.ndarray
-    initial: np.ndarray
-    chance: np.ndarray
-    window: int
-    threshold: float
-    interval: str
-    path: Path
-
-    def index(self, rate: float) -> int:
-        """Where an asked rate stands in the arrays.
-
-        Raises:
-            UserError: it isn't among them.
-        """
-        found = np.isclose(self.rates, rate)
-        if not found.any():
-            raise Unusable(self.path, f"has no rate {rate:g}")
-        return int(found.argmax())
-
-    def newest_to_window(self, rate: float) -> np.ndarray:
+    @property
+    def queue(self) -> np.ndarray:
         """Largest distance of each mask to the others in its queue, (n,); NaN until it is full."""
-        matrix, reach = self.matrix[self.index(rate)], self.window - 1
-        largest = np.full(len(matrix), np.nan)
-        for i in range(reach, len(matrix)):
-            largest[i] = matrix[i, i - reach : i].max()
-        return largest
+        reach, n = self.window - 1, len(self.matrix)
+        return np.array([self.matrix[i, i - reach : i].max() if i >= reach else np.nan for i in range(n)])
 
-    def ticket(self, rate: float) -> int | None:
+    @property
+    def ticket(self) -> int | None:
         """Position of the first mask that obeys the early-bird rule; None if none does."""
-        settled = self.newest_to_window(rate) <= np.float32(self.threshold)  # the matrix is float32
+        settled = self.queue <= np.float32(self.threshold)  # the matrix is float32
         return int(settled.argmax()) if settled.any() else None
 
 
 class Results:
     """The result files of an experiment, read when asked for.
 
-    Args:
-        experiment: what was asked for.
-        partial: whether files may be missing; `attempt` then gives None for them, and for those that
-            can't be used: damaged, made for other settings, or just being written.
-
-    Attributes:
-        left_out: what is there but can't be used, one line each.
+    With `partial`, files may be missing: `attempt` then gives None for them, and for those that can't be
+    used: damaged, made for other settings, or just being written.
     """
 
     def __init__(self, experiment: Experiment, *, partial: bool = False) -> None:
         self.experiment, self.partial = experiment, partial
-        self.left_out: list[str] = []
+        self.left_out: list[str] = []  # what is there but can't be used, one line each
         self._read: dict[Path, Any] = {}
 
     def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
-        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used.
-
-        Raises:
-            UserError: a file is missing or can't be used, while the report must be whole.
-        """
+        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used."""
         try:
             return read(*args)
         except Unusable as error:
@@ -114,14 +78,11 @@ class Results:
 
     def story(self, seed: int, expert: Expert) -> dict:
         """How the ticket of an expert was found."""
-        return self._json(
-            layout.STORY, seed=seed, search=expert.search, criterion=expert.criterion,
-            weights=expert.weights, rate=expert.rate,
-        )  # fmt: skip
+        return self._json(layout.STORY, seed=seed, **inputs.ticket_parts(expert))
 
-    def ledger(self, seed: int, key: str, milestone: str) -> dict:
-        """What an expert's training cost up to a milestone."""
-        return self._json(layout.LEDGER, seed=seed, expert=key, milestone=milestone)
+    def ledger(self, seed: int, expert: Expert) -> dict:
+        """What an expert's training cost up to its milestone."""
+        return self._json(layout.LEDGER, seed=seed, expert=expert.key, milestone=expert.iterations)
 
     def search_ledger(self, seed: int, search: str) -> dict:
         """What a search cost."""
@@ -132,16 +93,15 @@ class Results:
         return self._json(layout.COST)
 
     def network(self, name: str) -> dict:
-        """The cost of one network: `dense`, or the asked rate as text.
-
-        Raises:
-            UserError: the costs were measured for other networks.
-        """
+        """The cost of one network: `dense`, or the asked rate as text."""
         networks = self.cost()["networks"]
         if name not in networks:
-            path = self.path(layout.COST)
-            raise Unusable(path, f"has no network {name!r}")
+            raise Unusable(self.path(layout.COST), f"has no network {name!r}")
         return networks[name]
+
+    def manifest(self) -> dict:
+        """Where the images come from."""
+        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
 
     def plan(self) -> dict | None:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
@@ -152,50 +112,36 @@ class Results:
 
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
-        path = Path(benchmark)
-        if not path.exists():
-            return None
         try:
-            with path.open(newline="") as file:
+            with Path(benchmark).open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (KeyError, ValueError, StopIteration):
-            return None  # unfinished, or of another Snakemake
+        except (FileNotFoundError, KeyError, ValueError, StopIteration):
+            return None  # not begun, unfinished, or of another Snakemake
 
-    def manifest(self) -> dict:
-        """Where the images come from."""
-        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
-
-    def hamming(self, seed: int, search: str, criterion: str, weights: str) -> Hamming:
-        """Mask distances of a search."""
+    def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
+        """Mask distances of a search at a rate."""
         path = self.path(layout.HAMMING, seed=seed, search=search, criterion=criterion, weights=weights)
         arrays = self._once(path, read_arrays)
-        unit, steps = str(arrays["unit"]), int(arrays["interval_steps"])
+        found = np.isclose(arrays["rates"], rate)
+        if not found.any():
+            raise Unusable(path, f"has no rate {rate:g}")
+        unit, row = str(arrays["unit"]), int(found.argmax())
         return Hamming(
-            rates=arrays["rates"],
             intervals=arrays["intervals"],
-            matrix=arrays["matrix"],
-            initial=arrays["initial"],
-            chance=arrays["chance"],
+            **{name: arrays[name][row] for name in ("matrix", "initial", "chance")},
             window=int(arrays["window"]),
             threshold=float(arrays["threshold"]),
-            interval=unit if unit == "epoch" else f"interval of {steps} steps",
-            path=path,
+            interval=unit if unit == "epoch" else f"interval of {arrays['interval_steps']} steps",
         )
 
     def samples(self, run: str, seed: int) -> np.ndarray:
         """A run's samples, uint8 (N, H, W, C)."""
         made = self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
-        return self._once(
-            self.path(layout.SAMPLES, run=run, seed=seed), lambda path: load_memmap(path, made.get("sha256"))
-        )
+        return self._array(made, layout.SAMPLES, run=run, seed=seed)
 
     def images(self) -> np.ndarray:
         """The real images, uint8 (N, H, W, C)."""
-        path, checksum = (
-            self.path(layout.IMAGES, dataset=self.experiment.dataset.name),
-            self.manifest().get("sha256"),
-        )
-        return self._once(path, lambda path: load_memmap(path, checksum))
+        return self._array(self.manifest(), layout.IMAGES, dataset=self.experiment.dataset.name)
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""
@@ -206,13 +152,12 @@ class Results:
 
         The unpruned network's begins with the loss of the search that it continues.
         """
-        where = dict(seed=seed, expert=expert.key, milestone=milestone(expert))
-        files = [(self.path(layout.STATS, **where), self.ledger, (seed, expert.key, milestone(expert)))]
-        if expert.init == "dense":
-            path = self.path(layout.DENSE_STATS, seed=seed, search=expert.search)
-            files.append((path, self.search_ledger, (seed, expert.search)))
-        found = [self.attempt(_readings, path, ledger, of) for path, ledger, of in files if path.is_file()]
-        readings = {step: loss for lines in found if lines for step, loss in lines}
+        parts = dict(seed=seed, expert=expert.key, milestone=expert.iterations, search=expert.search)
+        kinds = [(layout.STATS, layout.LEDGER), (layout.DENSE_STATS, layout.DENSE_LEDGER)]
+        readings: dict[int, float] = {}
+        for stats, ledger in kinds if expert.init == "dense" else kinds[:1]:
+            if self.path(stats, **parts).is_file():
+                readings |= self.attempt(self._readings, stats, ledger, parts) or {}
         return np.array(sorted(readings.items()), float).reshape(-1, 2)
 
     def path(self, template: str, **parts: object) -> Path:
@@ -221,6 +166,20 @@ class Results:
 
     def _json(self, template: str, **parts: object) -> dict:
         return self._once(self.path(template, **parts), read_json)
+
+    def _array(self, told: dict, template: str, **parts: object) -> np.ndarray:
+        return self._once(self.path(template, **parts), lambda path: load_memmap(path, told.get("sha256")))
+
+    def _readings(self, stats: str, ledger: str, parts: dict[str, object]) -> dict[int, float]:
+        """The losses of a `stats.jsonl` by step, checked with the ledger beside it."""
+        path = self.path(stats, **parts)
+        if self._json(ledger, **parts).get("stats_sha256") not in (None, sha256(path)):
+            raise damaged(path, "its checksum differs")
+        try:
+            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            return {line["step"]: line["loss"] for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, repr(error)) from None
 
     def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """Read a file the first time it is asked for, if it was made under the experiment's settings."""
@@ -240,14 +199,3 @@ def _whole_png(path: Path) -> bytes:
         raise Missing(path) from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise damaged(path, error) from None
-
-
-def _readings(path: Path, ledger: Callable[..., dict], of: tuple) -> list[tuple[int, float]]:
-    """(step, loss) of every line of a `stats.jsonl`, checked with the ledger beside it."""
-    if ledger(*of).get("stats_sha256") not in (None, sha256(path)):
-        raise damaged(path, "its checksum differs")
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(line["step"], line["loss"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, repr(error)) from None
