@@ -23,7 +23,7 @@ pytest.importorskip("snakemake_executor_plugin_slurm")
 # The profile as it is shipped, with what a cluster without accounting needs; jobs are looked at sooner.
 SLURM = ["--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue"]
 SLURM += ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10"]
-LOCAL = {"prepare_data", "write_table", "draw_figure", "write_report"}
+LOCAL = {"prepare_data", "tabulate_smoke", "write_report"}
 
 
 started = []

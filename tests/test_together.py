@@ -170,7 +170,7 @@ def test_two_of_a_stage_at_once_leave_the_same_files_as_one(project, stage, outp
 def test_a_report_so_far_while_results_are_being_replaced(project, monkeypatch):
     """Written again and again, removed in between as Snakemake does: every report is whole."""
     from ebdiff.experiment import load
-    from ebdiff.report.page import write_report
+    from ebdiff.report.page import write_page
     from ebdiff.report.results import Results
 
     monkeypatch.chdir(project)
@@ -197,7 +197,7 @@ def test_a_report_so_far_while_results_are_being_replaced(project, monkeypatch):
     try:
         page = layout.path(layout.SO_FAR, experiment="tiny") / "report.html"
         for _ in range(2):
-            write_report(experiment, page, partial=True)
+            write_page(Results(experiment, partial=True), page)
             assert page.read_text().rstrip().endswith("</html>")
         for _ in range(300):
             results = Results(experiment, partial=True)

@@ -399,7 +399,7 @@ def tabulate(
     Example: ebdiff tabulate digits table4 figure2
     """
     experiment = _begin(name)
-    from ebdiff.report.pages import tabulate
+    from ebdiff.report.page import tabulate
 
     for path in tabulate(experiment, what or [], partial=so_far or bool(what)):
         print(path.read_text() if path.suffix == ".md" and what else path)
@@ -412,7 +412,7 @@ def report(name: Name, so_far: SoFar = False) -> None:
     Example: ebdiff report digits --so-far
     """
     experiment = _begin(name)
-    from ebdiff.report.pages import report
+    from ebdiff.report.page import report
 
     print(report(experiment, partial=so_far))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from ebdiff.experiment import paper
 from ebdiff.experiment.layout import TAKEN
 from ebdiff.experiment.members import (
     Architecture,
@@ -124,6 +125,8 @@ class Experiment(Strict):
             )
         for name, run in self.runs.items():
             self._check_run(name, run)
+            if run.paper is not None and run.paper not in (cells := paper.cells(self.published.dataset)):
+                raise ValueError(f"runs.{name}.paper: {unknown(run.paper, cells)}")
         for table, names in self.tables.items():
             for name in names:
                 if name not in self.runs:

@@ -29,6 +29,7 @@ TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ th
 COST = EXPERIMENT + "/cost.json"
 PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
+PROTOCOLS = EXPERIMENT + "/tables/protocol.json"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
 SO_FAR = EXPERIMENT + "/so-far"

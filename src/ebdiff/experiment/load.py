@@ -97,9 +97,6 @@ def _scaled(e: Experiment) -> Experiment:
                 k: r.model_copy(update={"experts": tuple(map(scale_expert, r.experts))})
                 for k, r in e.runs.items()
             },
-            "published": e.published.model_copy(
-                update={"expert_iterations": {times(k): v for k, v in e.published.expert_iterations.items()}}
-            ),
         }
     )
 

@@ -104,6 +104,11 @@ class Run(Strict):
     """
 
     title: str = Field(min_length=1, description="How tables and figures call it.")
+    paper: str | None = Field(
+        None,
+        description="The published cell it stands beside, such as eb-50-magnitude (first column of "
+        "src/ebdiff/report/paper/table*.csv): every table that prints the cell shows its values.",
+    )
     method: Method = Field(description="Which accounting rule holds and which block it is in.")
     seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")
     note: str | None = Field(None, description="Footnote wherever the run appears.")

@@ -21,7 +21,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Weights
 
-FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5")
+FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 GRADIENT = ("taylor", "diff-pruning")  # criteria that need snapshots, images and a backward pass
 
@@ -352,7 +352,7 @@ STAGES = {
             large=(layout.SAMPLES,), priority=20,
         ),
         Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
-        Stage("tabulate", (layout.TABLE, layout.FIGURE), _all_results, _whole),
+        Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
         Stage("report", (layout.REPORT,), _report_reads, _whole),
     )
 }  # fmt: skip

@@ -1,87 +1,116 @@
-"""What stands below the tables."""
+"""What the quality numbers are, and everything else that stands below a table."""
 
 from __future__ import annotations
 
-from ebdiff.report import paper, protocol, slips, text
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.report import published, shown, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 
-_COUNTED = "Params and MACs (of one image) are counted by torch-pruning's counter."
-_SPEEDUPS = (
-    "Speed-ups are over the table's unpruned run and use step times measured alone on this machine. "
-    "As paper: the ticket search is not counted and experts train side by side. With search: each expert "
-    "waits for its own search, searches side by side. Device time: every search and expert is summed. "
-    "By MACs: as paper, if a step's time followed its MACs. Scratch and finetune are charged the unpruned "
-    "training. Computing gradient criteria is not counted. "
-    "Training seconds are what the ledgers say was really spent on all devices, search included."
-)
+UNSETTLED, FEW = "†", "‡"  # marks: a ticket that was still moving; a distance of too few images
+
+
+class Measure(NamedTuple):
+    """How a protocol's Fréchet distance is called."""
+
+    key: str  # in the csv
+    name: str
+    features: str  # what it lives in
+
+
+MEASURES = {
+    "classifier": Measure("cfd", "cFD", "the features of a small classifier"),
+    "legacy_pytorch": Measure("fid", "FID", "Inception features (legacy_pytorch, as the paper's script)"),
+    "clean": Measure("clean_fid", "clean FID", "Inception features (clean-fid's resizing)"),
+}
+
+
+def measure(experiment: Experiment) -> Measure:
+    """The measure that tables and figures show."""
+    return MEASURES[experiment.evaluation.protocols[0]]
+
+
+def comparable(experiment: Experiment) -> bool:
+    """Whether our numbers are of the same kind as the published ones: the paper's FID of its dataset."""
+    same_data = experiment.dataset.name == experiment.published.dataset
+    return same_data and experiment.evaluation.protocols[0] == "legacy_pytorch"
+
+
+@cache
+def template(name: str) -> Template:
+    """One of this room's templates; in HTML, texts are escaped."""
+    environment = Environment(
+        loader=PackageLoader("ebdiff.report", "."), autoescape=".html" in name, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {"text": text, "measures": MEASURES}
+    return environment.get_template(name)
 
 
 def marks(facts: RunFacts, rows: list[RunFacts]) -> str:
     """What points from a row to its notes: † unsettled ticket, ‡ too few images, [a] remark."""
-    letter = _letters(rows).get(facts.run.note or "", "")
-    few = protocol.MARK if facts.ill_conditioned else ""
-    return ("†" if facts.unsettled else "") + few + letter
+    few = FEW if facts.ill_conditioned else ""
+    return (UNSETTLED if facts.unsettled else "") + few + _letters(rows).get(facts.run.note or "", "")
 
 
-def of_table(results: Results, table: str, rows: list[RunFacts]) -> list[str]:
-    """The notes of a table, in order of reading."""
-    found = protocol.notes(results, rows)
-    found.append(_seeds(rows))
-    if table not in ("table3", "table9"):
-        found.append(_COUNTED)
-    if table in ("table4", "table5", "table6", "table7", "controls"):
-        found.append(_SPEEDUPS)
-    if table in ("table1", "table2"):
-        found.append("Ticket at: intervals count from 0, as in the paper; iterations are optimiser steps.")
-    if table == "table8":
-        found.append("As sampled: MACs averaged over the timesteps that the sampler really visits.")
-    found += [f"{letter} {note}" for note, letter in _letters(rows).items()]
-    found += unsettled(rows)
-    if table != "controls":
-        found += protocol.published_notes(results)
-        found += [results.experiment.published.note] if results.experiment.published.note else []
-        found += _slips(table, rows)
-    return found
+def _letters(rows: list[RunFacts]) -> dict[str, str]:
+    """Run notes in order of appearance and the letter each goes by: a, b, ... z, then a1, b1, ..."""
+    remarks = dict.fromkeys(f.run.note for f in rows if f.run.note)
+    return {note: f"[{chr(ord('a') + i % 26)}{i // 26 or ''}]" for i, note in enumerate(remarks)}
+
+
+def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[str], bold: bool) -> list[str]:
+    """The notes of a table, in order of reading; `columns` are its keys, `bold`: whether some value is."""
+    experiment = results.experiment
+    found = template("notes.txt.j2").render(
+        experiment=experiment,
+        columns=columns,
+        bold=bold,
+        metrics=_metrics(rows),
+        few=any(facts.ill_conditioned for facts in rows),
+        seeds=sorted({len(facts.seeds) for facts in rows}),
+        letters=_letters(rows),
+        unsettled=unsettled(rows),
+        comparable=comparable(experiment),
+        dense=results.attempt(results.network, "dense"),
+        published=published,
+        beside=any(published.row(experiment, table, facts.name) for facts in rows),
+        slips=shown.data("paper/slips.yaml").get(table, []),
+    )
+    return list(dict.fromkeys(filter(None, found.split("\n"))))
 
 
 def unsettled(rows: list[RunFacts]) -> list[str]:
     """One line for each ticket that was cut before it had settled."""
-    return list(dict.fromkeys(_unsettled(story) for facts in rows for story in facts.unsettled))
+    lines = [
+        f"{UNSETTLED} Not settled at its horizon: search {story['search']}, {story['criterion']}, "
+        f"rate {text.percent(story['rate'])} %, seed {story['seed']}; last distances "
+        f"{', '.join(map(text.three, story['last_distances']))}, threshold {story['threshold']:g}."
+        for facts in rows
+        for story in facts.unsettled
+    ]
+    return list(dict.fromkeys(lines))
 
 
-def _unsettled(story: dict) -> str:
-    last = ", ".join(f"{distance:.3f}" for distance in story["last_distances"])
-    return (
-        f"† Not settled at its horizon: search {story['search']}, {story['criterion']}, "
-        f"rate {text.percent(story['rate'])} %, seed {story['seed']}; last distances {last}, "
-        f"threshold {story['threshold']:g}."
-    )
+def _metrics(rows: Iterable[RunFacts]) -> list[dict]:
+    """The metrics of some runs that are there."""
+    pairs = ((f, seed) for f in rows for seed in f.seeds)
+    return [m for f, seed in pairs if (m := f.results.attempt(f.results.metrics, f.name, seed))]
 
 
-def _seeds(rows: list[RunFacts]) -> str:
-    counts = {len(f.seeds) for f in rows}
-    if counts == {1}:
-        return "One seed: the numbers carry no spread, so differences between rows may be chance."
-    listed = text.plural(max(counts), "seed") if len(counts) == 1 else f"{text.span(counts)} seeds"
-    return (
-        f"Mean ± sample standard deviation over {listed}; a number without ± is from one seed, "
-        "or the same for all."
-    )
-
-
-def _letters(rows: list[RunFacts]) -> dict[str, str]:
-    """Run notes in order of appearance and the letter each goes by."""
-    remarks = dict.fromkeys(f.run.note for f in rows if f.run.note)
-    return {note: f"[{_letter(i)}]" for i, note in enumerate(remarks)}
-
-
-def _letter(index: int) -> str:
-    """a, b, ... z, then a1, b1, ..."""
-    return chr(ord("a") + index % 26) + (str(index // 26) if index >= 26 else "")
-
-
-def _slips(table: str, rows: list[RunFacts]) -> list[str]:
-    """The paper's slips, where the published values they concern are shown."""
-    shown = any(paper.published(table, facts) for facts in rows)
-    return list(slips.SLIPS.get(table, ())) if shown else []
+def protocols(runs: Iterable[RunFacts]) -> list[dict]:
+    """Every way in which some runs' quality was measured, and which: versions, weights and the like."""
+    ways: dict[str, list[str]] = {}
+    kept = ("protocol", "split", "images", "reference_images", "mode", "weights_sha256", "versions", "device")
+    for metrics in _metrics(runs):
+        for entry in metrics["protocols"].values():
+            way = json.dumps({key: entry[key] for key in kept})
+            ways.setdefault(way, []).append(f"{metrics['run']}, seed {metrics['seed']}")
+    return [{**json.loads(way), "runs": runs} for way, runs in ways.items()]

@@ -1,170 +1,120 @@
-"""The report: one self-contained HTML page, no network needed to read it."""
+"""What the report writes: tables, figures, and one self-contained HTML page that needs no network.
+
+Every file is written atomically. With `partial`, what isn't there yet is shown as such, and what can't be
+used is left out with a line; otherwise each is a UserError that names the file.
+"""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ebdiff import __version__
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.report import details, figures, protocol, reading, style, tables, text
-from ebdiff.report.needs import FIGURES, milestone
+from ebdiff.experiment.records import Work
+from ebdiff.experiment.stages import FIGURES
+from ebdiff.report import notes, reading, shown, tables
+from ebdiff.report.facts import RunFacts, stories
 from ebdiff.report.results import Results
+from ebdiff.system.errors import UserError, unknown
 from ebdiff.system.files import write_text
 
-_SECTIONS = {
-    "Quality against cost": ("figure1", "figure1b"),
-    "Samples": ("figure5",),
-    "Heat maps: when masks settle": ("figure2", "figure4"),
-    "Controls: are the tickets learned?": ("figure2b",),
-    "Spans and timelines": ("figure3",),
-}
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page.
-
-    Attributes:
-        uri: the PNG as a data URI.
-        width: CSS pixels at which all figures' text has the same size.
-        caption: one or two sentences.
-    """
-
-    uri: Markup
-    width: int
-    caption: str
-
-    @classmethod
-    def of(cls, png: bytes, caption: str) -> Picture:
-        """A PNG (its width stands at byte 16) and its caption."""
-        uri = Markup("data:image/png;base64,") + base64.b64encode(png).decode()
-        return cls(uri, int.from_bytes(png[16:20]) * 98 // style.DPI, caption)
-
-
-def write_report(experiment: Experiment, path: Path, *, partial: bool = False) -> None:
-    """Write the report of an experiment as one HTML file, atomically.
-
-    A whole report reads the PNGs of `results/{experiment}/figures/`; a partial one first draws
-    what is there into `results/{experiment}/so-far/figures/`.
+def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool = False) -> list[Path]:
+    """Write all tables and figures of an experiment (verb `tabulate`); give their paths.
 
     Args:
-        experiment: the experiment.
-        path: the HTML file.
-        partial: show what is there and say what isn't.
+        experiment: whose.
+        what: names of tables and figures; all where there is none.
+        partial: show what is there, under so-far/.
 
     Raises:
-        UserError: a file is damaged, or missing while `partial` is false.
+        UserError: no such table or figure.
     """
-    results = Results(experiment, partial=partial)
-    if partial:
-        for figure in FIGURES:
-            figures.save(results, figure, _figures(results))
-    sections = {title: [_picture(results, name) for name in names] for title, names in _SECTIONS.items()}
-    environment = Environment(
-        loader=PackageLoader("ebdiff.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    # Notes that a mark in the table points to stay in sight; the others fold away.
-    environment.tests["pointed"] = lambda note: note.startswith(
-        ("†", protocol.MARK, "[", "So far", "Left out")
-    )
-    html = environment.get_template("page.html.j2").render(
-        experiment=experiment,
-        partial=partial,
-        measure=protocol.shown(experiment),
-        comparable=protocol.comparable(experiment),
-        facts=_headline(results),
-        claims=reading.read(results),
-        tables=[(name, tables.build(results, name)) for name in experiment.tables],
-        sections=sections,
-        losses=_losses(results),
-        details=details.tables(results),
-        left_out=results.left_out,
-    )
-    write_text(path, html)
+    known = [*experiment.tables, *FIGURES]
+    for name in what:
+        if name not in known:
+            raise UserError(f"experiment {experiment.name!r}: {unknown(name, known)}")
+    if not partial:
+        work = Work(experiment, "tabulate")
+    folder = layout.path(layout.SO_FAR if partial else layout.EXPERIMENT, experiment=experiment.name)
+    written = write(Results(experiment, partial=partial), what or known, folder)
+    if not partial:
+        work.end()
+    return written
 
 
-def _figures(results: Results) -> Path:
-    """Where the figures of this report lie."""
+def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
+    """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths."""
+    asked = [name for name in names if name not in FIGURES]
+    written = tables.write(results, asked, folder / "tables") if asked else []
+    return [*written, *_draw(results, [name for name in names if name in FIGURES], folder / "figures")]
+
+
+def report(experiment: Experiment, *, partial: bool = False) -> Path:
+    """Write the page (verb `report`), with the finished figures; a partial one first draws what is there."""
+    if not partial:
+        work = Work(experiment, "report")
+    path = layout.path(layout.SO_FAR if partial else layout.EXPERIMENT, experiment=experiment.name)
+    write_page(Results(experiment, partial=partial), path / Path(layout.REPORT).name)
+    if not partial:
+        work.end()
+    return path / Path(layout.REPORT).name
+
+
+def write_page(results: Results, path: Path) -> None:
+    """Write the page to a path, with the figures beside it."""
+    folder = path.parent / "figures"
     if results.partial:
-        return results.path(layout.SO_FAR) / "figures"
-    return results.path(layout.FIGURE, figure="any", ext="png").parent
+        _draw(results, FIGURES, folder)
+    pictures = {figure: results.png(folder / f"{figure}.png") for figure in FIGURES}
+    write_text(path, notes.template("page.html.j2").render(pictures=pictures, **_told(results)))
 
 
-def _picture(results: Results, figure: str) -> Picture:
-    path = _figures(results) / f"{figure}.png"
-    return Picture.of(results.png(path), figures.CAPTIONS[figure])
+def _draw(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
+    from ebdiff.report.figures import write  # here, because a whole page needs no Matplotlib
+
+    return write(results, figures, folder)
 
 
-def _losses(results: Results) -> Picture | None:
-    with style.theme():
-        drawn = figures.losses(results)
-        if drawn is None:
-            return None
-        return Picture.of(style.png(drawn), "Training loss of one run of each method, first seed.")
+def _told(results: Results) -> dict[str, Any]:
+    """What the page says beside its figures."""
+    experiment, attempt = results.experiment, results.attempt
+    runs = [RunFacts(results, name) for name in experiment.runs]
+    ledgers = [x for f in runs for n in f.seeds for e in f.experts if (x := attempt(results.ledger, n, e))]
+    used = {(search, n) for f in runs for n in f.seeds for search in attempt(f.search_steps, n) or ()}
+    plan = results.plan() or {"jobs": []}
+    seconds = [(job, results.job_seconds(job["benchmark"])) for job in plan["jobs"]]
+    return {
+        "experiment": experiment,
+        "embedded": _embedded,
+        "partial": results.partial,
+        "measure": notes.measure(experiment),
+        "comparable": notes.comparable(experiment),
+        "claims": reading.read(results),
+        "tables": [tables.build(results, name) for name in experiment.tables],
+        "manifest": attempt(results.manifest),
+        "cost": attempt(results.cost),
+        "runs": runs,
+        "versions": [("ebdiff", __version__), *(pair for x in ledgers for pair in x["versions"].items())],
+        "dates": [process["started"][:10] for x in ledgers for process in x["processes"]],
+        "stories": stories(runs),
+        "unsettled": notes.unsettled(runs),
+        "searches": [(s, n, x) for s, n in sorted(used) if (x := attempt(results.search_ledger, n, s))],
+        "samples": [(f.run.title, m) for f in runs if (m := attempt(results.metrics, f.name, f.seeds[0]))],
+        "ways": notes.protocols(runs),
+        "plan": plan,
+        "jobs": [(job["kind"], job["seconds"], actual) for job, actual in seconds if actual is not None],
+        "left_out": results.left_out,
+    }
 
 
-# --- headline ---------------------------------------------------------------------------------------
-
-
-def _headline(results: Results) -> list[tuple[str, str]]:
-    """What ran, on what: (label, value) in order; values not known yet are left out."""
-    experiment = results.experiment
-    manifest, cost = results.attempt(results.manifest), results.attempt(results.cost)
-    lines = [("Runs", f"{len(experiment.runs)}; seeds: {_seeds(experiment)}")]
-    if manifest:
-        shape = " × ".join(map(str, manifest["shape"]))
-        lines.append(("Data", f"{manifest['title']}: {manifest['count']} images, {shape}"))
-        lines.append(("Licence", f"{manifest['licence']}; from {manifest['origin']}"))
-    trained = f"unpruned run of {experiment.dense.iterations} steps, batch {experiment.training.batch}"
-    lines.append(("Network", f"{experiment.network.title}, {trained}"))
-    sampling = experiment.sampling
-    sampler = f"{sampling.sampler.upper()}, {sampling.steps} steps, {sampling.images} images per run"
-    lines.append(("Samples", sampler))
-    if cost:
-        lines.append(("Hardware", f"{cost['device']}, {text.plural(cost['threads'], 'thread')} per training"))
-    lines.append(("Versions", _versions(results)))
-    dates = sorted(p["started"][:10] for ledger in _ledgers(results) for p in ledger["processes"])
-    if dates:
-        lines.append(
-            ("Trained", text.span(dates).replace("-20", " to 20") if dates[0] != dates[-1] else dates[0])
-        )
-    return lines
-
-
-def _seeds(experiment: Experiment) -> str:
-    """The seeds, and how many runs have which where they differ."""
-    groups: dict[tuple[int, ...], int] = {}
-    for name in experiment.runs:
-        seeds = experiment.seeds_of(name)
-        groups[seeds] = groups.get(seeds, 0) + 1
-    listed = {", ".join(map(str, seeds)): count for seeds, count in groups.items()}
-    if len(listed) == 1:
-        return next(iter(listed))
-    return "; ".join(f"{seeds} ({text.plural(count, 'run')})" for seeds, count in listed.items())
-
-
-def _versions(results: Results) -> str:
-    """Every version that some training ran with."""
-    found: dict[str, set[str]] = {"ebdiff": {__version__}}
-    for ledger in _ledgers(results):
-        for name, version in ledger["versions"].items():
-            found.setdefault(name, set()).add(version)
-    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in found.items())
-
-
-def _ledgers(results: Results) -> list[dict]:
-    """The ledgers of every training of every run that are there."""
-    found = []
-    for name, run in results.experiment.runs.items():
-        for seed in results.experiment.seeds_of(name):
-            for e in run.experts:
-                ledger = results.attempt(results.ledger, seed, e.key, milestone(e))
-                found += [ledger] if ledger else []
-    return found
+def _embedded(png: bytes) -> Markup:
+    """The attributes of an `img` that holds a PNG, at which all figures' text has the same size."""
+    width = int.from_bytes(png[16:20]) * 98 // shown.DPI  # a PNG's width stands at byte 16
+    return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}"')

@@ -1,81 +1,113 @@
 """The plain-language reading: from numbers to claims, each with its evidence and a verdict.
 
-Runs are found by structure, never by name. Tickets that had not settled support no claim.
+Runs are found by structure, never by name. Tickets that had not settled support no claim. A difference in
+quality counts only beyond twice its standard error, which takes at least two seeds on each side.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
-from ebdiff.experiment.runs import Expert
-from ebdiff.experiment.schema import FINAL
-from ebdiff.report import needs, text
-from ebdiff.report.facts import RunFacts, network
+from ebdiff.report import notes, shown, text
+from ebdiff.report.facts import RunFacts, stories
 from ebdiff.report.results import Results
-from ebdiff.report.verdicts import COMPARABLE, UNDECIDED, Claim, Difference, comparable, compare, verdict
 
-# How a rival is called, and whether a run with its only expert is that rival.
-Rival = tuple[str, Callable[[RunFacts, Expert], bool]]
+Verdict = Literal["supported", "not supported", "undecided at this scale"]
+UNDECIDED: Verdict = "undecided at this scale"
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
-TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one
+TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one's
+COMPARABLE = 0.1  # of the other's distance, up to which a higher distance counts as comparable
+
+
+class Claim(NamedTuple):
+    """One sentence, the numbers behind it, and whether they support it."""
+
+    text: str
+    evidence: str
+    verdict: Verdict
+
+
+Claims = Iterator[Claim | None]  # None: nothing can be said
 
 
 def read(results: Results) -> list[Claim]:
     """Every claim that the experiment's runs can speak to, in order of reading."""
     runs = [RunFacts(results, name) for name in results.experiment.runs]
     settled = [facts for facts in runs if not facts.unsettled]
-    claims = [
-        *_tickets(results, runs),
-        *_step_times(results, runs),
-        *_against_controls(settled),
-        *_timestep_aware(results, settled),
-        *_overlap(settled),
-        *_speed(settled),
-    ]
-    left_out = [facts.run.title for facts in runs if facts.unsettled]
-    if left_out:
-        evidence = f"Their masks were still moving when the search ended: {'; '.join(left_out)}."
+    claims = [*_tickets(results, runs), *_step_times(results, runs), *_against_controls(settled)]
+    claims += [*_timestep_aware(results, settled), _overlap(settled), *_speed(settled)]
+    if moving := "; ".join(facts.run.title for facts in runs if facts.unsettled):
+        evidence = f"Their masks were still moving when the search ended: {moving}."
         claims.append(Claim("Some runs are left out of this reading", evidence, UNDECIDED))
-    return claims
+    return [claim for claim in claims if claim]
 
 
-def _tickets(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
+def _verdict(holds: bool) -> Verdict:
+    """The verdict of what can be told without a doubt."""
+    return "supported" if holds else "not supported"
+
+
+def _lower(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Claim | None:
+    """Whether run a has a lower Fréchet distance than run b; None while one of them has no metrics."""
+    if b is None or not a.quality or not b.quality:
+        return None
+    evidence, above, twice = _difference(a, b)
+    told = "against" if twice is None else f"gives a lower {_name(a)} than"
+    return Claim(f"{subject} {told} {other}", evidence, _below(above, twice))
+
+
+def _difference(a: RunFacts, b: RunFacts) -> tuple[str, float, float | None]:
+    """In words; how far a's mean is above b's; twice the standard error of that, if both have two seeds."""
+    x, y, mean = a.quality, b.quality, text.over_seeds(text.two)
+    ours, theirs = (
+        f"{mean(f.quality)} ({f.run.title}, {text.plural(len(f.quality), 'seed')})" for f in (a, b)
+    )
+    words, above = f"{_name(a)} {ours} against {theirs}; ", statistics.fmean(x) - statistics.fmean(y)
+    if min(len(x), len(y)) < 2:
+        words += "one seed on at least one side, so there is no spread to judge the difference by."
+        return words, above, None
+    twice = 2 * math.sqrt(statistics.variance(x) / len(x) + statistics.variance(y) / len(y))
+    return f"{words}difference {above:+.2f}, twice its standard error {twice:.2f}.", above, twice
+
+
+def _name(facts: RunFacts) -> str:
+    return notes.measure(facts.results.experiment).name
+
+
+def _below(above: float, twice: float | None) -> Verdict:
+    """Whether a difference is below zero, beyond twice its standard error."""
+    return UNDECIDED if twice is None or abs(above) <= twice else _verdict(above < 0)
+
+
+def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
     """Do tickets appear early, and are they learned?"""
-    stories = {
-        (s["search"], s["criterion"], s["weights"], s["rate"], s["seed"]): s
-        for facts in runs
-        for s in facts.tickets
-        if s["search"] != FINAL and s["criterion"] != "random"
-    }
-    found = [s for s in stories.values() if s["settled"]]
-    if not stories:
+    drawn = [s for s in stories(runs) if s["criterion"] != "random"]
+    found, total = [s for s in drawn if s["settled"]], results.experiment.dense.iterations
+    if not drawn:
         return
-    count = f"{len(found)} of {text.plural(len(stories), 'ticket')} settled within the search"
-    total = results.experiment.dense.iterations
     shares = [s["step"] / total for s in found]
-    evidence = count
+    evidence = f"{len(found)} of {text.plural(len(drawn), 'ticket')} settled within the search"
     if found:
-        steps = text.span(s["step"] for s in found)
-        evidence += (
-            f", after {steps} steps: {text.span(shares, text.percent)} % of the unpruned run's {total}"
-        )
-    early = verdict(bool(found) and max(shares) < EARLY)
+        steps, part = text.span(s["step"] for s in found), text.span(shares, text.percent)
+        evidence += f", after {steps} steps: {part} % of the unpruned run's {total}"
+    early = _verdict(bool(found) and max(shares) < EARLY)
     yield Claim("Tickets appear before half of the unpruned training is over", f"{evidence}.", early)
 
-    far = [s["to_initial"] / s["chance"] for s in found if s["to_initial"] is not None]
-    if far:
+    if far := [s["to_initial"] / s["chance"] for s in found if s["to_initial"] is not None]:
         evidence = (
             f"Their distance to the initial mask is {text.span(far, text.percent)} % of chance "
             f"(0 %: the initial mask itself; from {text.percent(LEARNED)} % a ticket counts as learned); "
             f"{sum(x >= LEARNED for x in far)} of {len(far)} are that far."
         )
         name = "Tickets are learned, not the initial mask seen through slow averaging"
-        yield Claim(name, evidence, verdict(min(far) >= LEARNED))
+        yield Claim(name, evidence, _verdict(min(far) >= LEARNED))
 
 
-def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
+def _step_times(results: Results, runs: list[RunFacts]) -> Claims:
     """What a training step of the early-bird networks costs, for the rates from 50 % on."""
     rates = {rate for facts in runs if facts.run.method == "eb" for rate in facts.rates}
     for rate in sorted(r for r in rates if r >= 0.5):
@@ -88,175 +120,122 @@ def _step_times(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
             f"{pruned['step_ms']:.1f} ms against {dense['step_ms']:.1f} ms per step: {ratio:.2f} times; "
             f"its MACs are {dense['macs'] / pruned['macs']:.2f} times fewer."
         )
-        name = (
-            f"A training step of the {text.percent(rate)} % network takes at most half of a dense one's time"
-        )
-        yield Claim(name, evidence, verdict(ratio >= TWICE))
+        subject = f"A training step of the {text.percent(rate)} % network"
+        yield Claim(f"{subject} takes at most half of a dense one's time", evidence, _verdict(ratio >= TWICE))
 
 
-def _against_controls(runs: list[RunFacts]) -> Iterator[Claim]:
+_AS_LONG = "the unpruned network in the same device time"
+
+
+def _against_controls(runs: list[RunFacts]) -> Claims:
     """Every magnitude early-bird run against what could replace its ticket."""
-    early = [
-        facts
-        for facts in runs
-        if facts.run.method == "eb" and facts.criterion == "magnitude" and facts.law == "uniform"
-    ]
+    early = [f for f in runs if (f.run.method, f.criterion, f.law) == ("eb", "magnitude", "uniform")]
     for facts in early:
         subject = f"The early-bird ticket at {text.percent(facts.rate)} %"
         if sum(other.rate == facts.rate for other in early) > 1:
             subject += f" trained for {facts.experts[0].iterations} steps"
-        yield from _versus(subject, facts, runs, _rivals(facts))
+        own, like = facts.experts[0].model_dump(), f"like-{facts.name}"
+        alike, rate = {key: own[key] for key in ("rate", "law")}, own["rate"]
+        rivals = {
+            "a random ticket trained alike": {**own, "method": "control", "criterion": "random"},
+            "pruning the finished network and finetuning": {
+                **alike, "method": "finetune", "criterion": own["criterion"],
+            },
+            "the same network trained from scratch": {
+                **alike, "method": "scratch", "iterations": own["iterations"],
+            },
+            "a narrow network from new weights in the same device time": {
+                "init": "fresh", "rate": rate, "iterations": like,
+            },
+            _AS_LONG: {"init": "dense", "iterations": like},
+        }  # fmt: skip
+        for other, traits in rivals.items():
+            yield _lower(subject, facts, other, _first(facts, runs, traits))
 
 
-def _rivals(facts: RunFacts) -> list[Rival]:
-    """What an early-bird run is measured against."""
-    expert = facts.experts[0]
-    at_random = expert.model_copy(update={"criterion": "random"})
-    alike = (expert.rate, expert.criterion, expert.law)
-    trained = (expert.rate, expert.iterations, expert.law)
-    return [
-        ("a random ticket trained alike", lambda f, e: f.run.method == "control" and e == at_random),
-        (
-            "pruning the finished network and finetuning",
-            lambda f, e: f.run.method == "finetune" and (e.rate, e.criterion, e.law) == alike,
-        ),
-        (
-            "the same network trained from scratch",
-            lambda f, e: f.run.method == "scratch" and (e.rate, e.iterations, e.law) == trained,
-        ),
-        *_equal_time(facts),
-    ]
-
-
-def _equal_time(facts: RunFacts) -> list[Rival]:
-    """Rivals that spend the same device time: fresh narrow weights, or the unpruned network cut short."""
-    like, rate = f"like-{facts.name}", facts.experts[0].rate
-    return [
-        (
-            "a narrow network from new weights in the same device time",
-            lambda _, e: (e.init, e.rate, e.iterations) == ("fresh", rate, like),
-        ),
-        (
-            "the unpruned network in the same device time",
-            lambda _, e: (e.init, e.iterations) == ("dense", like),
-        ),
-    ]
-
-
-def _versus(subject: str, facts: RunFacts, runs: list[RunFacts], rivals: list[Rival]) -> Iterator[Claim]:
-    """A run against the first other single-network run that fits each description."""
-    for name, fits in rivals:
-        fitting = (f for f in runs if f is not facts and len(f.experts) == 1 and fits(f, f.experts[0]))
-        yield from _against(subject, facts, name, next(fitting, None))
-
-
-def _against(subject: str, facts: RunFacts, name: str, other: RunFacts | None) -> Iterable[Claim]:
-    """The claim of one comparison, if there is a run to compare with and both have metrics."""
-    claim = compare(subject, facts, name, other) if other else None
-    return [claim] if claim else []
-
-
-# --- timestep-aware training --------------------------------------------------------------------------
-
-
-def _timestep_aware(results: Results, runs: list[RunFacts]) -> Iterator[Claim]:
-    """The first timestep-aware run: its speed, its quality, and what pruning has to do with it."""
-    shown = needs.timestep_aware_run(results.experiment)
-    ordered = sorted(runs, key=lambda f: f.name != shown)
-    aware = next((f for f in ordered if f.run.method == "ta-eb" and f.law == "uniform"), None)
-    if aware is None:
-        return
-    subject, unpruned = "Timestep-aware training", _unpruned(results, runs)
-    if aware.speedups:
-        yield from _speed_claims(aware, unpruned)
-    yield from _against(subject, aware, "unpruned training", unpruned)
-    yield from _versus(subject, aware, runs, _equal_time(aware)[1:])
+def _first(facts: RunFacts, runs: list[RunFacts], traits: dict[str, Any]) -> RunFacts | None:
+    """The first other run of a single network with these traits of its expert, and its method."""
     for other in runs:
-        if _same_but_unpruned(aware, other):
-            name = "leaving the same experts unpruned"
-            yield from _against("Pruning the timestep-aware experts", aware, name, other)
+        if other is not facts and len(other.experts) == 1:
+            own = {**other.experts[0].model_dump(), "method": other.run.method}
+            if traits.items() <= own.items():
+                return other
+    return None
 
 
-def _unpruned(results: Results, runs: list[RunFacts]) -> RunFacts | None:
-    """The run of the finished unpruned network, or else the first unpruned one."""
-    unpruned = [f for f in runs if f.run.method == "unpruned" and f.law == "uniform"]
-    finished = [f for f in unpruned if f.experts == (results.experiment.final_expert,)]
-    return next(iter(finished + unpruned), None)
+def _timestep_aware(results: Results, runs: list[RunFacts]) -> Claims:
+    """The timestep-aware run of Figure 3: its speed, its quality, and what pruning has to do with it."""
+    first, final = shown.timestep_aware_run(results.experiment), (results.experiment.final_expert,)
+    uniform = [f for f in runs if f.law == "uniform"]
+    aware = [f for f in uniform if f.run.method == "ta-eb"]
+    dense = [f for f in uniform if f.run.method == "unpruned"]
+    if not aware:
+        return
+    # The finished unpruned network, or else the first unpruned one.
+    unpruned = min(dense, key=lambda f: f.experts != final, default=None)
+    facts, subject = min(aware, key=lambda f: f.name != first), "Timestep-aware training"
+    if facts.speedups():
+        yield from _faster(subject, facts, unpruned)
+    yield _lower(subject, facts, "unpruned training", unpruned)
+    as_long = _first(facts, runs, {"init": "dense", "iterations": f"like-{facts.name}"})
+    yield _lower(subject, facts, _AS_LONG, as_long)
+    same = [(e.search, e.span, e.serve, e.iterations) for e in facts.experts]
+    for other in runs:
+        whole = all((e.init, e.network) == ("snapshot", "dense") for e in other.experts)
+        if whole and [(e.search, e.span, e.serve, e.iterations) for e in other.experts] == same:
+            pruning = "Pruning the timestep-aware experts"
+            yield _lower(pruning, facts, "leaving the same experts unpruned", other)
 
 
-def _speed_claims(aware: RunFacts, unpruned: RunFacts | None) -> Iterator[Claim]:
+def _faster(subject: str, aware: RunFacts, unpruned: RunFacts | None) -> Claims:
     """Timestep-aware training's time, by itself and together with its quality."""
-    paper, search, device = (
-        statistics.fmean(getattr(s, key) for s in aware.speedups)
-        for key in ("as_paper", "with_search", "device_time")
-    )
+    ways = ("as_paper", "with_search", "device_time")
+    paper, search, device = (statistics.fmean(getattr(s, way) for s in aware.speedups()) for way in ways)
     evidence = (
         f"{aware.run.title}: {text.times(paper)} as the paper counts, {text.times(search)} with its "
         f"search, {text.times(device)} in device time with all experts summed."
     )
-    name = "Timestep-aware training takes less device time than unpruned training"
-    yield Claim(name, evidence, verdict(device > 1))
+    name = f"{subject} takes less device time than unpruned training"
+    yield Claim(name, evidence, _verdict(device > 1))
 
-    name = (
-        "Timestep-aware training, timed as in the paper, is faster than unpruned training "
-        "at comparable quality"
-    )
-    found = Difference.of(aware, unpruned) if unpruned else None
+    name = f"{subject}, timed as in the paper, is faster than unpruned training at comparable quality"
     if paper <= 1:
-        yield Claim(name, evidence, verdict(False))
-    elif found is not None:
-        margin = f"Comparable: at most {text.percent(COMPARABLE)} % above."
-        yield Claim(name, f"{text.times(paper)}; {found.evidence} {margin}", comparable(found))
+        yield Claim(name, evidence, _verdict(False))
+    elif unpruned and unpruned.quality and aware.quality:
+        words, above, twice = _difference(aware, unpruned)
+        margin = COMPARABLE * statistics.fmean(unpruned.quality)
+        evidence = f"{text.times(paper)}; {words} Comparable: at most {text.percent(COMPARABLE)} % above."
+        yield Claim(name, evidence, _below(above - margin, twice))
 
 
-def _same_but_unpruned(aware: RunFacts, other: RunFacts) -> bool:
-    """Whether a run has the same searches, spans and iterations, with unpruned networks."""
-    same = [(e.search, e.span, e.serve, e.iterations) for e in aware.experts]
-    return (
-        other is not aware
-        and all(e.init == "snapshot" and network(e) == "dense" for e in other.experts)
-        and [(e.search, e.span, e.serve, e.iterations) for e in other.experts] == same
-    )
-
-
-def _overlap(runs: list[RunFacts]) -> Iterator[Claim]:
+def _overlap(runs: list[RunFacts]) -> Claim | None:
     """Does training on a little more than an expert serves help? The first pair that differs in it alone."""
+
+    def regions(facts: RunFacts) -> list[tuple]:
+        """What the experts are, but for the timesteps that they and their searches train on."""
+        searches, other = facts.results.experiment.searches, {"span": None, "search": ""}
+        own = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
+        return [(e.model_copy(update=other), o) for e, o in zip(facts.experts, own, strict=True)]
+
     aware = [f for f in runs if f.run.method == "ta-eb"]
-    for facts in (f for f in aware if f.overlaps):
-        plain = next((f for f in aware if not f.overlaps and _regions(f) == _regions(facts)), None)
-        if plain is not None:
-            yield from _against(
-                "Training experts on overlapping regions", facts, "training them on what they serve", plain
-            )
-            return
+    for wide, plain in ((a, b) for a in aware for b in aware if a.overlaps and not b.overlaps):
+        if regions(wide) == regions(plain):
+            subject = "Training experts on overlapping regions"
+            return _lower(subject, wide, "training them on what they serve", plain)
+    return None
 
 
-def _regions(facts: RunFacts) -> list[tuple]:
-    """What the experts of a run are, but for the timesteps they and their searches train on."""
-    searches = facts.results.experiment.searches
-    own = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
-    same = {"span": None, "search": ""}
-    return [(e.model_copy(update=same), o) for e, o in zip(facts.experts, own, strict=True)]
-
-
-# --- SpeeD --------------------------------------------------------------------------------------------
-
-
-def _speed(runs: list[RunFacts]) -> Iterator[Claim]:
+def _speed(runs: list[RunFacts]) -> Claims:
     """Every run with SpeeD against the same experts without it."""
-    for facts in runs:
-        if facts.law != "speed":
-            continue
-        plain = tuple(e.model_copy(update={"law": "uniform"}) for e in facts.experts)
+    for facts in (f for f in runs if f.law == "speed"):
+        plain, rate = tuple(e.model_copy(update={"law": "uniform"}) for e in facts.experts), facts.rate
+        words = {
+            "unpruned": "unpruned training",
+            "eb": f"the early-bird ticket at {text.percent(rate)} %",
+            "ta-eb": f"timestep-aware training at {text.percent(rate)} % on average",
+        }
+        what = words.get(facts.run.method, facts.run.title)
+        if {e.init for e in facts.experts} == {"fresh"}:
+            what = f"a network pruned by {text.percent(rate)} % from new weights"
         other = next((f for f in runs if f.experts == plain), None)
-        yield from _against(f"Adding SpeeD to {_training(facts)}", facts, "the same without it", other)
-
-
-def _training(facts: RunFacts) -> str:
-    """What a run trains, in words."""
-    rate = f"{text.percent(facts.rate)} %"
-    if {e.init for e in facts.experts} == {"fresh"}:
-        return f"a network pruned by {rate} from new weights"
-    words = {"unpruned": "unpruned training", "eb": f"the early-bird ticket at {rate}"}
-    words["ta-eb"] = f"timestep-aware training at {rate} on average"
-    return words.get(facts.run.method, facts.run.title)
+        yield _lower(f"Adding SpeeD to {what}", facts, "the same without it", other)

@@ -1,130 +1,95 @@
-"""A table, and how it is written: csv for programs, Markdown and LaTeX for people."""
+"""A table, and how it is written: csv for programs; Markdown, LaTeX and plain text for people."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import pandas as pd
 
 from ebdiff.report.text import MISSING
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        key: its name in the csv.
-        heading: its heading; lines are separated by a newline.
-        value: from what a row is about to the raw value; a tuple has one entry per seed.
-        show: from the raw value to text.
-        absent: text where there is no value.
-        left: whether it is aligned to the left.
-        marked: whether the marks of a row's notes stand here.
-    """
-
-    key: str
-    heading: str
-    value: Callable[[Any], Any]
+    key: str  # in the csv
+    heading: str  # lines are separated by a newline
+    value: Callable[[Any], Any]  # of what a row is about: the raw value; a tuple has one entry per seed
     show: Callable[[Any], str] = str
-    absent: str = MISSING
+    absent: str = MISSING  # where there is no value
     left: bool = False
-    marked: bool = False
+    marked: bool = False  # marks that point to notes stand in the first such column
 
 
 @dataclass(frozen=True)
 class Table:
-    """A finished table.
-
-    Attributes:
-        caption: one sentence.
-        columns: its columns.
-        values: raw values, one list per row; None where the file isn't there yet.
-        marks: what points from each row to its notes, such as `†`.
-        notes: lines below the table.
-        grouped: whether equal neighbours in the first column form a block.
-        split: key of the column at which LaTeX, on narrow paper, starts a second part.
-    """
+    """A finished table."""
 
     caption: str
     columns: tuple[Column, ...]
-    values: list[list[Any]]
-    marks: list[str]
+    values: list[list[Any]]  # row by row; None where the file isn't there yet
+    marks: list[str]  # what points from each row to its notes, such as `†`
     notes: list[str]
-    grouped: bool = False
-    split: str | None = None
+    grouped: bool = False  # whether equal neighbours in the first column form a block
+    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column)
 
     def cells(self) -> list[list[str]]:
         """The rows as text; a block's name stands in its first row only."""
-        rows = [
-            [_cell(column, value, marks) for column, value in zip(self.columns, row, strict=True)]
-            for row, marks in zip(self.values, self.marks, strict=True)
-        ]
+        rows = []
+        for values, marks in zip(self.values, self.marks, strict=True):
+            pairs = zip(self.columns, values, strict=True)
+            rows.append([c.absent if value is None else c.show(value) for c, value in pairs])
+            if marks:
+                rows[-1][self.label] += f" {marks}"
         if self.grouped:
-            blocks = [row[0] for row in rows]
-            for i, row in enumerate(rows):
-                row[0] = "" if i and blocks[i - 1] == blocks[i] else blocks[i]
+            for above, row in reversed(list(pairwise(rows))):
+                row[0] = "" if row[0] == above[0] else row[0]
         return rows
 
-
-def _cell(column: Column, value: Any, marks: str) -> str:
-    shown = column.absent if value is None else column.show(value)
-    return f"{shown} {marks}" if column.marked and marks else shown
+    @property
+    def label(self) -> int:
+        """The column that tells what a row is."""
+        return next((i for i, column in enumerate(self.columns) if column.marked), 0)
 
 
 def to_csv(table: Table) -> str:
     """Raw numbers; a value with several seeds is `key` (mean), `key_std` and `key_seeds`."""
-    per_seed = [any(isinstance(row[i], tuple) for row in table.values) for i in range(len(table.columns))]
-    header: list[str] = []
-    for column, spread in zip(table.columns, per_seed, strict=True):
-        header += [column.key, f"{column.key}_std", f"{column.key}_seeds"] if spread else [column.key]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*header, "marks"])
-    for row, marks in zip(table.values, table.marks, strict=True):
-        flat: list[Any] = []
-        for value, spread in zip(row, per_seed, strict=True):
-            flat += _moments(value or ()) if spread else ["" if value is None else value]
-        writer.writerow([*flat, marks])
-    return out.getvalue()
-
-
-def _moments(values: tuple[float, ...]) -> list[Any]:
-    mean = statistics.fmean(values) if values else ""
-    return [mean, statistics.stdev(values) if len(values) > 1 else "", len(values)]
+    columns: dict[str, list[Any]] = {}
+    for column, *values in zip(table.columns, *table.values, strict=True):
+        columns[column.key] = values
+        if any(isinstance(value, tuple) for value in values):
+            seeds = [value or () for value in values]
+            columns[column.key] = [statistics.fmean(v) if v else None for v in seeds]
+            columns[f"{column.key}_std"] = [statistics.stdev(v) if len(v) > 1 else None for v in seeds]
+            columns[f"{column.key}_seeds"] = [len(v) for v in seeds]
+    frame = pd.DataFrame({**columns, "marks": table.marks}, dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal, with caption and notes."""
-    rows = [[c.heading.replace("\n", " ") for c in table.columns], *table.cells()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [table.caption]
-    for row in rows:
-        cells = zip(row, widths, table.columns, strict=True)
-        lines.append("  ".join(t.ljust(w) if c.left else t.rjust(w) for t, w, c in cells).rstrip())
-    return "\n".join([*lines, *table.notes])
+    return "\n".join([table.caption, _aligned(table, "plain", table.cells()), *table.notes])
 
 
 def to_markdown(table: Table) -> str:
     """A pipe table with caption and notes."""
-    lines = [
-        f"**{_markdown(table.caption)}**",
-        "",
-        _pipes(c.heading.replace("\n", " ") for c in table.columns),
-        _pipes("---" for _ in table.columns),
-        *(_pipes(map(_markdown, row)) for row in table.cells()),
-        "",
-    ]
-    lines += [f"{_markdown(note)}  " for note in table.notes]
-    return "\n".join(lines) + "\n"
+    rows = [list(map(_markdown, row)) for row in table.cells()]
+    for i, k in table.bold:
+        rows[i][k] = f"**{rows[i][k]}**"
+    lines = [f"**{_markdown(table.caption)}**", "", _aligned(table, "pipe", rows), ""]
+    return "\n".join([*lines, *(f"{_markdown(note)}  " for note in table.notes)]) + "\n"
 
 
-def _pipes(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _aligned(table: Table, kind: str, rows: list[list[str]]) -> str:
+    frame = pd.DataFrame(rows, columns=[column.heading.replace("\n", " ") for column in table.columns])
+    sides = ["left" if column.left else "right" for column in table.columns]
+    return frame.to_markdown(index=False, tablefmt=kind, disable_numparse=True, colalign=sides)
 
 
 def _markdown(text: str) -> str:
@@ -132,68 +97,82 @@ def _markdown(text: str) -> str:
     return plain.translate({ord(c): "\\" + c for c in "\\|*_`[]#"})
 
 
-def to_tex(table: Table) -> str:
-    r"""A booktabs table to `\input`: needs `\usepackage{booktabs}` and nothing else.
+_PAGE = (469, 68)  # points and lines of a two-column article; a CVPR page has room for more
+_GAP = 6  # points between columns
+_LABEL, _TEXT = 84, 44  # points at which what a row is, and other texts, go on in the next line
 
-    A table with `split` is set in two parts below each other, its first two columns repeated.
+
+def to_tex(table: Table) -> str:
+    r"""One or more `table*` to `\input`: needs `\usepackage{booktabs}` and nothing else.
+
+    Columns beyond the width of the page stand in further parts, which all begin with what a row is: below
+    each other, or where that is too long in floats of their own.
     """
-    columns = range(len(table.columns))
-    cut = next((i for i in columns if table.columns[i].key == table.split), len(columns))
-    parts = [list(columns[:cut])]
-    if columns[cut:]:
-        parts.append([0, 1, *columns[cut:]])
+    kinds, widths = [], []
+    for k, (column, *cells) in enumerate(zip(table.columns, *table.cells(), strict=True)):
+        widest, limit = max(map(_points, cells)), _LABEL if k == table.label else _TEXT
+        wrapped = column.left and widest > limit
+        kinds.append(f"p{{{limit}pt}}" if wrapped else "l" if column.left else "r")
+        heading = max(map(_points, column.heading.split("\n")))
+        widths.append(_GAP + max(heading, limit if wrapped else widest))
+    parts: list[list[int]] = [[]]
+    for k, width in enumerate(widths):
+        if sum(widths[i] for i in parts[-1]) + width > _PAGE[0] + _GAP:
+            parts.append([table.label])
+        parts[-1].append(k)
+    rows = sum(1 + int(_points(row[table.label]) // _LABEL) for row in table.cells())
+    length = len(parts) * (rows + 7) + sum(1 + len(note) // 115 for note in table.notes)
+    tabulars = [_tabular(table, part, kinds) for part in parts]
+    end = r"\end{table*}"
+    begin = r"\begin{table*}[tp]\centering\scriptsize\setlength{\tabcolsep}{3pt}"
+    again = rf"{end}{begin}\addtocounter{{table}}{{-1}}\caption{{(continued)}}"
     lines = [
-        r"\begin{table}[htbp]",
-        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{_tex(table.caption)}}}",
-        "\n\\par\\medskip\n".join(_tabular(table, part) for part in parts),
-        r"\par\medskip",
-        r"\begin{minipage}{\linewidth}\scriptsize\raggedright",
+        rf"{begin}\caption{{{_tex(table.caption)}}}",
+        ("\\par\\medskip\n" if length <= _PAGE[1] else f"{again}\n").join(tabulars),
+        r"\par\medskip\begin{minipage}{\linewidth}\raggedright",
         *(rf"{_tex(note)}\par" for note in table.notes),
-        r"\end{minipage}",
-        r"\end{table}",
+        rf"\end{{minipage}}{end}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _tabular(table: Table, part: list[int]) -> str:
-    """Some columns of a table, centred even where they are wider than the text."""
-    columns = [table.columns[i] for i in part]
-    lines = [
-        r"\makebox[\linewidth][c]{%",
-        rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.left else 'r' for c in columns)}@{{}}}}",
-        r"\toprule",
-        " & ".join(_heading(c.heading) for c in columns) + r" \\",
-        r"\midrule",
-    ]
+def _points(text: str) -> float:
+    """About the width of a text at scriptsize."""
+    narrow, wide = set(" .,:;'()[]-ijlft†‡"), set("mwMW%±×")
+    return sum(2.7 if c in narrow else 6.5 if c in wide else 5.7 if c.isupper() else 4.1 for c in text)
+
+
+def _tabular(table: Table, part: list[int], kinds: list[str]) -> str:
+    """Some columns of a table, each of a LaTeX kind."""
+    heads = [[*column.heading.split("\n"), ""][:2] for column in table.columns]
+    rows = []
     for i, row in enumerate(table.cells()):
-        if table.grouped and i and row[0]:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(_tex(row[k]) for k in part) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}"])
-
-
-def _heading(heading: str) -> str:
-    lines = [_tex(line) for line in heading.split("\n")]
-    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
+        cells = [rf"\textbf{{{_tex(row[k])}}}" if (i, k) in table.bold else _tex(row[k]) for k in part]
+        cells = [rf"\raggedright {c}" if kinds[k][0] == "p" else c for k, c in zip(part, cells, strict=True)]
+        if table.grouped and i and row[0]:  # a block begins
+            cells[0] = rf"\midrule {cells[0]}"
+        rows.append(cells)
+    columns = pd.MultiIndex.from_tuples([tuple(map(_tex, heads[k])) for k in part])
+    plain = pd.DataFrame(rows, columns=columns).style.hide(axis="index")
+    layout = f"@{{}}{''.join(kinds[k] for k in part)}@{{}}"
+    return plain.to_latex(hrules=True, column_format=layout, multicol_align="c")
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "×": r"$\times$",
     "–": "--", "†": r"\dag{}", "‡": r"\ddag{}", "≥": r"$\geq$", "≤": r"$\leq$", "<": r"$<$", ">": r"$>$",
-    "|": r"$|$",
-    "\n": " ", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}",
+    "|": r"$|$", "\n": " ", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 
 
 def _tex(text: str) -> str:
     """Escape for LaTeX; characters that its usual fonts lack become '?'."""
-    return "".join(_TEX.get(c) or _tex_letter(c) for c in text)
+    return "".join(_TEX.get(c) or _letter(c) for c in text)
 
 
-def _tex_letter(character: str) -> str:
-    if " " <= character <= "~" or (character.isalpha() and "\xc0" <= character <= "\xff"):
+def _letter(character: str) -> str:
+    if " " <= character <= "~" or (character.isalpha() and "À" <= character <= "ÿ"):
         return character
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-    return "".join(_TEX.get(c, c) for c in plain if " " <= c <= "~") or "?"
+    return "".join(_TEX.get(c, c) for c in plain if c.isprintable()) or "?"

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records
 from ebdiff.experiment.runs import Expert
-from ebdiff.report.needs import milestone
 from ebdiff.system.errors import Missing, Unusable, damaged
 from ebdiff.system.files import load_memmap, read_arrays, read_json
 
@@ -27,79 +26,44 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Hamming:
-    """The mask distances of one search, criterion and kind of weights.
+    """The mask distances of one search, criterion, kind of weights and rate, over n intervals."""
 
-    Attributes:
-        rates: asked pruning rates, (R,).
-        intervals: 0-based intervals after which a mask was taken, (n,).
-        matrix: share of differing mask entries, (R, n, n), in [0, 1].
-        initial: distance of each mask to that of the initial weights, (R, n).
-        chance: distance of two independent masks, (R,).
-        window: masks in the queue.
-        threshold: largest distance in the queue of a settled mask.
-        interval: what an interval is, in words.
-        path: the file, for messages.
-    """
+    intervals: np.ndarray  # 0-based ones after which a mask was taken, (n,)
+    matrix: np.ndarray  # share of differing mask entries, (n, n), in [0, 1]
+    initial: np.ndarray  # distance of each mask to that of the initial weights, (n,)
+    chance: float  # distance of two independent masks
+    window: int  # masks in the queue
+    threshold: float  # largest distance in the queue of a settled mask
+    interval: str  # what an interval is, in words
 
-    rates: np.ndarray
-    intervals: np.ndarray
-    matrix: np.ndarray
-    initial: np.ndarray
-    chance: np.ndarray
-    window: int
-    threshold: float
-    interval: str
-    path: Path
-
-    def index(self, rate: float) -> int:
-        """Where an asked rate stands in the arrays.
-
-        Raises:
-            UserError: it isn't among them.
-        """
-        found = np.isclose(self.rates, rate)
-        if not found.any():
-            raise Unusable(self.path, f"has no rate {rate:g}")
-        return int(found.argmax())
-
-    def newest_to_window(self, rate: float) -> np.ndarray:
+    @property
+    def queue(self) -> np.ndarray:
         """Largest distance of each mask to the others in its queue, (n,); NaN until it is full."""
-        matrix, reach = self.matrix[self.index(rate)], self.window - 1
-        largest = np.full(len(matrix), np.nan)
-        for i in range(reach, len(matrix)):
-            largest[i] = matrix[i, i - reach : i].max()
-        return largest
+        reach, n = self.window - 1, len(self.matrix)
+        return np.array([self.matrix[i, i - reach : i].max() if i >= reach else np.nan for i in range(n)])
 
-    def ticket(self, rate: float) -> int | None:
+    @property
+    def ticket(self) -> int | None:
         """Position of the first mask that obeys the early-bird rule; None if none does."""
-        settled = self.newest_to_window(rate) <= np.float32(self.threshold)  # the matrix is float32
+        settled = self.queue <= np.float32(self.threshold)  # the matrix is float32
         return int(settled.argmax()) if settled.any() else None
 
 
 class Results:
     """The result files of an experiment, read when asked for.
 
-    Args:
-        experiment: what was asked for.
-        partial: whether files may be missing; `attempt` then gives None for them, and for those that
-            can't be used: damaged, made for other settings, or just being written.
-
-    Attributes:
-        left_out: what is there but can't be used, one line each.
+    With `partial`, files may be missing: `attempt` then gives None for them, and for those that can't be
+    used: damaged, made for other settings, or just being written.
     """
 
     def __init__(self, experiment: Experiment, *, partial: bool = False) -> None:
         self.experiment, self.partial = experiment, partial
-        self.left_out: list[str] = []
+        self.left_out: list[str] = []  # what is there but can't be used, one line each
         self._read: dict[Path, Any] = {}
         self._records = Records(experiment)
 
     def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
-        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used.
-
-        Raises:
-            UserError: a file is missing or can't be used, while the report must be whole.
-        """
+        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used."""
         try:
             return read(*args)
         except Unusable as error:
@@ -116,14 +80,11 @@ class Results:
 
     def story(self, seed: int, expert: Expert) -> dict:
         """How the ticket of an expert was found."""
-        return self._json(
-            layout.STORY, seed=seed, search=expert.search, criterion=expert.criterion,
-            weights=expert.weights, rate=expert.rate,
-        )  # fmt: skip
+        return self._once(places.ticket_of(self.experiment, expert, layout.STORY, seed), read_json)
 
-    def ledger(self, seed: int, key: str, milestone: str) -> dict:
-        """What an expert's training cost up to a milestone."""
-        return self._json(layout.LEDGER, seed=seed, expert=key, milestone=milestone)
+    def ledger(self, seed: int, expert: Expert) -> dict:
+        """What an expert's training cost up to its milestone."""
+        return self._json(layout.LEDGER, seed=seed, expert=expert.key, milestone=expert.iterations)
 
     def search_ledger(self, seed: int, search: str) -> dict:
         """What a search cost."""
@@ -134,16 +95,15 @@ class Results:
         return self._json(layout.COST)
 
     def network(self, name: str) -> dict:
-        """The cost of one network: `dense`, or the asked rate as text.
-
-        Raises:
-            UserError: the costs were measured for other networks.
-        """
+        """The cost of one network: `dense`, or the asked rate as text."""
         networks = self.cost()["networks"]
         if name not in networks:
-            path = self.path(layout.COST)
-            raise Unusable(path, f"has no network {name!r}")
+            raise Unusable(self.path(layout.COST), f"has no network {name!r}")
         return networks[name]
+
+    def manifest(self) -> dict:
+        """Where the images come from."""
+        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
 
     def plan(self) -> dict | None:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
@@ -154,34 +114,26 @@ class Results:
 
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
-        path = Path(benchmark)
-        if not path.exists():
-            return None
         try:
-            with path.open(newline="") as file:
+            with Path(benchmark).open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (KeyError, ValueError, StopIteration):
-            return None  # unfinished, or of another Snakemake
+        except (FileNotFoundError, KeyError, ValueError, StopIteration):
+            return None  # not begun, unfinished, or of another Snakemake
 
-    def manifest(self) -> dict:
-        """Where the images come from."""
-        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
-
-    def hamming(self, seed: int, search: str, criterion: str, weights: str) -> Hamming:
-        """Mask distances of a search."""
+    def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
+        """Mask distances of a search at a rate."""
         path = self.path(layout.HAMMING, seed=seed, search=search, criterion=criterion, weights=weights)
         arrays = self._once(path, read_arrays)
-        unit, steps = str(arrays["unit"]), int(arrays["interval_steps"])
+        found = np.isclose(arrays["rates"], rate)
+        if not found.any():
+            raise Unusable(path, f"has no rate {rate:g}")
+        unit, row = str(arrays["unit"]), int(found.argmax())
         return Hamming(
-            rates=arrays["rates"],
             intervals=arrays["intervals"],
-            matrix=arrays["matrix"],
-            initial=arrays["initial"],
-            chance=arrays["chance"],
+            **{name: arrays[name][row] for name in ("matrix", "initial", "chance")},
             window=int(arrays["window"]),
             threshold=float(arrays["threshold"]),
-            interval=unit if unit == "epoch" else f"interval of {steps} steps",
-            path=path,
+            interval=unit if unit == "epoch" else f"interval of {arrays['interval_steps']} steps",
         )
 
     def samples(self, run: str, seed: int) -> np.ndarray:
@@ -201,12 +153,12 @@ class Results:
 
         The unpruned network's begins with the loss of the search that it continues.
         """
-        where = dict(seed=seed, expert=expert.key, milestone=milestone(expert))
-        files = [self.path(layout.STATS, **where)]
-        if expert.init == "dense":
-            files.append(self.path(layout.DENSE_STATS, seed=seed, search=expert.search))
-        found = [self.attempt(self._once, path, _readings) for path in files if path.is_file()]
-        readings = {step: loss for lines in found if lines for step, loss in lines}
+        parts = dict(seed=seed, expert=expert.key, milestone=expert.iterations, search=expert.search)
+        kinds = (layout.STATS, layout.DENSE_STATS) if expert.init == "dense" else (layout.STATS,)
+        readings: dict[int, float] = {}
+        for path in (self.path(kind, **parts) for kind in kinds):
+            if path.is_file():
+                readings |= self.attempt(self._once, path, _readings) or {}
         return np.array(sorted(readings.items()), float).reshape(-1, 2)
 
     def path(self, template: str, **parts: object) -> Path:
@@ -236,10 +188,10 @@ def _whole_png(path: Path) -> bytes:
         raise damaged(path, error) from None
 
 
-def _readings(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every line of a `stats.jsonl`."""
+def _readings(path: Path) -> dict[int, float]:
+    """The losses of a `stats.jsonl` by step."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(line["step"], line["loss"]) for line in lines]
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return {line["step"]: line["loss"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, repr(error)) from None

@@ -5,56 +5,33 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ebdiff.report.shown import DPI
 from ebdiff.system.files import write_bytes
 
-# Seaborn's "colorblind" palette, "ticks" style and "paper" context at 1.05, written out: importing
-# seaborn takes half as long as drawing a figure, and only the heat maps need it.
-_COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"]
-_SMALL, _LARGE = 9.24, 10.08  # points
-_SEABORN = {
-    **{f"{part}.color": "0.15" for part in ("text", "xtick", "ytick")},
-    **{f"axes.{part}": "0.15" for part in ("edgecolor", "labelcolor")},
-    **{f"{x}tick.labelsize": _SMALL for x in "xy"},
-    **{f"{x}tick.{kind}.size": size for x in "xy" for kind, size in (("major", 4.8), ("minor", 3.2))},
-    **{f"{x}tick.{kind}.width": width for x in "xy" for kind, width in (("major", 1), ("minor", 0.8))},
-    "axes.axisbelow": True, "axes.linewidth": 1, "axes.labelsize": _LARGE, "axes.titlesize": _LARGE,
-    "font.size": _LARGE, "legend.fontsize": _SMALL, "legend.title_fontsize": _LARGE, "grid.color": "0.8",
-    "lines.linewidth": 1.2, "lines.markersize": 4.8, "lines.solid_capstyle": "round",
-    "patch.linewidth": 0.8, "patch.edgecolor": "white", "patch.force_edgecolor": True,
-}  # fmt: skip
+# Seaborn's "colorblind" palette.
+_BLUE, _ORANGE, _GREEN, _RED, _PINK, _GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494"
 METHOD_COLOURS = {
-    "unpruned": "#444444", "scratch": _COLOURS[7], "finetune": _COLOURS[1],
-    "eb": _COLOURS[0], "ta-eb": _COLOURS[2], "control": _COLOURS[4],
+    "unpruned": "#444444", "scratch": _GREY, "finetune": _ORANGE,
+    "eb": _BLUE, "ta-eb": _GREEN, "control": _PINK,
 }  # fmt: skip
-SPAN_COLOURS = [_COLOURS[0], _COLOURS[1], _COLOURS[2], _COLOURS[4], _COLOURS[3]]
-WEIGHTS_COLOURS = {"ema": _COLOURS[0], "raw": _COLOURS[1]}
-DPI = 160
+WEIGHTS_COLOURS = {"ema": _BLUE, "raw": _ORANGE}
 
 
-@contextmanager
-def theme() -> Iterator[None]:
+def span_colour(i: int) -> str:
+    """The colour of the i-th expert."""
+    return (_BLUE, _ORANGE, _GREEN, _PINK, _RED)[i % 5]
+
+
+def theme() -> AbstractContextManager[None]:
     """The look of all figures, for the length of a block."""
-    look = {
-        **_SEABORN,
-        "font.family": "DejaVu Sans",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "legend.frameon": False,
-        "text.parse_math": False,  # titles come from a configuration; a dollar sign is a dollar sign
-        "pdf.fonttype": 42,
-    }
-    with matplotlib.rc_context(look):
-        yield
+    return matplotlib.style.context("ebdiff.report.look")
 
 
 def panels(
@@ -86,10 +63,3 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(out, format=path.suffix[1:], dpi=DPI, metadata=metadata)
         write_bytes(path, out.getvalue())
     return paths
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI)
-    return out.getvalue()

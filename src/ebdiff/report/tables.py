@@ -1,80 +1,187 @@
-"""The paper's tables with our numbers, published ones beside them."""
+"""The paper's tables with our numbers, published ones beside them. `tables.yaml` says what each shows."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.report import needs, notes, text
-from ebdiff.report.columns import COSTS, columns_of
+from ebdiff.report import notes, published, shown, text
 from ebdiff.report.facts import RunFacts
-from ebdiff.report.render import Table, to_csv, to_markdown, to_tex
+from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
-from ebdiff.system.files import write_text
+from ebdiff.system.files import write_json, write_text
 
-_TICKETS = "Early-bird tickets by pruning rate and criterion"
-_METHODS = "Quality and training cost of every method"
-CAPTIONS = {
-    "table1": _TICKETS,
-    "table2": _TICKETS,
-    "table3": "Timestep-aware experts with and without overlapping regions",
-    "table4": _METHODS,
-    "table5": _METHODS,
-    "table6": _METHODS,
-    "table7": "Early-bird training and SpeeD, alone and together",
-    "table8": "Timestep-aware experts by the pruning rates of their regions",
-    "table9": "Timestep-aware experts by the training iterations of their regions",
-    "controls": "Controls: what the method itself adds",
-}
+_BLOCKS = {
+    "unpruned": "Unpruned", "scratch": "Baseline", "finetune": "Baseline",
+    "eb": "EB", "ta-eb": "TA-EB", "control": "Control",
+}  # fmt: skip
+_PAPER_MACS = {"table6": "macs_g_per_sample", "table8": "average_macs_g"}  # else macs_g
 
 
-def write_table(experiment: Experiment, table: str, folder: Path, *, partial: bool = False) -> list[Path]:
-    """Write `{table}.csv`, `.md` and `.tex` into a folder, each atomically.
-
-    Args:
-        experiment: the experiment.
-        table: one of its tables.
-        folder: where to write.
-        partial: show "–" where a file isn't there yet, with the command that fills it.
-
-    Returns:
-        The three paths.
-
-    Raises:
-        UserError: no such table; a file is damaged, or missing while `partial` is false.
-    """
-    built = build(Results(experiment, partial=partial), table)
+def write(results: Results, tables: Iterable[str], folder: Path) -> list[Path]:
+    """Write `.csv`, `.md` and `.tex` of some tables, and `protocol.json`: how their numbers were measured."""
     written = []
-    for extension, render in (("csv", to_csv), ("md", to_markdown), ("tex", to_tex)):
-        written.append(folder / f"{table}.{extension}")
-        write_text(written[-1], render(built))
+    for table in tables:
+        built = build(results, table)
+        for extension, render in (("csv", to_csv), ("md", to_markdown), ("tex", to_tex)):
+            written.append(folder / f"{table}.{extension}")
+            write_text(written[-1], render(built))
+    written.append(folder / "protocol.json")
+    write_json(written[-1], notes.protocols(RunFacts(results, name) for name in results.experiment.runs))
     return written
 
 
 def build(results: Results, table: str) -> Table:
-    """Fill a table.
+    """Fill a table of the experiment.
 
-    Raises:
-        UserError: as `write_table`.
+    Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
-    names = needs.rows(results.experiment, table)
-    reference = needs.unpruned(results.experiment, names)
-    rows = [RunFacts(results, name, reference) for name in names]
-    columns = columns_of(results, table, rows)
-    costly = COSTS[0] in columns
-    below = notes.of_table(results, table, rows)
+    names, told = dict(results.experiment.tables)[table], shown.data("tables.yaml")
+    rows = [RunFacts(results, name, places.unpruned(results.experiment, names)) for name in names]
+    offered = {column.key: column for column in _columns(results, table, rows)}
+    quality = notes.measure(results.experiment).key
+    order = told["columns"][table].replace("quality", quality).split()
+    columns = tuple(c for word in order for key, c in offered.items() if fnmatch(key, word))
+    values = [[results.attempt(column.value, facts) for column in columns] for facts in rows]
+    bold = set()
+    for k in (k for k, column in enumerate(columns) if column.key in (quality, "kid")):
+        settled = {i: row[k] for i, row in enumerate(values) if row[k] and not rows[i].unsettled}
+        means = {i: statistics.fmean(seeds) for i, seeds in settled.items()}
+        if len(means) > 1 and len(set(map(len, settled.values()))) == 1:
+            bold |= {(i, k) for i, mean in means.items() if mean == min(means.values())}
+    below = notes.of_table(results, table, rows, [column.key for column in columns], bool(bold))
     if results.partial:
         target = results.path(layout.TABLE, table=table, ext="csv")
         below.append(f"So far: what shows {text.MISSING} is filled by `snakemake --cores all {target}`.")
-    values = [[results.attempt(column.value, facts) for column in columns] for facts in rows]
     below += [f"Left out: {line}." for line in results.left_out]
-    return Table(
-        caption=f"{CAPTIONS[table]} ({results.experiment.dataset.name})",
-        columns=columns,
-        values=values,
-        marks=[notes.marks(facts, rows) for facts in rows],
-        notes=below,
-        grouped=costly,
-        split=COSTS[0].key if costly else None,
+    caption = f"{told['captions'][table]} ({results.experiment.dataset.name})"
+    marks = [notes.marks(facts, rows) for facts in rows]
+    return Table(caption, columns, values, marks, below, columns[0].key == "block", frozenset(bold))
+
+
+SPEEDUPS = tuple(
+    Column(
+        key,
+        f"Speed-up\n{how}",
+        lambda f, way=way, unit=unit: tuple(getattr(s, way) for s in f.speedups(unit)),
+        text.over_seeds(text.two),
     )
+    for key, how, way, unit in (
+        ("speedup", "as paper", "as_paper", "step_ms"),
+        ("speedup_with_search", "with search", "with_search", "step_ms"),
+        ("speedup_device_time", "device time", "device_time", "step_ms"),
+        ("speedup_macs", "by MACs", "as_paper", "macs"),
+    )
+)
+
+
+def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Column]:
+    """Every column that a table of these runs may have."""
+    measure, dense = notes.measure(results.experiment), results.attempt(results.network, "dense")
+    # In G as in the paper, or in M where the unpruned network has less than 0.1 G.
+    unit, macs = ("M", text.mega) if dense and dense["macs"] < 1e8 else ("G", text.giga)
+    block = _rate_block if table == "table7" else lambda f: _BLOCKS[f.run.method]
+    yield Column("block", "", block, left=True)
+    yield Column("run", "Run", lambda f: f.run.title, left=True, marked=True)
+    yield Column("criterion", "Criterion", lambda f: f.criterion, left=True, marked=True)
+    yield Column("law", "Timesteps", lambda f: "SpeeD" if f.law == "speed" else f.law, left=True)
+    yield Column("rate", "Rate\n(%)", lambda f: f.rate, text.percent)
+    yield Column("realised_rate", "Realised\nrate (%)", lambda f: f.average("realised"), text.percent)
+    yield Column("params", "Params\n(M)", lambda f: f.average("params"), text.mega)
+    yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)
+    yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
+    yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
+    yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
+    yield Column("ticket_at", "Ticket at", _ticket_at)
+    yield Column("iterations", "Iterations", _iterations)
+    yield Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
+    yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
+    yield from SPEEDUPS
+    for i in range(max(len(f.experts) for f in rows)):
+        yield from _of_expert(i, rows)
+    yield from _published(results.experiment, table)
+
+
+def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
+    """The i-th expert's span and rate, and, as in the paper, the iterations of the i-th most pruned one."""
+
+    def of(kind: str, heading: str, read: Callable[[RunFacts], Any], show: Callable = str) -> Column:
+        def value(facts: RunFacts) -> Any:
+            return read(facts) if i < len(facts.experts) else None
+
+        return Column(f"{kind}{i + 1}", heading, value, show, absent="")
+
+    rates = sorted({f.rates[-1 - i] for f in rows if i < len(f.rates)})
+    at = f"Iterations\nat {text.span(rates, text.percent)} %"
+    yield of("region", f"Region {i + 1}", lambda f: "{}-{}".format(*f.experts[i].span))
+    yield of("rate", f"Rate {i + 1}\n(%)", lambda f: f.rates[i], text.percent)
+    yield of("iterations", at, lambda f: text.span(steps[-1 - i] for steps in f.iterations))
+
+
+def _published(experiment: Experiment, table: str) -> Iterator[Column]:
+    """Values of the cells that runs stand beside, blank where there is none; and ours minus those."""
+    name, macs = published.NAMES[experiment.published.dataset], _PAPER_MACS.get(table, "macs_g")
+
+    def column(key: str, heading: str, read: Callable, show: Callable[..., str] = str) -> Column:
+        def value(facts: RunFacts) -> Any:
+            row = published.row(experiment, table, facts.name)
+            return read(row, facts) if row else None
+
+        return Column(key, heading, value, show, absent="")
+
+    def printed(key: str, heading: str, of: str, show: Callable[..., str]) -> Column:
+        return column(key, heading, lambda row, _: published.number(row, of), show)
+
+    def apart(key: str, heading: str, of: str, ours: Callable[[RunFacts], Iterable[float]]) -> Column:
+        def minus(row: published.Row, facts: RunFacts) -> tuple[float, ...]:
+            return tuple(v - published.number(row, of) for v in ours(facts))
+
+        return column(key, heading, minus, text.over_seeds(text.signed))
+
+    yield printed("paper_macs", "Paper\nMACs (G)", macs, text.number)
+    yield printed("paper_fid", f"Paper FID\n({name})", "fid", text.two)
+    yield printed("paper_speedup", "Paper\nspeed-up", "speedup", text.two)
+    yield column(
+        "paper_ticket_at", "Paper\nticket at", lambda row, _: "{ticket_at} ({ticket_unit})".format(**row)
+    )
+    if published.scale(experiment) != 1:
+        yield column("paper_iterations", "Stands for\nthe paper's", _paper_iterations)
+    if notes.comparable(experiment):
+        yield apart("fid_difference", "Difference\nin FID", "fid", lambda f: f.quality)
+        speedup = "Difference\nin speed-up"
+        yield apart("speedup_difference", speedup, "speedup", lambda f: [s.as_paper for s in f.speedups()])
+
+
+def _paper_iterations(row: published.Row, facts: RunFacts) -> str:
+    """The most pruned expert first, as Table 9 prints them."""
+    counts = published.iterations(row, len(facts.experts))
+    return _per_network([f"{n // 1000}K" for n in reversed(counts)])
+
+
+def _per_network(counts: list[str]) -> str:
+    """Something of each of a run's experts, once if it is the same for all."""
+    return f"{len(counts)} × {counts[0]}" if len(counts) > len(set(counts)) == 1 else " / ".join(counts)
+
+
+def _iterations(facts: RunFacts) -> str | None:
+    """Iterations of each of a run's experts; a range where seeds differ."""
+    return _per_network([text.span(steps) for steps in zip(*facts.iterations, strict=True)]) or None
+
+
+def _ticket_at(facts: RunFacts) -> str | None:
+    """When the tickets were found: 0-based epochs, as the paper prints them, or the iteration."""
+    if not facts.tickets:
+        return None
+    unit = facts.tickets[0]["unit"]
+    return f"{text.span(s['step' if unit == 'iteration' else 'interval'] for s in facts.tickets)} ({unit})"
+
+
+def _rate_block(facts: RunFacts) -> str:
+    """The block of Table 7."""
+    average = " on average" if len(facts.experts) > 1 else ""
+    return f"{text.percent(facts.rate)} %{average}" if facts.rate else "Unpruned"

@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 MISSING = "–"
 
+two = "{:.2f}".format
+three = "{:.3f}".format
+signed = "{:+.2f}".format
+whole = "{:.0f}".format
+times = "{:.2f}×".format
+
 
 def number(value: float) -> str:
     """About three figures: 0.0308, 1.32, 35.7, 248."""
@@ -16,21 +22,6 @@ def number(value: float) -> str:
     if size >= 1:
         return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
     return f"{value:.3g}"
-
-
-def two(value: float) -> str:
-    """Two decimals."""
-    return f"{value:.2f}"
-
-
-def signed(value: float) -> str:
-    """Two decimals and the sign."""
-    return f"{value:+.2f}"
-
-
-def whole(value: float) -> str:
-    """No decimals."""
-    return f"{value:.0f}"
 
 
 def mega(value: float) -> str:
@@ -48,16 +39,11 @@ def percent(share: float) -> str:
     return f"{round(100 * share, 1):g}"
 
 
-def times(value: float) -> str:
-    """A speed-up."""
-    return f"{value:.2f}×"
-
-
 def duration(seconds: float) -> str:
-    """45 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{number(seconds)} s"
-    return f"{number(seconds / 60)} min" if seconds < 6000 else f"{number(seconds / 3600)} h"
+    """In the largest unit of which there are two: 45.0 s, 12.0 min, 3.40 h, 17.5 days, 30.5 years."""
+    units = (("years", 365.25 * 86400), ("days", 86400), ("h", 3600), ("min", 60))
+    unit, length = next(((unit, length) for unit, length in units if seconds >= 2 * length), ("s", 1))
+    return f"{number(seconds / length)} {unit}"
 
 
 def size(count: float) -> str:
@@ -72,20 +58,16 @@ def over_seeds(show: Callable[[float], str]) -> Callable[[Sequence[float]], str]
         if not values:
             return MISSING
         mean = show(statistics.fmean(values))
-        if len(set(values)) == 1:
-            return mean
         decimals = len(mean.partition(".")[2])
-        return f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+        return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
     return text
 
 
-def span(values: Iterable[float], show: Callable[[float], str] = str) -> str:
+def span(values: Iterable[float | str], show: Callable[..., str] = str, to: str = "-") -> str:
     """One value, or the range from the lowest to the highest."""
     low_to_high = sorted(set(values))
-    if not low_to_high:
-        return MISSING
-    return "-".join(dict.fromkeys(show(v) for v in (low_to_high[0], low_to_high[-1])))
+    return to.join(dict.fromkeys(map(show, low_to_high[:: len(low_to_high) - 1 or 1]))) or MISSING
 
 
 def plural(count: int, word: str) -> str:

@@ -1,0 +1,46 @@
+"""What the paper printed for the cells that our runs stand beside."""
+
+from __future__ import annotations
+
+from ebdiff.experiment import paper
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.paper import Row
+
+NAMES = {
+    "cifar10": "CIFAR-10", "celeba": "CelebA", "lsun_church": "LSUN church", "lsun_bedroom": "LSUN bedroom",
+}  # fmt: skip
+IMAGES = 50_000  # samples per run
+
+
+def row(experiment: Experiment, table: str, run: str) -> Row:
+    """The row of one of the paper's tables that a run stands beside; empty where there is none."""
+    return paper.rows(table, experiment.published.dataset).get(experiment.runs[run].paper or "", {})
+
+
+def number(row: Row, column: str) -> float | None:
+    """A number of a row, corrected where the paper contradicts itself; None of an empty row."""
+    return float(row.get(f"{column}_corrected") or row[column]) if row else None
+
+
+def iterations(row: Row, experts: int) -> list[int]:
+    """The paper's iterations of each expert of a row, lowest timesteps first; none of an empty row."""
+    if "iterations_rate30" in row:
+        return [int(row[f"iterations_rate{rate}"]) for rate in (30, 60, 80)]
+    return [int(row["iterations"])] * experts if row else []
+
+
+def scale(experiment: Experiment) -> float | None:
+    """Our iterations over the paper's, where that is the same for every run beside a cell; else None."""
+    for table in paper.TABLES:
+        for name, run in experiment.runs.items():
+            ours = [e.iterations for e in sorted(run.experts, key=lambda e: e.serve)]
+            theirs = iterations(row(experiment, table, name), len(ours))
+            if theirs and ours != [max(1, round(n * experiment.scale)) for n in theirs]:  # as loading does
+                return None
+    return experiment.scale
+
+
+def unpruned_params(experiment: Experiment) -> float:
+    """Millions of parameters of the paper's unpruned network for the dataset."""
+    tables = (paper.rows(table, experiment.published.dataset) for table in ("table4", "table5", "table6"))
+    return next(float(rows["unpruned"]["params_m"]) for rows in tables if rows)

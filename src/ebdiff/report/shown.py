@@ -1,0 +1,54 @@
+"""What tables and figures show of an experiment."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import FINAL
+
+DPI = 160
+WEIGHTS = ("ema", "raw")  # compared in Figure 2b
+
+Panel = tuple[str, str, str, float]  # search, criterion, weights, rate
+
+
+@cache
+def data(name: str) -> dict[str, Any]:
+    """A YAML file of this room."""
+    return yaml.safe_load((resources.files("ebdiff.report") / name).read_text(encoding="utf-8"))
+
+
+def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6, or every run where none is asked."""
+    asked = (experiment.tables.get(table) for table in ("table4", "table5", "table6"))
+    return next(filter(None, asked), tuple(experiment.runs))
+
+
+def timestep_aware_run(experiment: Experiment) -> str | None:
+    """The timestep-aware run that Figure 3 draws: the first, in Figure 1's order."""
+    names = (*plotted_runs(experiment), *experiment.runs)
+    return next((name for name in names if experiment.runs[name].method == "ta-eb"), None)
+
+
+def shown_searches(experiment: Experiment) -> list[Panel]:
+    """The panels of Figure 2: searches over all timesteps."""
+    return [
+        (name, criterion, weights, rate)
+        for name, search in experiment.searches.items()
+        if search.span == (0, experiment.diffusion.timesteps)
+        for criterion in search.criteria
+        for weights in search.weights
+        for rate in search.rates
+    ]
+
+
+def expert_searches(experiment: Experiment) -> list[Panel]:
+    """The panels of Figure 4: tickets of timestep-aware runs."""
+    aware = [e for run in experiment.runs.values() if run.method == "ta-eb" for e in run.experts]
+    drawn = [e for e in aware if e.needs_ticket and e.search != FINAL and e.criterion != "random"]
+    return sorted({(e.search, e.criterion, e.weights, e.rate) for e in drawn if e.rate is not None})
