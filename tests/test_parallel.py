@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
-from test_training import EB, same, tensors_of
+from test_training import EB, kept_in, same, tensors_of
 
 from ebdiff import cli
 from ebdiff.system import devices, parallel
@@ -100,8 +100,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(workspace):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    kept = last.parent / "state/last/state.safetensors"
-    assert kept.exists()
+    assert kept_in(workspace)
     assert not last.exists()
 
     told = together("train-dense", "tiny")

@@ -238,7 +238,7 @@ def test_a_state_of_other_settings_is_set_aside_with_a_word(workspace, vary, mon
     shutil.rmtree("results")
     interrupted(vary({}), monkeypatch, 20, search)
     search(other)
-    assert "not used (its digest changed)" in capsys.readouterr().out
+    assert "not used (its settings changed)" in capsys.readouterr().out
     found = artefacts()
     assert found.keys() == expected.keys()
     assert all(same(found[n], expected[n]) for n in expected)
@@ -258,12 +258,19 @@ def test_a_damaged_state_is_set_aside(workspace, tiny, monkeypatch, capsys):
     expected = artefacts()
     shutil.rmtree("results")
     interrupted(tiny, monkeypatch, 20, search)
-    (state,) = workspace.rglob("state.safetensors")
-    state.write_bytes(state.read_bytes()[:1000])
+    for state in kept_in(workspace):
+        state.write_bytes(state.read_bytes()[:1000])
     search(tiny)
-    assert "set aside" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.count("not used (damaged (it isn't what was kept))") == 2
+    assert "starting again" in told
     found = artefacts()
     assert all(same(found[n], expected[n]) for n in expected)
+
+
+def kept_in(folder):
+    """The kept states of unfinished trainings: one a step."""
+    return [path for path in folder.rglob("state/*/*.safetensors") if path.stem.isdecimal()]
 
 
 def killed_at(command, cwd, step):
@@ -271,7 +278,7 @@ def killed_at(command, cwd, step):
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
         with contextlib.suppress(UserError, FileNotFoundError):  # it comes and goes while we look
-            for path in cwd.rglob("state/*/state.safetensors"):
+            for path in kept_in(cwd):
                 if store.story(path)["step"] >= step:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
