@@ -270,7 +270,6 @@ def test_an_unknown_experiment_gets_a_did_you_mean(folder):
 def test_scale_multiplies_steps_and_nothing_else(vary):
     changes = {
         "searches.part": {"interval": {"unit": "pseudo-epoch", "steps": 30}, "rates": [0.5], "horizon": 9},
-        "published": {"expert_iterations": {40: 200_000}},
         "runs.short": {"title": "S", "method": "control", "init": "fresh", "rate": 0.5,
                        "iterations": "like-eb-50"},
     }  # fmt: skip
@@ -281,7 +280,6 @@ def test_scale_multiplies_steps_and_nothing_else(vary):
     assert half.runs["short"].experts[0].iterations == "like-eb-50"
     assert half.training.warmup == round(5 * 0.5)
     assert half.searches["part"].interval.steps == 15
-    assert half.published.expert_iterations == {20: 200_000}
     assert half.searches["full"] == one.searches["full"]
     assert half.searches["part"].horizon == one.searches["part"].horizon
     assert half.searches["part"].window == one.searches["part"].window

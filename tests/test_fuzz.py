@@ -69,7 +69,7 @@ EXTRA = {
     "speed": {"k": 5.0, "tau": 700, "dual": True},
     "compute": {"threads": 1, "gpus": 0, "device": "auto", "micro_batch": None},
     "tuning": {"device": "", "training": {"0.5": {"precision": "fp32"}}},
-    "published": {"dataset": "cifar10", "expert_iterations": {20: 200_000}},
+    "published": {"dataset": "cifar10", "note": ""},
     "scale": 1.0,
     "seeds": [0, 1],
 }

@@ -19,12 +19,13 @@ import pytest
 import yaml
 from conftest import TINY, changed
 from PIL import Image
-from test_report import ALL_TABLES, MORE, RAW, check_latex, fabricate
+from reported import ALL_TABLES, MORE, RAW, fabricate, undrawn
+from test_report import check_latex
 from test_workflow import copied, edit, snakemake
 
 from ebdiff.data import archives, images, sources
 from ebdiff.experiment import layout, load
-from ebdiff.report import figures, page, render, tables
+from ebdiff.report import page, render
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json
 
@@ -206,7 +207,7 @@ class Tags(HTMLParser):
 def reported(attack, folder):
     """The page of a fabricated experiment in which every free text is an attack."""
     raw = deepcopy({**RAW, "runs": RAW["runs"] | MORE, "tables": ALL_TABLES})
-    raw |= {"about": attack, "published": {"expert_iterations": {400: 200_000}, "note": attack}}
+    raw |= {"about": attack, "published": {"note": attack}}
     for run in raw["runs"].values():
         run |= {"title": attack + run["title"], "note": attack}
     raw["dataset"]["path"] = attack
@@ -230,13 +231,8 @@ def reported(attack, folder):
 def test_no_text_of_an_experiment_becomes_markup(tmp_path, monkeypatch):
     """The page with every attack in every free text has the tags of a harmless page, and no others."""
 
-    def drawn(_experiment, figure, folder, **_):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{figure}.png").write_bytes(png())
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "write_figure", drawn)
-    monkeypatch.setattr(figures, "losses", lambda _: None)
+    undrawn(monkeypatch)
     parsed = []
     for attack in ("harmless", " ".join(MARKUP)):
         tags = Tags()
@@ -264,7 +260,7 @@ def test_no_text_of_an_experiment_becomes_markdown_or_latex(tmp_path, monkeypatc
         run |= {"title": attack, "note": attack}
     e = load.parse(raw, "x.yaml")
     fabricate(e)
-    _, markdown, tex = tables.write_table(e, "table4", tmp_path)
+    _, markdown, tex, _ = page.write_table(e, "table4", tmp_path)
     text = tex.read_text()
     check_latex(text, 2)
     assert r"\input" not in text and r"\write" not in text and "^^" not in text

@@ -157,11 +157,11 @@ def test_several_seeds_are_counted_each_and_data_once(vary):
 
 def test_speed_ups_are_the_reports_own(tiny):
     facts = prediction.Plan(times(tiny), CPU).facts
-    eb, (three,) = facts["eb-50"].speedups[0], facts["ta-eb"].speedups
+    eb, (three,) = facts["eb-50"].speedups()[0], facts["ta-eb"].speedups()
     assert eb.as_paper == pytest.approx(80 / (40 * 0.4))
     assert eb.device_time == pytest.approx(80 / (40 * 0.4 + 60))
     assert three.as_paper == pytest.approx(80 / (20 * 0.75))
-    assert facts["eb-50"].macs_speedups[0].as_paper == pytest.approx(80 / (40 * 0.25))
+    assert facts["eb-50"].speedups("macs")[0].as_paper == pytest.approx(80 / (40 * 0.25))
 
 
 def test_a_stated_step_time_is_shared_out_by_macs(tiny, monkeypatch):

@@ -153,7 +153,7 @@ def _candidates(experiment: Experiment) -> Iterator[Job]:
 def reported(experiment: Experiment) -> list[Path]:
     """What tables, figures and the page read."""
     e, where = experiment, dict(experiment=experiment.name, dataset=experiment.dataset.name)
-    found = [layout.path(t, **where) for t in (layout.COST, layout.IMAGES, layout.MANIFEST)]
+    found = [layout.path(t, **where) for t in (layout.IMAGES, layout.MANIFEST, layout.COST)]
     for search, criterion, weights in shown.matrices(e):
         ticket = dict(search=search, criterion=criterion, weights=weights)
         found.append(layout.path(layout.HAMMING, seed=e.seeds[0], **ticket, **where))

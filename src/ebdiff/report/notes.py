@@ -14,8 +14,7 @@ from ebdiff.report import published, shown, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 
-FEW = "‡"  # a Fréchet distance of too few images
-UNSETTLED = "†"  # a ticket cut before it had settled
+UNSETTLED, FEW = "†", "‡"  # marks: a ticket that was still moving; a distance of too few images
 
 
 class Measure(NamedTuple):

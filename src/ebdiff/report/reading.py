@@ -62,12 +62,11 @@ def _lower(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Claim |
 
 def _difference(a: RunFacts, b: RunFacts) -> tuple[str, float, float | None]:
     """In words; how far a's mean is above b's; twice the standard error of that, if both have two seeds."""
-    told = [
-        f"{text.over_seeds(text.two)(f.quality)} ({f.run.title}, {text.plural(len(f.quality), 'seed')})"
-        for f in (a, b)
-    ]
-    x, y, words = a.quality, b.quality, f"{_name(a)} {told[0]} against {told[1]}; "
-    above = statistics.fmean(x) - statistics.fmean(y)
+    x, y, mean = a.quality, b.quality, text.over_seeds(text.two)
+    ours, theirs = (
+        f"{mean(f.quality)} ({f.run.title}, {text.plural(len(f.quality), 'seed')})" for f in (a, b)
+    )
+    words, above = f"{_name(a)} {ours} against {theirs}; ", statistics.fmean(x) - statistics.fmean(y)
     if min(len(x), len(y)) < 2:
         words += "one seed on at least one side, so there is no spread to judge the difference by."
         return words, above, None
