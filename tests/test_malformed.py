@@ -90,7 +90,8 @@ VALUES = [
     ({"compute": {"gpus": 2, "device": "cuda"}}, "compute: 2 `gpus` need `device: auto`"),
     ({"tuning": {"training": {"0.5": {"precison": "bf16"}}}}, "did you mean 'precision'?"),
     ({"published": {"dataset": "cifar"}}, "did you mean 'cifar10'?"),
-    ({"published": {"expert_iterations": {"many": 1}}}, "published.expert_iterations.many"),
+    ({"runs.eb-50.paper": "eb-50-magnitud"}, "runs.eb-50.paper: 'eb-50-magnitud' is not known; did you mean"),
+    ({"runs.eb-50.paper": {"table4": "ta-eb"}}, "runs.eb-50.paper: "),
     # runs and tables
     ({"runs": {}}, "runs: needs at least one"),
     ({"runs": ["eb-50"]}, "runs: must be a mapping"),
