@@ -37,7 +37,8 @@ def reached(row: dict[str, Any]) -> str:
 def text(row: dict[str, Any]) -> list[str]:
     """The cells of a row for people."""
     unit = {"x": "x", "": ""}.get(row["unit"], f" {row['unit']}")
-    value = f"{row['value']:.3g}{unit} ({row['low']:.3g} to {row['high']:.3g})"
+    spread = "" if row["low"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
+    value = f"{row['value']:.3g}{unit}{spread}"
     goal = f"{row['goal']}{unit}" if row["goal"] else "reported"
     return [row["measure"], row["against"], goal, value, row["reached"], row["note"]]
 
@@ -76,7 +77,7 @@ def section(reference: Path) -> str:
         device = (path.with_suffix(".md")).read_text().splitlines()[0].removeprefix("# Benchmarks: ")
         with path.open(newline="") as file:
             rows = [
-                {**row, **{key: float(row[key]) for key in ("value", "low", "high")}}
+                {**row, **{key: float(row[key]) if row[key] else None for key in ("value", "low", "high")}}
                 for row in csv.DictReader(file)
             ]
         table = markdown([row for row in rows if row["goal"]], notes=False)

@@ -40,16 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "all": lambda: all_rates(magnitude(tensors)),
     }
     s = interleaved(work, args.rounds)
-    further = [
-        (several - single) / (len(RATES) - 1) * 1e3
-        for several, single in zip(s["all"], s["one"], strict=True)
-    ]
     rows = [
         paired.compare(
             f"one mask, {len(groups)} groups, structure cached", "trace, rank and prune", "≥ 10",
             s["rebuilt"], s["one"],
         ),
-        paired.row("a further rate of the same weights", further, "ms", goal="≤ 15"),
+        paired.difference("a further rate of the same weights", s["all"], s["one"], len(RATES) - 1, "≤ 15"),
     ]  # fmt: skip
     paired.write("masks", rows, args.device, args.out)
 

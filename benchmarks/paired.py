@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -39,7 +39,7 @@ class Row:
         against: what it is compared with; empty for a plain figure.
         goal: what was hoped for, such as `≥ 1.8`; empty where it is only reported.
         value: the median.
-        low, high: its quartiles over the rounds.
+        low, high: its quartiles over the rounds; None of a single measurement.
         unit: of the value: `x` for a ratio of times, `ms`, `%`, or nothing for a share.
         note: the times behind it, and what else is to be known.
     """
@@ -48,8 +48,8 @@ class Row:
     against: str
     goal: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     unit: str = "x"
     note: str = ""
 
@@ -96,7 +96,23 @@ def row(
 ) -> Row:
     """A row from the values of all rounds."""
     low, middle, high = (float(f"{q:.4g}") for q in np.percentile(values, [25, 50, 75]))
-    return Row(measure, against, goal, middle, low, high, unit, note)
+    spread = (low, high) if len(values) > 1 else (None, None)
+    return Row(measure, against, goal, middle, *spread, unit, note)
+
+
+def difference(measure: str, longer: Sequence[float], shorter: Sequence[float], per: int, goal: str) -> Row:
+    """How many milliseconds longer one of `per` equal parts takes, round by round.
+
+    A difference that its own scatter hides is no figure: told is then what it is at most.
+    """
+    apart = [(a - b) / per * 1e3 for a, b in zip(longer, shorter, strict=True)]
+    found = row(measure, apart, "ms", goal=goal)
+    if found.low is None or found.value > found.high - found.low:
+        return found
+    most = float(f"{max(apart):.4g}")
+    return replace(
+        found, value=most, low=None, high=None, note="hidden by the scatter of its rounds: at most"
+    )
 
 
 def compare(
@@ -111,7 +127,8 @@ def compare(
 def write(name: str, rows: Sequence[Row], device: torch.device, out: Path) -> None:
     """Print the rows and write them with the hardware and versions they belong to."""
     for r in rows:
-        print(f"{r.measure}: {r.value:g} {r.unit} ({r.low:g} to {r.high:g}), goal {r.goal or '-'}; {r.note}")
+        spread = "" if r.low is None else f" ({r.low:g} to {r.high:g})"
+        print(f"{r.measure}: {r.value:g} {r.unit}{spread}, goal {r.goal or '-'}; {r.note}")
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": name,

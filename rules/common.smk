@@ -9,8 +9,6 @@ from ebdiff.experiment import load as loading
 from ebdiff.experiment.stages import STAGES, taken_while_training
 from ebdiff.system.errors import UserError, unknown
 
-CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
-
 # A verb replaces its shell, so that Snakemake waits for the verb itself: at a SIGTERM of a cluster a
 # shell would be gone at once, its job over, and the verb killed while it saves its state.
 shell.prefix("set -euo pipefail; exec ")
@@ -19,6 +17,11 @@ shell.prefix("set -euo pipefail; exec ")
 def stop(message):
     """End with one line: snakemake reports an exception in an input function with a trace."""
     raise SystemExit(f"ebdiff: {message}")
+
+
+CONDA = str(Path(workflow.basedir) / "envs" / "ebdiff.yaml")
+if {"{", "}"} & set(CONDA):
+    stop(f"{workflow.basedir}: Snakemake takes braces for wildcards; rename the folder")
 
 
 def checked(function, *arguments, **named):

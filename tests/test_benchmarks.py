@@ -20,7 +20,7 @@ SCRIPTS = {
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def script(monkeypatch):
     """Imports a module of benchmarks/ as its scripts see each other."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     threads = torch.get_num_threads()
@@ -30,8 +30,8 @@ def benchmark(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_runs_and_writes_its_rows(name, benchmark, tmp_path):
-    benchmark(name).main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
+def test_a_benchmark_runs_and_writes_its_rows(name, script, tmp_path):
+    script(name).main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["benchmark"] == name and found["device"] and found["versions"]["torch"]
     assert len(found["rows"]) >= SCRIPTS[name]
@@ -66,7 +66,7 @@ def test_pieces_of_work_take_turns_and_only_settled_calls_are_timed(monkeypatch)
     assert "".join(called) == "ab" + "aabb" * 2
 
 
-def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
+def test_one_plain_step_moves_the_weights_as_ours_do(script):
     """The same batch, noise and timesteps through both loops: the same weights and the same average."""
     from ebdiff.cost.measure import network_of, timing_job
     from ebdiff.diffusion.schedule import alphas_bar
@@ -75,7 +75,7 @@ def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
     from ebdiff.training.loop import train
     from ebdiff.training.state import State
 
-    paired, plain = benchmark("paired"), benchmark("plain")
+    paired, plain = script("paired"), script("plain")
     experiment, runtime = paired.experiment(2, tiny=True), Runtime(torch.device("cpu"))
     cfg = experiment.training.model_copy(update={"ema_decay": 0.5})
     experiment = experiment.model_copy(update={"training": cfg})
@@ -94,8 +94,8 @@ def test_one_plain_step_moves_the_weights_as_ours_do(benchmark):
         torch.testing.assert_close(trainer.shadow[name], state.view("ema")[name], rtol=0, atol=1e-5)
 
 
-def test_rows_end_in_the_tables_with_their_verdicts(benchmark, tmp_path, monkeypatch):
-    paired, collect = benchmark("paired"), benchmark("collect")
+def test_rows_end_in_the_tables_with_their_verdicts(script, tmp_path, monkeypatch):
+    paired, collect = script("paired"), script("collect")
     ratios = [2.0, 3.0, 4.0]
     rows = [
         paired.compare("fast", "slow", "≥ 2.5", ratios, [1.0] * 3),
@@ -117,3 +117,18 @@ def test_rows_end_in_the_tables_with_their_verdicts(benchmark, tmp_path, monkeyp
     assert readme.count("| fast | slow | ≥ 2.5x | 3x (2.5 to 3.5) | yes |") == 1
     assert "only told" not in readme
     assert "only told" in table.with_suffix(".md").read_text()
+
+
+def test_a_difference_hidden_by_its_scatter_is_told_as_a_bound(script):
+    paired = script("paired")
+    clear = paired.difference("a part", [1.3, 1.301, 1.299], [1.0, 1.0, 1.0], 3, "≤ 15")
+    assert clear.value == pytest.approx(100, abs=0.5) and clear.low < clear.value < clear.high
+    hidden = paired.difference("a part", [1.0, 1.1, 0.9], [1.06, 1.0, 0.96], 1, "≤ 15")
+    assert hidden.value == pytest.approx(100) and hidden.low is None and "at most" in hidden.note
+
+
+def test_one_measurement_has_no_range(script, capsys):
+    paired, collect = script("paired"), script("collect")
+    row = paired.row("whole run", [4.0], "min")
+    assert (row.value, row.low, row.high) == (4, None, None)
+    assert collect.text({**vars(row), "reached": ""})[3] == "4 min"

@@ -142,10 +142,10 @@ def test_a_verb_alone_in_a_shell(workspace, verb):
 
 
 LIGHT = [
-    *(f"experiment.{name}" for name in ("experiment", "load", "layout", "stages", "jobs", "records")),
+    *(f"experiment.{name}" for name in ("load", "layout", "stages", "jobs", "records", "members")),
     *(f"system.{name}" for name in ("errors", "files", "draws")), "cost.accounting", "diffusion.schedule",
     *(f"report.{name}" for name in (
-        "needs", "tables", "figures", "page", "paper", "reading", "results", "facts", "style",
+        "shown", "tables", "figures", "page", "published", "reading", "results", "facts", "style",
     )),
 ]  # fmt: skip
 

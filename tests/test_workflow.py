@@ -185,6 +185,15 @@ def test_unknown_targets_are_refused_before_anything_starts(project, arguments, 
     assert not (project / "resources").exists()
 
 
+def test_braces_in_the_projects_path_are_one_line(tmp_path):
+    folder = tmp_path / "br{x}ces"
+    folder.mkdir()
+    done = snakemake(copied(folder), "smoke")
+    assert done.returncode != 0
+    assert "br{x}ces: Snakemake takes braces for wildcards" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and not (folder / "results").exists()
+
+
 @pytest.mark.slow
 def test_what_there_is_so_far_is_shown_although_nothing_is_finished(project):
     done = snakemake(project, "so-far", "--config", "experiments=smoke")
