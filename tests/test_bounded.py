@@ -50,13 +50,17 @@ def peak(folder, images, work):
 
 
 @pytest.fixture
-def trained(tmp_path):
+def trained(tmp_path, monkeypatch):
     """A folder with the one expert of the run `unpruned`, fresh weights."""
+    monkeypatch.chdir(tmp_path)
     e = load.parse(RAW, "x.yaml")
     (expert,) = e.runs["unpruned"].experts
     tensors = {f"ema.{n}": t for n, t in store.fresh(e.architecture, 0, "x").state_dict().items()}
-    where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
-    store.save(tmp_path / layout.path(layout.MILESTONE, **where), tensors, e.architecture, {"step": 1})
+    where = dict(seed=0, expert=expert.key, milestone=expert.iterations)
+    store.save(
+        layout.path(layout.MILESTONE, experiment="tiny", **where), tensors, e.architecture, {"step": 1}
+    )
+    vouch(e, "finetune-region", **where)
     return tmp_path
 
 
@@ -101,7 +105,9 @@ def test_measuring_samples_maps_them_and_their_features_once_and_no_more(measure
     for images in (FEW, MANY):
         np.save(path, np.zeros((images, 32, 32, 3), np.uint8))
         write_json(path.with_name("ledger.json"), {})
-        vouch(load.parse(RAW, "x.yaml"), "sample", run="unpruned", seed=0)
+        vouch(
+            load.parse(changed(RAW, {"sampling.images": images}), "x.yaml"), "sample", run="unpruned", seed=0
+        )
         found.append(peak(measured, images, work))
     print(f"measuring {FEW} and {MANY} images: {found[0]:.0f} and {found[1]:.0f} MB")
     mapped = (MANY - FEW) * (32 * 32 * 3 + 64 * 4) / 1e6
