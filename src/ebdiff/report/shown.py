@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,7 +24,7 @@ Panel = tuple[str, str, str, float]  # and rate
 @cache
 def data(name: str) -> dict[str, Any]:
     """A YAML file of this room."""
-    return yaml.safe_load((resources.files("ebdiff.report") / name).read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
