@@ -84,7 +84,7 @@ class Place:
                     print(f"{path}: not used (its {changed} changed); set aside as {ASIDE}", flush=True)
                     os.replace(path, self.folder / ASIDE)
                     break
-                self._check(found)
+                self._check(path, found)
                 self.state = State.load(path, runtime)
                 break
             except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -110,12 +110,14 @@ class Place:
             _forget(record)
         shutil.rmtree(self.folder)
 
-    def _check(self, record: dict[str, Any]) -> None:
-        """Compare what a record vouches for with what is there.
+    def _check(self, state: Path, record: dict[str, Any]) -> None:
+        """Compare what a record vouches for, a state among it, with what is there.
 
         Raises:
             Unusable: something differs, or is missing.
         """
+        if state.name not in record["files"]:
+            raise damaged(state, "its record is another state's")
         for name, expected in record["files"].items():
             if sha256(self.folder / name) != expected:
                 raise damaged(self.folder / name, "it isn't what was kept")
