@@ -77,6 +77,8 @@ class Records:
             return sorted(folder.glob("[!.]*"))
         there = {file for file in folder.glob("[!.]*") if not file.is_dir()}
         noted = {Path(p) for p in self._record(job, folder)["made"] if Path(p).parent == folder}
+        if not noted:  # a file should be there
+            raise Unusable(folder, "not what its job made")
         return sorted(there | noted)
 
     def _record(self, job: Job, path: Path) -> dict[str, Any]:
