@@ -11,7 +11,7 @@ from conftest import TINY, changed, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
 from ebdiff.experiment import layout, load
-from ebdiff.experiment.jobs import maker
+from ebdiff.experiment.jobs import Job, maker
 from ebdiff.experiment.records import Records
 
 # A key that only a stage uses, that stage's file, and the verb that would read it.
@@ -94,6 +94,23 @@ def test_settings_follow_every_stage_before_and_no_other(tiny):
             path = layout.path(template, **WHERE)
             same = settings(tiny, path) == settings(other, path)
             assert same == (i < after.index(first)), (key, template)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dense.iterations": 100}, {"runs.scratch.method": "control"}, {"runs.scratch.iterations": 50}]
+)
+def test_a_milestone_like_a_run_depends_on_what_that_run_is_charged(vary, changes):
+    """Trained from scratch after the unpruned network, a run costs that one, too."""
+    fresh = {"init": "fresh", "iterations": 40, "rate": 0.5}
+    runs = {
+        "runs.scratch": {"title": "Scratch", "method": "scratch", **fresh},
+        "runs.like": {"title": "Like", "method": "control", **fresh, "iterations": "like-scratch"},
+    }
+    before, after = (
+        Job.of(e, "finetune-region", seed=0, expert="fresh-0.5-t0-1000", milestone="like-scratch").digest
+        for e in (vary(runs), vary({**runs, **changes}))
+    )
+    assert before != after
 
 
 def settings(experiment, path):

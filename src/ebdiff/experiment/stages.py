@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
@@ -203,10 +203,16 @@ def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_
         yield layout.path(layout.DENSE_LAST, search=spec.search, **where)
 
 
+def _charge(e: Experiment, run: Run) -> list[Any]:
+    """What, beside measured times and its tickets, tells what a run costs."""
+    before = e.dense.iterations if run.method in AFTER_DENSE else None
+    return [before, *((x.key, x.iterations) for x in run.experts)]
+
+
 def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
     spec = e.experts()[expert]
     like = e.runs.get(milestone.removeprefix("like-"))
-    target = [(x.key, x.iterations) for x in like.experts] if like else milestone
+    target = _charge(e, like) if like else milestone
     law = e.speed if spec.law == "speed" else None
     source = e.dense.source if spec.continues_search else None
     return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
