@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, changed, write_experiment
+from conftest import TINY, changed, vouch, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
-from ebdiff.experiment import layout, load
+from ebdiff.experiment import layout, load, records
 from ebdiff.experiment.jobs import Job, maker
 from ebdiff.experiment.records import Records
+from ebdiff.system import files
+from ebdiff.system.errors import Unusable
 
 # A key that only a stage uses, that stage's file, and the verb that would read it.
 CHANGES = [
@@ -97,7 +99,8 @@ def test_settings_follow_every_stage_before_and_no_other(tiny):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dense.iterations": 100}, {"runs.scratch.method": "control"}, {"runs.scratch.iterations": 50}]
+    "changes",
+    [{"dense.iterations": 100}, {"runs.scratch.method": "control"}, {"runs.scratch.iterations": 50}],
 )
 def test_a_milestone_like_a_run_depends_on_what_that_run_is_charged(vary, changes):
     """Trained from scratch after the unpruned network, a run costs that one, too."""
@@ -111,6 +114,30 @@ def test_a_milestone_like_a_run_depends_on_what_that_run_is_charged(vary, change
         for e in (vary(runs), vary({**runs, **changes}))
     )
     assert before != after
+
+
+def test_a_milestone_after_a_public_checkpoint_depends_on_it(vary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    longer = {"title": "Longer", "method": "control", "init": "dense", "iterations": 120}
+    changes = {"dense.from": "public.safetensors", "runs.longer": longer}
+    experiment = vary(changes)
+    given, after = (
+        Job.of(experiment, "finetune-region", seed=0, expert="dense-full", milestone=m) for m in (80, 120)
+    )
+    assert given.path(layout.MILESTONE) in after.reads
+    Path("public.safetensors").write_bytes(b"one")
+    given.path(layout.MILESTONE).parent.mkdir(parents=True)
+    given.path(layout.MILESTONE).write_bytes(b"trained")
+    vouch(experiment, "finetune-region", seed=0, expert="dense-full", milestone=80)
+    record = files.read_json(given.note("records", "json"))
+    del record["record"]
+    records._write(
+        given, {**record, "read": {"public.safetensors": files.sha256(Path("public.safetensors"))}}
+    )
+    Records(experiment).check(given.path(layout.MILESTONE))
+    Path("public.safetensors").write_bytes(b"two")
+    with pytest.raises(Unusable, match=r"made from another public\.safetensors"):
+        Records(experiment).check(given.path(layout.MILESTONE))
 
 
 def settings(experiment, path):

@@ -100,20 +100,24 @@ class Records:
                 raise Unusable(path, f"its record {place} is damaged")
             if (record["stage"], record["where"]) != (job.stage.verb, dict(job.where)):
                 raise Unusable(path, f"its record {place} is another file's")
+            if record["settings"] != self.settings(job):
+                raise Unusable(path, "made for other settings")
+            for source, found in record["read"].items():
+                if self._noted(Path(source)) not in (None, found):
+                    raise Unusable(path, f"made from another {source}")
             self._records[job.name] = record
-        record = self._records[job.name]
-        if record["settings"] != self.settings(job):
-            raise Unusable(path, "made for other settings")
-        for source, found in record["read"].items():
-            if self._noted(Path(source)) not in (None, found):
-                raise Unusable(path, f"made from another {source}")
-        return record
+        return self._records[job.name]
 
     def _noted(self, path: Path) -> str | None:
-        """The hash of a file as its own job's record has it, unchecked; None if that isn't there."""
+        """The hash of a file as its own job's record has it, unchecked, or of one from outside the workflow.
+
+        None if that isn't there.
+        """
         job = maker(self.experiment, path)
         try:
-            made = read_json(job.note("records", "json"))["made"] if job else {}
+            if job is None:
+                return sha256(path)
+            made = read_json(job.note("records", "json"))["made"]
             inside = sorted(Path(p) for p in made if Path(p).parent == path)
             if inside:
                 return digest([(file.name, made[str(file)]["sha256"]) for file in inside])

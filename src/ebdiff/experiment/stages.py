@@ -181,6 +181,8 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
     yield from _images(e)
     if places.is_given(e, expert, milestone):
         yield places.checkpoint(e)
+    elif e.dense.source and spec.continues_search:  # without the one before it would begin elsewhere
+        yield from _expert_continues(e, expert=expert, milestone=milestone, seed=seed)
     if spec.init == "inherit":
         yield places.ticket_of(e, spec, layout.TICKET, seed)
     if spec.init == "snapshot":
