@@ -201,7 +201,7 @@ def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_
     where = dict(experiment=e.name, seed=seed)
     if before is not None:
         yield layout.path(layout.MILESTONE, expert=expert, milestone=before, **where)
-    if spec.continues_search and not e.dense.source:
+    if places.goes_on(e, spec):
         yield layout.path(layout.DENSE_LAST, search=spec.search, **where)
 
 
@@ -280,6 +280,8 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
             for x in run.experts:
+                if places.goes_on(e, x):
+                    yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket:
                     yield places.ticket_of(e, x, layout.STORY, seed)
                 if x.needs_ticket and x.search != FINAL:

@@ -154,7 +154,8 @@ class Results:
         The unpruned network's begins with the loss of the search that it continues.
         """
         parts = dict(seed=seed, expert=expert.key, milestone=expert.iterations, search=expert.search)
-        kinds = (layout.STATS, layout.DENSE_STATS) if expert.init == "dense" else (layout.STATS,)
+        went_on = places.goes_on(self.experiment, expert)
+        kinds = (layout.STATS, layout.DENSE_STATS) if went_on else (layout.STATS,)
         readings: dict[int, float] = {}
         for path in (self.path(kind, **parts) for kind in kinds):
             if path.is_file():
