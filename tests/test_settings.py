@@ -12,6 +12,7 @@ from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
 from ebdiff.experiment import layout, load, records
 from ebdiff.experiment.jobs import Job, maker
+from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Records
 from ebdiff.system import files
 from ebdiff.system.errors import Unusable
@@ -138,6 +139,17 @@ def test_a_milestone_after_a_public_checkpoint_depends_on_it(vary, tmp_path, mon
     Path("public.safetensors").write_bytes(b"two")
     with pytest.raises(Unusable, match=r"made from another public\.safetensors"):
         Records(experiment).check(given.path(layout.MILESTONE))
+
+
+def test_labels_are_read_by_whatever_sees_them(tiny, monkeypatch):
+    def jobs_reads():
+        jobs = (("train-dense", {"search": "full"}), ("sample", {"run": "eb-50"}))
+        return [Job.of(tiny, verb, seed=0, **where).reads for verb, where in jobs]
+
+    labels = layout.path(layout.LABELS, dataset="digits")
+    assert not any(labels in reads for reads in jobs_reads())
+    monkeypatch.setattr(type(tiny.dataset), "items", Items((1, 8, 8), classes=10))
+    assert all(labels in reads for reads in jobs_reads())
 
 
 def settings(experiment, path):

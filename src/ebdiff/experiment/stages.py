@@ -111,7 +111,9 @@ def _of_dataset(e: Experiment, *templates: str) -> list[Path]:
 
 
 def _images(e: Experiment, **_: str) -> list[Path]:
-    return _of_dataset(e, layout.IMAGES, layout.MANIFEST)
+    """What training sees: labels only where a denoiser is told them."""
+    labels = [layout.LABELS] if e.dataset.items.classes else []
+    return _of_dataset(e, layout.IMAGES, *labels, layout.MANIFEST)
 
 
 def _features_of(e: Experiment, protocol: str) -> list[Path]:
