@@ -16,7 +16,7 @@ from reported import ALL_TABLES, HOSTILE, fabricate, make, rows_of, undrawn
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.jobs import Job
-from ebdiff.experiment.records import Records
+from ebdiff.experiment.records import Records, sealed
 from ebdiff.experiment.stages import FIGURES
 from ebdiff.report import figures, page, reading, render, style, text
 from ebdiff.report.results import Missing, Results
@@ -495,7 +495,7 @@ def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
         jobs.append({"benchmark": path, "kind": kind, "seconds": predicted})
     plan = {"device": "here", "devices": 2, "pace": "measured", "wall_seconds": 240, "jobs": jobs}
     where = layout.path(layout.PLAN, experiment=e.name)
-    write_json(where, {**plan, "digest": Job.of(e, "tabulate").digest})
+    write_json(where, sealed({**plan, "digest": Job.of(e, "tabulate").digest}))
     html, tags = page_of(e)
     assert tags.rows[-3:] == [
         ["experts", "2", "40.0 s", "40.0 s", "1.00"],
@@ -503,7 +503,12 @@ def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
         ["all", "3", "45.0 s", "50.0 s", "0.90"],
     ]
     assert "4.00 min with 2 jobs at a time" in html
-    write_json(where, {**plan, "digest": "of another configuration"})
+    whole = where.read_text()
+    for damage in ("[1]", "null", "{}", whole[:-9], whole.replace("240", "250")):
+        write_text(where, damage)
+        with pytest.raises(UserError, match=r"^results/digits/plan\.json: damaged .*`ebdiff plan digits`$"):
+            Results(e).plan()
+    write_json(where, sealed({**plan, "digest": "of another configuration"}))
     assert "Plan against actual" not in page_of(e)[0]
 
 

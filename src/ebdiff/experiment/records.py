@@ -90,14 +90,11 @@ class Records:
         if job.name not in self._records:
             place = job.note("records", "json")
             try:
-                record = read_json(place)
-                whole = record.pop("record") == digest(record)
+                record = opened(place)
             except Missing:
                 raise Unusable(path, f"its record {place} is missing") from None
-            except (Unusable, AttributeError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                raise Unusable(path, f"its record {place} is damaged")
+            except Unusable:
+                raise Unusable(path, f"its record {place} is damaged") from None
             if (record["stage"], record["where"]) != (job.stage.verb, dict(job.where)):
                 raise Unusable(path, f"its record {place} is another file's")
             if record["settings"] != self.settings(job):
@@ -126,8 +123,26 @@ class Records:
             return None
 
 
+def sealed(told: dict[str, Any]) -> dict[str, Any]:
+    """What JSON is to tell, with a hash of it all."""
+    return {**told, "record": digest(told)}
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """What a sealed JSON file tells.
+
+    Raises:
+        Missing: it isn't there.
+        Unusable: it isn't what was written.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.pop("record", None) != digest(found):
+        raise damaged(path, "it isn't what was written")
+    return found
+
+
 def _write(job: Job, record: dict[str, Any]) -> None:
-    write_json(job.note("records", "json"), {**record, "record": digest(record)})
+    write_json(job.note("records", "json"), sealed(record))
 
 
 def _entry(path: Path) -> dict[str, Any]:
