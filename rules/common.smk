@@ -61,7 +61,8 @@ def reads(verb):
 
     def paths(w):
         here = job(verb, w)
-        return [str(path) for path in checked(lambda: here.reads + here.continues)]
+        found = checked(lambda: here.reads + here.continues)
+        return list(dict.fromkeys(map(str, found)))
 
     return paths
 

@@ -323,6 +323,23 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
 
+def test_another_batch_in_its_place_is_drawn_again(experts, tiny, monkeypatch, capsys):
+    folder = experts / "results/tiny/seed0/runs/ta-eb"
+    drawn(tiny)
+    whole = np.load(folder / "samples.npy")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sample.Batches, "join", interrupted)
+        drawn(tiny)
+    (folder / "state/samples/1.npz").write_bytes((folder / "state/samples/0.npz").read_bytes())
+    drawn(tiny)
+    assert "1.npz: not used (" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypatch):
     generate, calls = sample.generate, []
 

@@ -211,6 +211,17 @@ def test_no_flipped_bit_goes_unnoticed(workspace, tiny):
     ENDED["any bit flipped: named by its record"] += noticed
 
 
+@pytest.mark.parametrize("inside", [(), ("0.safetensors",)])
+def test_a_folder_in_its_place_is_no_file(workspace, tiny, inside):
+    path = layout.path(layout.MANIFEST, dataset="digits")
+    path.unlink()
+    path.mkdir()
+    for name in inside:
+        (path / name).write_bytes(b"")
+    with pytest.raises(Unusable, match=r"^\S+manifest\.json: not what its job made"):
+        Records(tiny).check(path)
+
+
 def test_large_files_are_trusted_by_size_and_date_and_read_whole_when_asked(workspace, tiny, monkeypatch):
     read = []
     monkeypatch.setattr(records, "sha256", lambda path: read.append(path) or files.sha256(path))

@@ -16,6 +16,7 @@ from reported import ALL_TABLES, HOSTILE, fabricate, make, rows_of, undrawn
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.jobs import Job
+from ebdiff.experiment.records import Records, sealed
 from ebdiff.experiment.stages import FIGURES
 from ebdiff.report import figures, page, reading, render, style, text
 from ebdiff.report.results import Missing, Results
@@ -494,7 +495,7 @@ def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
         jobs.append({"benchmark": path, "kind": kind, "seconds": predicted})
     plan = {"device": "here", "devices": 2, "pace": "measured", "wall_seconds": 240, "jobs": jobs}
     where = layout.path(layout.PLAN, experiment=e.name)
-    write_json(where, {**plan, "digest": Job.of(e, "tabulate").digest})
+    write_json(where, sealed({**plan, "digest": Job.of(e, "tabulate").digest}))
     html, tags = page_of(e)
     assert tags.rows[-3:] == [
         ["experts", "2", "40.0 s", "40.0 s", "1.00"],
@@ -502,5 +503,35 @@ def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
         ["all", "3", "45.0 s", "50.0 s", "0.90"],
     ]
     assert "4.00 min with 2 jobs at a time" in html
-    write_json(where, {**plan, "digest": "of another configuration"})
+    whole = where.read_text()
+    for damage in ("[1]", "null", "{}", whole[:-9], whole.replace("240", "250")):
+        write_text(where, damage)
+        with pytest.raises(UserError, match=r"^results/digits/plan\.json: damaged .*`ebdiff plan digits`$"):
+            Results(e).plan()
+    write_json(where, sealed({**plan, "digest": "of another configuration"}))
     assert "Plan against actual" not in page_of(e)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, [[20, 9.0], [40, 1.0]]),
+        ({"runs.unpruned.law": "speed"}, [[20, 2.0], [40, 1.0]]),
+        ({"dense.from": "public.safetensors"}, [[20, 2.0], [40, 1.0]]),
+    ],
+)
+def test_losses_begin_with_those_of_a_search_only_where_training_went_on_from_it(
+    tmp_path, monkeypatch, vary, changes, shown
+):
+    monkeypatch.chdir(tmp_path)
+    experiment = vary(changes)
+    expert = experiment.runs["unpruned"].experts[0]
+    at = dict(expert=expert.key, milestone=80)
+    for template, readings in ((layout.STATS, {20: 2.0, 40: 1.0}), (layout.DENSE_STATS, {20: 9.0})):
+        path = layout.path(template, experiment="tiny", seed=0, search="full", **at)
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({"step": s, "loss": x}) + "\n" for s, x in readings.items()))
+    monkeypatch.setattr(Records, "check", lambda *_: "")
+    results = Results(experiment)
+    assert results.losses(0, expert).tolist() == shown
+    assert results._read.keys() <= set(Job.of(experiment, "tabulate").reads)

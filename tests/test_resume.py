@@ -167,6 +167,17 @@ def test_a_damaged_kept_state_falls_back_to_the_one_before(place, tiny, capsys, 
     assert "going on from step 10" in said
 
 
+def test_another_states_record_vouches_for_no_state(place, tiny, capsys):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        keep(kept, tiny, 10, (5, 10))
+        keep(kept, tiny, 20, (5, 10, 15, 20))
+        raise KeyboardInterrupt
+    (kept.folder / "20.json").write_bytes((kept.folder / "10.json").read_bytes())
+    with place() as kept:
+        assert kept.state.step == 10
+    assert "20.safetensors: not used (damaged (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_readings_travel_with_the_kept_state(place, tiny, how):
     with pytest.raises(KeyboardInterrupt), place() as kept:

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, changed, write_experiment
+from conftest import TINY, changed, vouch, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
-from ebdiff.experiment import layout, load
-from ebdiff.experiment.jobs import maker
+from ebdiff.experiment import layout, load, records
+from ebdiff.experiment.jobs import Job, maker
+from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Records
+from ebdiff.system import files
+from ebdiff.system.errors import Unusable
 
 # A key that only a stage uses, that stage's file, and the verb that would read it.
 CHANGES = [
@@ -97,6 +100,59 @@ def test_settings_follow_every_stage_before_and_no_other(tiny):
             path = layout.path(template, **WHERE)
             same = settings(tiny, path) == settings(other, path)
             assert same == (i < after.index(first)), (key, template)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dense.iterations": 100}, {"runs.scratch.method": "control"}, {"runs.scratch.iterations": 50}],
+)
+def test_a_milestone_like_a_run_depends_on_what_that_run_is_charged(vary, changes):
+    """Trained from scratch after the unpruned network, a run costs that one, too."""
+    fresh = {"init": "fresh", "iterations": 40, "rate": 0.5}
+    runs = {
+        "runs.scratch": {"title": "Scratch", "method": "scratch", **fresh},
+        "runs.like": {"title": "Like", "method": "control", **fresh, "iterations": "like-scratch"},
+    }
+    before, after = (
+        Job.of(e, "finetune-region", seed=0, expert="fresh-0.5-t0-1000", milestone="like-scratch").digest
+        for e in (vary(runs), vary({**runs, **changes}))
+    )
+    assert before != after
+
+
+def test_a_milestone_after_a_public_checkpoint_depends_on_it(vary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    longer = {"title": "Longer", "method": "control", "init": "dense", "iterations": 120}
+    changes = {"dense.from": "public.safetensors", "runs.longer": longer}
+    experiment = vary(changes)
+    given, after = (
+        Job.of(experiment, "finetune-region", seed=0, expert="dense-full", milestone=m) for m in (80, 120)
+    )
+    assert given.path(layout.MILESTONE) in after.reads
+    Path("public.safetensors").write_bytes(b"one")
+    given.path(layout.MILESTONE).parent.mkdir(parents=True)
+    given.path(layout.MILESTONE).write_bytes(b"trained")
+    vouch(experiment, "finetune-region", seed=0, expert="dense-full", milestone=80)
+    record = files.read_json(given.note("records", "json"))
+    del record["record"]
+    records._write(
+        given, {**record, "read": {"public.safetensors": files.sha256(Path("public.safetensors"))}}
+    )
+    Records(experiment).check(given.path(layout.MILESTONE))
+    Path("public.safetensors").write_bytes(b"two")
+    with pytest.raises(Unusable, match=r"made from another public\.safetensors"):
+        Records(experiment).check(given.path(layout.MILESTONE))
+
+
+def test_labels_are_read_by_whatever_sees_them(tiny, monkeypatch):
+    def jobs_reads():
+        jobs = (("train-dense", {"search": "full"}), ("sample", {"run": "eb-50"}))
+        return [Job.of(tiny, verb, seed=0, **where).reads for verb, where in jobs]
+
+    labels = layout.path(layout.LABELS, dataset="digits")
+    assert not any(labels in reads for reads in jobs_reads())
+    monkeypatch.setattr(type(tiny.dataset), "items", Items((1, 8, 8), classes=10))
+    assert all(labels in reads for reads in jobs_reads())
 
 
 def settings(experiment, path):

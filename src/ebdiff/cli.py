@@ -376,11 +376,12 @@ def plan(
         raise typer.BadParameter("nan is no number of milliseconds", param_hint="--step-ms")
     from ebdiff.cost.plan import make, page
     from ebdiff.experiment import layout
+    from ebdiff.experiment.records import sealed
     from ebdiff.system.files import write_json
 
     planned = make(experiment, _device(experiment, own=False), devices, step_ms, images)
     path = layout.path(layout.PLAN, experiment=name)
-    write_json(path, planned)
+    write_json(path, sealed(planned))
     print(*page(planned), path, sep="\n\n")
 
 

@@ -165,8 +165,12 @@ class Batches:
 
     def write(self, batch: int, arrays: dict[str, np.ndarray], seconds: float) -> None:
         """Keep a batch, with the process that drew it and the seconds it took."""
-        drawn = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds), stamp=np.array(self.stamp))
-        write_arrays(self.path(batch), **arrays, **drawn)
+        drawn = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds))
+        write_arrays(self.path(batch), **arrays, **drawn, stamp=np.array(self._stamp(batch)))
+
+    def _stamp(self, batch: int) -> str:
+        """What a batch belongs to: its number, too, so that none is taken for another one."""
+        return f"{self.stamp} {batch}"
 
     def drawn(self) -> set[int]:
         """The batches that are there."""
@@ -176,9 +180,10 @@ class Batches:
         """Remove what isn't a whole batch of this stamp, with a word."""
         for path in self.folder.iterdir():
             try:
-                if path == self.path(int(path.stem)) and str(read_arrays(path)["stamp"]) == self.stamp:
+                batch = int(path.stem)
+                if path == self.path(batch) and str(read_arrays(path)["stamp"]) == self._stamp(batch):
                     continue
-                reason = "drawn for other settings or from other experts"
+                reason = "another batch, drawn for other settings or from other experts"
             except (Unusable, KeyError, ValueError) as error:
                 reason = error.reason if isinstance(error, Unusable) else "no batch"
             print(f"{path}: not used ({reason}); its images are drawn again", flush=True)

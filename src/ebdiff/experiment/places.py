@@ -51,6 +51,11 @@ def is_given(e: Experiment, key: str, milestone: str) -> bool:
     return bool(e.dense.source) and unpruned and milestone == str(e.dense.iterations)
 
 
+def goes_on(e: Experiment, expert: Expert) -> bool:
+    """Whether an expert goes on where its search stopped, rather than from a public checkpoint or afresh."""
+    return expert.continues_search and not e.dense.source
+
+
 def unpruned(e: Experiment, names: Iterable[str]) -> Expert | None:
     """The unpruned network that the speed-ups of a table's runs are over.
 

@@ -77,6 +77,8 @@ class Records:
             return sorted(folder.glob("[!.]*"))
         there = {file for file in folder.glob("[!.]*") if not file.is_dir()}
         noted = {Path(p) for p in self._record(job, folder)["made"] if Path(p).parent == folder}
+        if not noted:  # a file should be there
+            raise Unusable(folder, "not what its job made")
         return sorted(there | noted)
 
     def _record(self, job: Job, path: Path) -> dict[str, Any]:
@@ -88,30 +90,31 @@ class Records:
         if job.name not in self._records:
             place = job.note("records", "json")
             try:
-                record = read_json(place)
-                whole = record.pop("record") == digest(record)
+                record = opened(place)
             except Missing:
                 raise Unusable(path, f"its record {place} is missing") from None
-            except (Unusable, AttributeError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                raise Unusable(path, f"its record {place} is damaged")
+            except Unusable:
+                raise Unusable(path, f"its record {place} is damaged") from None
             if (record["stage"], record["where"]) != (job.stage.verb, dict(job.where)):
                 raise Unusable(path, f"its record {place} is another file's")
+            if record["settings"] != self.settings(job):
+                raise Unusable(path, "made for other settings")
+            for source, found in record["read"].items():
+                if self._noted(Path(source)) not in (None, found):
+                    raise Unusable(path, f"made from another {source}")
             self._records[job.name] = record
-        record = self._records[job.name]
-        if record["settings"] != self.settings(job):
-            raise Unusable(path, "made for other settings")
-        for source, found in record["read"].items():
-            if self._noted(Path(source)) not in (None, found):
-                raise Unusable(path, f"made from another {source}")
-        return record
+        return self._records[job.name]
 
     def _noted(self, path: Path) -> str | None:
-        """The hash of a file as its own job's record has it, unchecked; None if that isn't there."""
+        """The hash of a file as its own job's record has it, unchecked, or of one from outside the workflow.
+
+        None if that isn't there.
+        """
         job = maker(self.experiment, path)
         try:
-            made = read_json(job.note("records", "json"))["made"] if job else {}
+            if job is None:
+                return sha256(path)
+            made = read_json(job.note("records", "json"))["made"]
             inside = sorted(Path(p) for p in made if Path(p).parent == path)
             if inside:
                 return digest([(file.name, made[str(file)]["sha256"]) for file in inside])
@@ -120,8 +123,26 @@ class Records:
             return None
 
 
+def sealed(told: dict[str, Any]) -> dict[str, Any]:
+    """What JSON is to tell, with a hash of it all."""
+    return {**told, "record": digest(told)}
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """What a sealed JSON file tells.
+
+    Raises:
+        Missing: it isn't there.
+        Unusable: it isn't what was written.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.pop("record", None) != digest(found):
+        raise damaged(path, "it isn't what was written")
+    return found
+
+
 def _write(job: Job, record: dict[str, Any]) -> None:
-    write_json(job.note("records", "json"), {**record, "record": digest(record)})
+    write_json(job.note("records", "json"), sealed(record))
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
@@ -111,7 +111,9 @@ def _of_dataset(e: Experiment, *templates: str) -> list[Path]:
 
 
 def _images(e: Experiment, **_: str) -> list[Path]:
-    return _of_dataset(e, layout.IMAGES, layout.MANIFEST)
+    """What training sees: labels only where a denoiser is told them."""
+    labels = [layout.LABELS] if e.dataset.items.classes else []
+    return _of_dataset(e, layout.IMAGES, *labels, layout.MANIFEST)
 
 
 def _features_of(e: Experiment, protocol: str) -> list[Path]:
@@ -181,6 +183,8 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
     yield from _images(e)
     if places.is_given(e, expert, milestone):
         yield places.checkpoint(e)
+    elif e.dense.source and spec.continues_search:  # without the one before it would begin elsewhere
+        yield from _expert_continues(e, expert=expert, milestone=milestone, seed=seed)
     if spec.init == "inherit":
         yield places.ticket_of(e, spec, layout.TICKET, seed)
     if spec.init == "snapshot":
@@ -199,14 +203,20 @@ def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_
     where = dict(experiment=e.name, seed=seed)
     if before is not None:
         yield layout.path(layout.MILESTONE, expert=expert, milestone=before, **where)
-    if spec.continues_search and not e.dense.source:
+    if places.goes_on(e, spec):
         yield layout.path(layout.DENSE_LAST, search=spec.search, **where)
+
+
+def _charge(e: Experiment, run: Run) -> list[Any]:
+    """What, beside measured times and its tickets, tells what a run costs."""
+    before = e.dense.iterations if run.method in AFTER_DENSE else None
+    return [before, *((x.key, x.iterations) for x in run.experts)]
 
 
 def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
     spec = e.experts()[expert]
     like = e.runs.get(milestone.removeprefix("like-"))
-    target = [(x.key, x.iterations) for x in like.experts] if like else milestone
+    target = _charge(e, like) if like else milestone
     law = e.speed if spec.law == "speed" else None
     source = e.dense.source if spec.continues_search else None
     return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
@@ -272,6 +282,8 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
             for x in run.experts:
+                if places.goes_on(e, x):
+                    yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket:
                     yield places.ticket_of(e, x, layout.STORY, seed)
                 if x.needs_ticket and x.search != FINAL:

@@ -16,9 +16,9 @@ from PIL import Image
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
-from ebdiff.experiment.records import Records
+from ebdiff.experiment.records import Records, opened
 from ebdiff.experiment.runs import Expert
-from ebdiff.system.errors import Missing, Unusable, damaged
+from ebdiff.system.errors import Missing, Unusable, UserError, damaged
 from ebdiff.system.files import load_memmap, read_arrays, read_json
 
 Value = TypeVar("Value")
@@ -109,7 +109,11 @@ class Results:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
         if not self.path(layout.PLAN).exists():
             return None
-        plan = self._json(layout.PLAN)
+        try:
+            plan = opened(self.path(layout.PLAN))
+        except Unusable as error:  # no rule makes it
+            again = f"make it again with `ebdiff plan {self.experiment.name}`"
+            raise UserError(f"{error.path}: {error.reason}; {again}") from None
         return plan if plan.get("digest") == Job.of(self.experiment, "tabulate").digest else None
 
     def job_seconds(self, benchmark: str) -> float | None:
@@ -154,7 +158,8 @@ class Results:
         The unpruned network's begins with the loss of the search that it continues.
         """
         parts = dict(seed=seed, expert=expert.key, milestone=expert.iterations, search=expert.search)
-        kinds = (layout.STATS, layout.DENSE_STATS) if expert.init == "dense" else (layout.STATS,)
+        went_on = places.goes_on(self.experiment, expert)
+        kinds = (layout.STATS, layout.DENSE_STATS) if went_on else (layout.STATS,)
         readings: dict[int, float] = {}
         for path in (self.path(kind, **parts) for kind in kinds):
             if path.is_file():

@@ -12,11 +12,11 @@ from typing import Any
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.members import Architecture
-from ebdiff.experiment.stages import digest
+from ebdiff.experiment.records import opened, sealed
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
 from ebdiff.system.errors import Unusable, UserError, damaged
-from ebdiff.system.files import holding, read_json, sha256, write_json, write_text
+from ebdiff.system.files import holding, sha256, write_json, write_text
 from ebdiff.training.state import State
 
 ASIDE = "set-aside.safetensors"
@@ -62,7 +62,7 @@ class Place:
         files = {str(f.relative_to(self.folder)): self._hash(f) for f in (path, *self._snapshots())}
         readings = self.stats.read_text(encoding="utf-8") if self.stats.exists() else ""
         record = {**self.stamp, "files": files, "readings": readings}
-        write_json(path.with_suffix(".json"), {**record, "record": digest(record)})
+        write_json(path.with_suffix(".json"), sealed(record))
         for old in self.kept()[KEPT:]:
             _forget(old)
 
@@ -76,15 +76,13 @@ class Place:
         for record in self.kept():
             path = record.with_suffix(".safetensors")
             try:
-                found = read_json(record)
-                if found.pop("record") != digest(found):
-                    raise damaged(record, "it isn't what was kept")
+                found = opened(record)
                 changed = next((k for k in self.stamp if found[k] != self.stamp[k]), None)
                 if changed is not None:
                     print(f"{path}: not used (its {changed} changed); set aside as {ASIDE}", flush=True)
                     os.replace(path, self.folder / ASIDE)
                     break
-                self._check(found)
+                self._check(path, found)
                 self.state = State.load(path, runtime)
                 break
             except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -110,12 +108,14 @@ class Place:
             _forget(record)
         shutil.rmtree(self.folder)
 
-    def _check(self, record: dict[str, Any]) -> None:
-        """Compare what a record vouches for with what is there.
+    def _check(self, state: Path, record: dict[str, Any]) -> None:
+        """Compare what a record vouches for, a state among it, with what is there.
 
         Raises:
             Unusable: something differs, or is missing.
         """
+        if state.name not in record["files"]:
+            raise damaged(state, "its record is another state's")
         for name, expected in record["files"].items():
             if sha256(self.folder / name) != expected:
                 raise damaged(self.folder / name, "it isn't what was kept")
