@@ -266,7 +266,7 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXP
 def _check_free(experiment: Experiment, folder: Path) -> None:
     """Refuse the name of a dataset that another experiment uses for other images."""
     try:
-        other = of_dataset(experiment.dataset.name, folder)
+        other = of_dataset(experiment.dataset.name, folder=folder)
     except UserError:
         return  # none uses it
     if other.name != experiment.name and data(other) != data(experiment):
