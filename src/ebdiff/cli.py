@@ -96,7 +96,7 @@ def _device(experiment: Experiment, own: bool = True) -> torch.device:
 def _spread(experiment: Experiment) -> None:
     """Where a job has several GPUs, start it again with a process for each (torchrun)."""
     compute = experiment.compute
-    if compute.gpus < 2 or compute.device != "auto" or "WORLD_SIZE" in os.environ:
+    if compute.gpus < 2 or "WORLD_SIZE" in os.environ:
         return
     from ebdiff.system import devices
 

@@ -26,7 +26,6 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import of_dataset
 from ebdiff.experiment.members import ImagesConfig
 from ebdiff.experiment.schema import is_name
-from ebdiff.experiment.stages import data
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
@@ -269,7 +268,7 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
         other = of_dataset(experiment.dataset.name, folder=folder)
     except UserError:
         return  # none uses it
-    if other.name != experiment.name and data(other) != data(experiment):
+    if other.name != experiment.name and other.dataset.content != experiment.dataset.content:
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )

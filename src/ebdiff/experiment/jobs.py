@@ -11,7 +11,7 @@ from typing import Any, get_args
 from ebdiff.experiment import layout, load
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import FINAL, GRADIENT, Protocol, Weights
-from ebdiff.experiment.stages import STAGES, Stage, data, digest
+from ebdiff.experiment.stages import STAGES, Stage, digest
 from ebdiff.system.errors import UserError, unknown
 
 
@@ -156,7 +156,7 @@ def of_dataset(
     if not found:
         raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
     for other in found[1:]:
-        if data(other) != data(found[0]):
+        if other.dataset.content != found[0].dataset.content:
             raise UserError(
                 f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
                 "rename dataset.name in one of them"

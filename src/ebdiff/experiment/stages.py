@@ -24,8 +24,6 @@ from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 
-Files = Iterable[Path]
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -45,9 +43,9 @@ class Stage:
 
     verb: str
     makes: tuple[str, ...]
-    reads: Callable[..., Files]
+    reads: Callable[..., Iterable[Path]]
     depends: Callable[..., Any]
-    continues: Callable[..., Files] = lambda e, **_: ()
+    continues: Callable[..., Iterable[Path]] = lambda e, **_: ()
     large: tuple[str, ...] = ()
     priority: int = 0
     spread: bool = False
@@ -83,23 +81,14 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 def digest(*parts: Any) -> str:
     """A short hash of configuration values; equal values give equal digests."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, BaseModel):
-            return value.model_dump(mode="json", exclude=BOOKKEEPING)
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    def plain(model: BaseModel) -> dict[str, Any]:
+        return model.model_dump(mode="json", exclude=BOOKKEEPING)
 
-    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    text = json.dumps(parts, sort_keys=True, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- data ---------------------------------------------------------------------------------------------------
-
-
-def data(e: Experiment, **_: str) -> dict[str, Any]:
-    """What is prepared."""
-    return e.dataset.content
 
 
 def _of_dataset(e: Experiment, *templates: str, **where: str) -> list[Path]:
@@ -120,7 +109,8 @@ def _features_of(e: Experiment, protocol: str) -> list[Path]:
 
 def _trained(e: Experiment) -> list[Any]:
     """What every training depends on; with dropout each process and micro-batch draws masks of its own."""
-    seen = [data(e), e.dataset.model_dump(include=e.dataset.SEEN), e.network, e.diffusion, e.training]
+    data = [e.dataset.content, e.dataset.model_dump(include=e.dataset.SEEN)]
+    seen = [*data, e.network, e.diffusion, e.training]
     if e.network.dropout:
         seen += [e.compute.micro_batch] if e.compute.micro_batch else []
         seen += [f"gpus {e.compute.gpus}"] if e.compute.gpus > 1 else []
@@ -280,22 +270,17 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
 def _charged(e: Experiment, run: str) -> list[Expert]:
     """The unpruned trainings whose time a run is shown beside, or charged with."""
     method = e.runs[run].method
-    if method == "ta-eb":
-        found = [e.final_expert]
-    elif method in AFTER_DENSE:
+    found = [e.final_expert] if method == "ta-eb" else []
+    if method in AFTER_DENSE:
         found = [places.unpruned(e, rows) for rows in (e.runs, *(r for r in e.tables.values() if run in r))]
-    else:
-        found = []
     return [x for x in found if x is not None]
 
 
-def _report_reads(e: Experiment, **where: str) -> Iterator[Path]:
-    yield from _all_results(e)
-    yield from STAGES["tabulate"].outputs(e, experiment=e.name)
-
-
 STAGES = {stage.verb: stage for stage in (
-    Stage("prepare-data", layout.DATA_FILES, lambda e, **_: (), data, large=(layout.IMAGES, layout.LABELS)),
+    Stage(
+        "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
+        large=(layout.IMAGES, layout.LABELS),
+    ),
     Stage(
         "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
         lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
@@ -334,5 +319,8 @@ STAGES = {stage.verb: stage for stage in (
     ),
     Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
     Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
-    Stage("report", (layout.REPORT,), _report_reads, _whole),
+    Stage(
+        "report", (layout.REPORT,),
+        lambda e, **w: [*_all_results(e), *STAGES["tabulate"].outputs(e, **w)], _whole,
+    ),
 )}  # fmt: skip
