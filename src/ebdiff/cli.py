@@ -74,12 +74,7 @@ def _stage(verb: str, name: str, threads: int | None = None, **where: object) ->
 
 
 def _device(experiment: Experiment, own: bool = True) -> torch.device:
-    """The job's device; several processes of one job (torchrun) meet here.
-
-    Args:
-        experiment: its `compute` and tuning.
-        own: wait for a GPU of its own where `compute.gpus` asks for one.
-    """
+    """The job's device, `own` where `compute.gpus` asks for one; processes of a job (torchrun) meet here."""
     from ebdiff.nets.execution import Runtime
     from ebdiff.system import devices, parallel
 

@@ -143,13 +143,9 @@ def _interval(epoch: int) -> tuple[str, int]:
 
 
 def propose(name: str, images: str, size: int, seen: Look) -> str:
-    """The experiment for these images as YAML with comments: what differs from `images.yaml`.
+    """The experiment for images at a path as YAML with comments: what differs from `images.yaml`.
 
-    Args:
-        name: of the experiment and its dataset.
-        images: their path as it shall stand in the file.
-        size: height and width to train at, pixels.
-        seen: what they are like.
+    Both it and its dataset get the name; `size` is the height and width to train at, pixels.
 
     Raises:
         UserError: no network fits the size.
@@ -225,14 +221,9 @@ runs:
 
 
 def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
-    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images.
+    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images, to train at `size` pixels.
 
-    Args:
-        name: of the experiment.
-        images: path of the images; ${VARIABLES} stay in the file and are filled in at use.
-        size: height and width to train at, pixels.
-        force: write over an experiment of that name.
-        folder: of the experiments.
+    ${VARIABLES} in the path of the images stay in the file and are filled in at use.
 
     Returns:
         lines for the user: what was seen, what was written, the command to run next.

@@ -29,8 +29,7 @@ def first_wrong(error: ValidationError) -> tuple[ErrorDetails, str]:
 class Registry:
     """Members of a seam by name: a typed config, and where its implementation is found when it is needed.
 
-    Args:
-        what: a member in one word, such as ``hook``, or the key that names one; messages begin with it.
+    Messages begin with `what` a member is, in one word such as ``hook``, or the key that names one.
     """
 
     def __init__(self, what: str):
