@@ -199,11 +199,10 @@ def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
 # --- samples, metrics, report -------------------------------------------------------------------------------
 
 
-def _sample_reads(e: Experiment, seed: str, run: str, **_: str) -> Iterator[Path]:
+def _sample_reads(e: Experiment, run: str, **where: str) -> Iterator[Path]:
     """The experts; and the data, where these say what is asked of a sample."""
     for x in e.runs[run].experts:
-        where = dict(experiment=e.name, seed=seed, milestone=x.iterations)
-        yield layout.path(layout.MILESTONE, expert=x.key, **where)
+        yield layout.path(layout.MILESTONE, expert=x.key, milestone=x.iterations, **where)
     if e.dataset.items.conditional:
         yield from _images(e)
 
@@ -238,9 +237,8 @@ def _cost(e: Experiment, **_: str) -> list[Any]:
 
 def _whole(e: Experiment, **_: str) -> dict[str, Any]:
     """The whole experiment, but for what changes no result."""
-    return e.model_dump(
-        mode="json", exclude={"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}}
-    )
+    none = {"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}}
+    return e.model_dump(mode="json", exclude=none)
 
 
 def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
