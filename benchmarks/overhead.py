@@ -52,10 +52,10 @@ def main(name: str, minutes: str | None = None) -> None:
     print(f"{len(jobs)} jobs, {wall:.0f} s of wall time in all, {inside:.0f} s inside the work")
     share, each = 100 * (wall - inside) / wall, (wall - inside) / len(jobs)
     note = f"{len(jobs)} jobs, {wall:.0f} s in all, {each:.2f} s of overhead per job"
-    goals = {"goal": "≤ 15", "against": "all job time"} if name == "digits" else {}
+    goals = {"goal": "≤ 13", "against": "all job time"} if name == "digits" else {}
     rows = [paired.row(f"overhead of the run `{name}`", [share], "%", note=note, **goals)]
     if minutes is not None:
-        goal = "≤ 5.5" if name == "digits" else ""
+        goal = "≤ 4.5" if name == "digits" else ""
         rows.append(paired.row(f"whole run `{name}`", [float(minutes)], "min", goal=goal))
     paired.write("overhead", rows, pick_device("auto"), paired.OUT)
 

@@ -173,7 +173,7 @@ def test_a_memory_map_takes_its_room_at_once(tmp_path, small_disk):
     disk = small_disk("here")
     disk.leave(MB)
     code = (
-        "import sys, numpy as np; from pathlib import Path; from ebdiff import files, errors\n"
+        "import sys, numpy as np; from pathlib import Path; from ebdiff.system import files, errors\n"
         "from ebdiff.metrics.features import scratch\n"
         "try:\n"
         "    if sys.argv[1] == 'scratch':\n"

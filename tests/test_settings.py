@@ -55,9 +55,12 @@ def test_a_verb_refuses_what_was_made_for_other_settings(edited, capsys, key, va
 
 
 @pytest.mark.slow
-def test_keys_that_change_no_result_refuse_nothing(edited, capsys):
-    edited(
-        {"training.log_every": 3, "sampling.batch": 7, "compute.mem_mb": 900, "about": "Another sentence."}
+def test_keys_that_change_no_result_refuse_nothing(made, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(made, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    write_experiment(
+        folder,
+        {"training.log_every": 3, "sampling.batch": 7, "compute.mem_mb": 900, "about": "Another sentence."},
     )
     for verb in (FID, TABLE, ("hamming-matrix", "tiny")):
         assert run(*verb) == 0, capsys.readouterr().err

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 TABLES = tuple(f"table{i}" for i in range(1, 10))
 
@@ -21,7 +21,7 @@ def rows(table: str, dataset: str) -> dict[str, Row]:
     """The rows of a table about one of the paper's datasets, by cell; none where it isn't the paper's."""
     if table not in TABLES:
         return {}
-    file = resources.files("ebdiff") / "report/paper" / f"{table}.csv"
+    file = Path(__file__).parents[1] / "report/paper" / f"{table}.csv"
     found = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     return {row["cell"]: row for row in found if row["dataset"] == dataset}
 

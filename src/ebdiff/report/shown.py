@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,7 +20,7 @@ Panel = tuple[str, str, str, float]  # search, criterion, weights, rate
 @cache
 def data(name: str) -> dict[str, Any]:
     """A YAML file of this room."""
-    return yaml.safe_load((resources.files("ebdiff.report") / name).read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:

@@ -213,17 +213,7 @@ def holding(folder: Path) -> Iterator[None]:
     """
     path = folder.with_name(f"{folder.name}.lock")
     with naming(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A moment, in which the one before tidies up; a soft lock would outlive a killed process.
-            lock = FileLock(path, timeout=1, fallback_to_soft=False)
-            lock.acquire()
-        except Timeout:
-            holder = path.read_text(encoding="utf-8").strip()
-            raise UserError(
-                f"{folder}: another process is at work on it (process {holder}); "
-                "wait for it or end it, then run again"
-            ) from None
+        lock = _locked(path)
         try:
             path.write_text(f"{os.getpid()} on {platform.node()}", encoding="utf-8")
             folder.mkdir(exist_ok=True)
@@ -238,3 +228,26 @@ def holding(folder: Path) -> Iterator[None]:
                 path.unlink()
                 path.parent.rmdir()  # unless another output's state is still there
             lock.release()
+
+
+def _locked(path: Path) -> FileLock:
+    """The lock of a file, held.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    # A moment, in which the one before tidies up; a soft lock would outlive a killed process.
+    lock = FileLock(path, timeout=1, fallback_to_soft=False)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            return lock
+        except FileNotFoundError:
+            continue  # who ended just now took the empty folder away
+        except Timeout:
+            holder = path.read_text(encoding="utf-8").strip() if path.exists() else "that ends now"
+            raise UserError(
+                f"{path.with_suffix('')}: another process is at work on it (process {holder}); "
+                "wait for it or end it, then run again"
+            ) from None
