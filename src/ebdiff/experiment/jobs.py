@@ -161,5 +161,8 @@ def of_dataset(
                 f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
                 "rename dataset.name in one of them"
             )
-    asked = ((x, x.evaluation) for x in found)
-    return next((x for x, e in asked if protocol in e.protocols and number == e.reference_count), found[0])
+    for experiment in found:
+        asked = experiment.evaluation
+        if protocol in asked.protocols and number == asked.reference_count:
+            return experiment
+    return found[0]
