@@ -5,10 +5,12 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ebdiff.experiment import plain
 from ebdiff.experiment.experiment import Experiment
@@ -171,10 +173,7 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     Raises:
         UserError: one line naming the file, the key and what to do.
     """
-    raw = _read(name, folder)
-    if raw.get("name", name) != name:
-        raw.pop("name")  # inherited from the base
-    experiment = parse({**raw, "name": name}, str(folder / f"{name}.yaml"))
+    experiment = parse({**_read(name, folder), "name": name}, str(folder / f"{name}.yaml"))
     tuned = folder.parent / "tuning" / f"{name}.yaml"
     if not tuned.exists():
         return experiment
@@ -183,19 +182,14 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
 
 def schema() -> dict:
     """JSON schema of an experiment file, for editors (`config/experiment.schema.json`)."""
-    schema = Experiment.model_json_schema()
-    schema["properties"]["base"] = {
-        "type": "string",
-        "description": "Experiment whose keys this one starts from.",
+    keys: dict[str, Any] = {
+        section: (reduce(or_, map(registry.config, registry)), Experiment.model_fields[section])
+        for section, (registry, _) in SECTIONS.items()
     }
+    keys["base"] = (str, Field("", description="Experiment whose keys this one starts from."))
+    written = create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **keys)
+    schema = written.model_json_schema()
     parts = schema["$defs"]
-    for section, (registry, _) in SECTIONS.items():
-        configs = dict.fromkeys(map(registry.config, registry))
-        parts.pop(schema["properties"][section].pop("$ref").rpartition("/")[2])
-        schema["properties"][section]["anyOf"] = [{"$ref": f"#/$defs/{c.__name__}"} for c in configs]
-        for config in configs:
-            part = config.model_json_schema(ref_template="#/$defs/{model}")
-            parts |= {**part.pop("$defs", {}), config.__name__: part}
     # A file may leave to its base what the merged experiment must have, or remove it with null.
     for part in (schema, *parts.values()):
         part.pop("required", None)
