@@ -42,9 +42,7 @@ def experiment(w):
     """The experiment of a job; of a stage that several share, one of them."""
     if hasattr(w, "experiment"):
         return load(w.experiment)
-    if hasattr(w, "protocol"):
-        return checked(jobs.of_reference, w.dataset, w.protocol, w.number)
-    return checked(jobs.of_dataset, w.dataset)
+    return checked(jobs.of_dataset, **dict(w.items()))
 
 
 def job(verb, w):

@@ -48,14 +48,11 @@ SoFar = Annotated[
 ]
 
 
-def _begin(name: str, threads: int | None = None) -> Experiment:
-    """Load an experiment and set the threads, before torch is imported."""
-    from ebdiff.experiment import load
+def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> Experiment:
+    """Load an experiment, or one with a `dataset` so called; set the threads, before torch is imported."""
+    from ebdiff.experiment import jobs, load
 
-    return _threads(load.load(name), threads)
-
-
-def _threads(experiment: Experiment, threads: int | None) -> Experiment:
+    experiment = jobs.of_dataset(name) if dataset else load.load(name)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
     count = str(max(1, threads // processes) if threads else experiment.compute.threads)
     os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -71,24 +68,13 @@ def _stage(verb: str, name: str, threads: int | None = None, **where: object) ->
     from ebdiff.experiment.jobs import Job
 
     experiment = _begin(name, threads)
-    Job.of(experiment, verb, **where)
+    if Job.of(experiment, verb, **where).stage.spread:
+        _spread(experiment)
     return experiment
 
 
-def _of_dataset(dataset: str, threads: int | None) -> Experiment:
-    """Begin a stage that all experiments of a dataset share."""
-    from ebdiff.experiment.jobs import of_dataset
-
-    return _threads(of_dataset(dataset), threads)
-
-
 def _device(experiment: Experiment, own: bool = True) -> torch.device:
-    """The job's device; several processes of one job (torchrun) meet here.
-
-    Args:
-        experiment: its `compute` and tuning.
-        own: wait for a GPU of its own where `compute.gpus` asks for one.
-    """
+    """The job's device, `own` where `compute.gpus` asks for one; processes of a job (torchrun) meet here."""
     from ebdiff.nets.execution import Runtime
     from ebdiff.system import devices, parallel
 
@@ -105,7 +91,7 @@ def _device(experiment: Experiment, own: bool = True) -> torch.device:
 def _spread(experiment: Experiment) -> None:
     """Where a job has several GPUs, start it again with a process for each (torchrun)."""
     compute = experiment.compute
-    if compute.gpus < 2 or compute.device != "auto" or "WORLD_SIZE" in os.environ:
+    if compute.gpus < 2 or "WORLD_SIZE" in os.environ:
         return
     from ebdiff.system import devices
 
@@ -150,7 +136,7 @@ def prepare_data(
 
     Example: ebdiff prepare-data digits
     """
-    experiment = _of_dataset(dataset, threads)
+    experiment = _begin(dataset, threads, dataset=True)
     from ebdiff.data.sources import prepare
 
     entry = prepare(experiment, threads or experiment.compute.threads)
@@ -164,7 +150,7 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
 
     Example: ebdiff train-classifier digits
     """
-    experiment = _of_dataset(dataset, threads)
+    experiment = _begin(dataset, threads, dataset=True)
     from ebdiff.metrics import classifier
 
     print(f"held-out accuracy {classifier.train_classifier(experiment):.3f}")
@@ -183,8 +169,8 @@ def reference_stats(
 
     Example: ebdiff reference-stats digits
     """
-    experiment = _of_dataset(dataset, threads)
-    from ebdiff.experiment.jobs import Job, of_reference
+    experiment = _begin(dataset, threads, dataset=True)
+    from ebdiff.experiment.jobs import Job, of_dataset
 
     protocol = protocol or experiment.evaluation.protocols[0]
     Job.of(experiment, "reference-stats", protocol=protocol, number=images)
@@ -192,7 +178,7 @@ def reference_stats(
         raise UserError(f"--images {images!r} is neither `all` nor a number from 2 on")
     from ebdiff.metrics import evaluate
 
-    experiment = of_reference(dataset, protocol, images)
+    experiment = of_dataset(dataset, protocol, images)
     evaluate.reference_stats(experiment, protocol, images, _device(experiment))
 
 
@@ -203,7 +189,6 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
     Example: ebdiff train-dense digits --search full --seed 0
     """
     experiment = _stage("train-dense", name, threads, search=search, seed=seed)
-    _spread(experiment)
     from ebdiff.training import train
 
     train.train_dense(experiment, search, seed, _device(experiment))
@@ -287,7 +272,6 @@ def finetune_region(
     Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 900
     """
     experiment = _stage("finetune-region", name, threads, expert=expert, milestone=milestone, seed=seed)
-    _spread(experiment)
     from ebdiff.training import train
 
     train.finetune_region(experiment, expert, milestone, seed, _device(experiment))
@@ -300,7 +284,6 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
     Example: ebdiff sample digits --run eb-50
     """
     experiment = _stage("sample", name, threads, run=run, seed=seed)
-    _spread(experiment)
     from ebdiff.diffusion import sample
 
     sample.sample(experiment, run, seed, _device(experiment))
@@ -454,27 +437,23 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
+    status = 1
     try:
         with interrupts.unwinding():
-            app()
+            return app()
     except interrupts.Interrupted as signal:
-        print(f"ebdiff: {signal}", file=sys.stderr)
-        raise SystemExit(128 + signal.number) from None
+        message, status = str(signal), 128 + signal.number
     except UserError as error:
-        print(f"ebdiff: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        message = str(error)
+    except OSError as error:
+        message = explained(error)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         reason = first_line(error, "no more")
-        print(
-            f"ebdiff: not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-    except OSError as error:
-        print(f"ebdiff: {explained(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        message = f"not enough memory ({reason}); lower compute.micro_batch, sampling.batch or network"
+    print(f"ebdiff: {message}", file=sys.stderr)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import of_dataset
 from ebdiff.experiment.members import ImagesConfig
 from ebdiff.experiment.schema import is_name
-from ebdiff.experiment.stages import data
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
@@ -144,13 +143,9 @@ def _interval(epoch: int) -> tuple[str, int]:
 
 
 def propose(name: str, images: str, size: int, seen: Look) -> str:
-    """The experiment for these images as YAML with comments: what differs from `images.yaml`.
+    """The experiment for images at a path as YAML with comments: what differs from `images.yaml`.
 
-    Args:
-        name: of the experiment and its dataset.
-        images: their path as it shall stand in the file.
-        size: height and width to train at, pixels.
-        seen: what they are like.
+    Both it and its dataset get the name; `size` is the height and width to train at, pixels.
 
     Raises:
         UserError: no network fits the size.
@@ -226,14 +221,9 @@ runs:
 
 
 def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
-    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images.
+    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images, to train at `size` pixels.
 
-    Args:
-        name: of the experiment.
-        images: path of the images; ${VARIABLES} stay in the file and are filled in at use.
-        size: height and width to train at, pixels.
-        force: write over an experiment of that name.
-        folder: of the experiments.
+    ${VARIABLES} in the path of the images stay in the file and are filled in at use.
 
     Returns:
         lines for the user: what was seen, what was written, the command to run next.
@@ -266,10 +256,10 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXP
 def _check_free(experiment: Experiment, folder: Path) -> None:
     """Refuse the name of a dataset that another experiment uses for other images."""
     try:
-        other = of_dataset(experiment.dataset.name, folder)
+        other = of_dataset(experiment.dataset.name, folder=folder)
     except UserError:
         return  # none uses it
-    if other.name != experiment.name and data(other) != data(experiment):
+    if other.name != experiment.name and other.dataset.content != experiment.dataset.content:
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )

@@ -17,9 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebdiff.experiment.schema import AFTER_DENSE
-
-Span = tuple[int, int]
+from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Span
 
 # A ticket at least this share of chance away from the initial mask was learned, not averaged into.
 LEARNED = 0.8
@@ -112,6 +110,6 @@ def search_steps(stories: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """
     charged: dict[str, int] = {}
     for story in stories:
-        if story["search"] != "final":
+        if story["search"] != FINAL:
             charged[story["search"]] = max(charged.get(story["search"], 0), story["step"])
     return charged

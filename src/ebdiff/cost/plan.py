@@ -45,7 +45,6 @@ STATE = 16  # bytes per parameter of a training state: weights, average and Adam
 # Stated, not measured: seconds per image in Inception, per pixel and epoch in the classifier, of all pages.
 INCEPTION, CLASSIFIER, PAGES = {"cpu": 0.2, "cuda": 0.005}, 2e-6, 10.0
 LIGHT = ("prepare-data", "hamming-matrix", "tabulate", "report")  # verbs that import no torch
-SPREAD = ("train-dense", "finetune-region", "sample")  # over all GPUs of a job (`compute.gpus`)
 FAR, SLOWER, SCATTERED = 0.05, 1.05, 0.25  # told are a rate off by so much, times, a quartile range / median
 
 
@@ -124,7 +123,7 @@ class Forecast:
         for job in jobs(self.experiment):
             verb, where, (seconds, size) = job.stage.verb, job.where, self.demand(job)
             taken = verb == "prune-per-epoch" and taken_while_training(where["search"], where["criterion"])
-            devices = max(1, self.experiment.compute.gpus) if verb in SPREAD else 1
+            devices = max(1, self.experiment.compute.gpus) if job.stage.spread else 1
             seconds = self.start["light" if taken or verb in LIGHT else "torch"] + seconds / devices
             found.append(Task(job, frozenset(n.name for n in job.needs), seconds, devices, size))
         return found

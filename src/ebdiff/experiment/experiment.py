@@ -8,6 +8,7 @@ This module imports no torch, because the Snakefile reads it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
@@ -228,28 +229,24 @@ class Experiment(Strict):
     @property
     def final_expert(self) -> Expert | None:
         """The unpruned network at N steps, from which `final` tickets are cut."""
-        for run in self.runs.values():
-            for expert in run.experts:
-                if expert.continues_search and expert.iterations == self.dense.iterations:
-                    return expert
-        return None
+        finished = (x for x in self._listed() if x.continues_search and x.iterations == self.dense.iterations)
+        return next(finished, None)
+
+    def _listed(self) -> Iterator[Expert]:
+        """The experts of all runs; what several runs share comes several times."""
+        return (expert for run in self.runs.values() for expert in run.experts)
 
     def experts(self) -> dict[str, Expert]:
         """Every distinct expert by its key (serve-span and milestone aside)."""
-        return {e.key: e for run in self.runs.values() for e in run.experts}
+        return {e.key: e for e in self._listed()}
+
+    def all_milestones(self, key: str) -> set[int | str]:
+        """The milestones of an expert over all runs, counted and `like-RUN` ones."""
+        return {e.iterations for e in self._listed() if e.key == key}
 
     def milestones(self, key: str) -> list[int]:
-        """The counted milestones of an expert over all runs, ascending."""
-        found = {e.iterations for run in self.runs.values() for e in run.experts if e.key == key}
-        if self.final_expert is not None and self.final_expert.key == key:
-            found.add(self.dense.iterations)
-        return sorted(m for m in found if isinstance(m, int))
-
-    def all_milestones(self, key: str) -> list[int | str]:
-        """Counted milestones, then the `like-RUN` ones."""
-        experts = (e for run in self.runs.values() for e in run.experts if e.key == key)
-        likes = {e.iterations for e in experts if isinstance(e.iterations, str)}
-        return [*self.milestones(key), *sorted(likes)]
+        """The counted milestones of an expert, ascending."""
+        return sorted(m for m in self.all_milestones(key) if isinstance(m, int))
 
     def previous_milestone(self, key: str, milestone: str) -> int | None:
         """The milestone that the asked one continues, if any (`like-` ones continue none)."""

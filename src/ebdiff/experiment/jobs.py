@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from ebdiff.experiment import layout, load
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.schema import FINAL, Protocol, Weights
-from ebdiff.experiment.stages import STAGES, Stage, data, digest
+from ebdiff.experiment.schema import FINAL, GRADIENT, Protocol, Weights
+from ebdiff.experiment.stages import STAGES, Stage, digest
 from ebdiff.system.errors import UserError, unknown
 
 
@@ -22,7 +23,7 @@ def _searches(e: Experiment, verb: str, **_: str) -> list[str]:
 
 def _criteria(e: Experiment, verb: str, search: str, **_: str) -> tuple[str, ...]:
     """A search takes masks under its own criteria, and always magnitude; a ticket may be drawn at random."""
-    own = ("taylor", "diff-pruning") if search == FINAL else e.searches[search].gradient_criteria
+    own = GRADIENT if search == FINAL else e.searches[search].gradient_criteria
     return ("magnitude", *own, *(["random"] if verb == "select-eb-epoch" else []))
 
 
@@ -135,38 +136,33 @@ def jobs(e: Experiment) -> list[Job]:
     return list(found.values())
 
 
-def of_dataset(dataset: str, folder: Path = load.EXPERIMENTS) -> Experiment:
+def of_dataset(
+    dataset: str, protocol: str = "", number: str = "", folder: Path = load.EXPERIMENTS
+) -> Experiment:
     """An experiment that uses a dataset, for the stages that all of them share.
+
+    One that asks for these reference statistics, if any does: its batch, weights path and resources serve,
+    which change no number.
 
     Raises:
         UserError: none does, or two describe the dataset differently.
     """
-    return _users(dataset, folder)[0]
-
-
-def of_reference(dataset: str, protocol: str, count: str, folder: Path = load.EXPERIMENTS) -> Experiment:
-    """The experiment that asks for these reference statistics, else another one with the dataset.
-
-    Its batch, weights path and resources serve, which change no number.
-
-    Raises:
-        UserError: as `of_dataset`.
-    """
-    users = _users(dataset, folder)
-    for experiment in users:
-        asked = experiment.evaluation
-        if protocol in asked.protocols and count == asked.reference_count:
-            return experiment
-    return users[0]
-
-
-def _users(dataset: str, folder: Path) -> list[Experiment]:
-    """Every experiment that uses a dataset, by name."""
-    found = load.users(dataset, folder)
+    found: list[Experiment] = []
+    for name in load.names(folder):
+        with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
+            experiment = load.load(name, folder)
+            if experiment.dataset.name == dataset:
+                found.append(experiment)
+    if not found:
+        raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
     for other in found[1:]:
-        if data(other) != data(found[0]):
+        if other.dataset.content != found[0].dataset.content:
             raise UserError(
                 f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
                 "rename dataset.name in one of them"
             )
-    return found
+    for experiment in found:
+        asked = experiment.evaluation
+        if protocol in asked.protocols and number == asked.reference_count:
+            return experiment
+    return found[0]

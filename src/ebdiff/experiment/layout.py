@@ -42,6 +42,7 @@ DENSE_MASKS = DENSE + "/masks.npz"
 DENSE_LAST = DENSE + "/last.safetensors"
 DENSE_LEDGER = DENSE + "/ledger.json"
 DENSE_STATS = DENSE + "/stats.jsonl"
+DENSE_FILES = (SNAPSHOTS, DENSE_MASKS, DENSE_LAST, DENSE_LEDGER, DENSE_STATS)
 
 TICKETS = SEED + "/tickets/{search}/{criterion}/{weights}"
 MASKS = TICKETS + "/masks.npz"

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import deepcopy
+from functools import reduce
+from operator import or_
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ebdiff.experiment import plain
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import SECTIONS, config_of
+from ebdiff.experiment.registry import first_wrong
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import Execution, Interval, Search, Tuning, is_name
 from ebdiff.system.errors import UserError, unknown
 
 EXPERIMENTS = Path("config/experiments")
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:
@@ -78,27 +83,25 @@ def _scaled(e: Experiment) -> Experiment:
     def times(n: int) -> int:
         return max(1, round(n * e.scale))
 
-    def scale_expert(x: Expert) -> Expert:
-        steps = x.iterations if isinstance(x.iterations, str) else times(x.iterations)
-        return x.model_copy(update={"iterations": steps})
+    def expert(x: Expert) -> Expert:
+        like = isinstance(x.iterations, str)
+        return x if like else _with(x, iterations=times(x.iterations))
 
-    def scale_search(s: Search) -> Search:
-        if s.interval.unit != "pseudo-epoch":
-            return s
-        interval = s.interval.model_copy(update={"steps": times(s.interval.steps)})
-        return s.model_copy(update={"interval": interval})
+    def search(s: Search) -> Search:
+        pseudo = s.interval.unit == "pseudo-epoch"
+        return _with(s, interval=_with(s.interval, steps=times(s.interval.steps))) if pseudo else s
 
-    return e.model_copy(
-        update={
-            "training": e.training.model_copy(update={"warmup": round(e.training.warmup * e.scale)}),
-            "dense": e.dense.model_copy(update={"iterations": times(e.dense.iterations)}),
-            "searches": {k: scale_search(s) for k, s in e.searches.items()},
-            "runs": {
-                k: r.model_copy(update={"experts": tuple(map(scale_expert, r.experts))})
-                for k, r in e.runs.items()
-            },
-        }
+    return _with(
+        e,
+        training=_with(e.training, warmup=round(e.training.warmup * e.scale)),
+        dense=_with(e.dense, iterations=times(e.dense.iterations)),
+        searches={k: search(s) for k, s in e.searches.items()},
+        runs={k: _with(r, experts=tuple(map(expert, r.experts))) for k, r in e.runs.items()},
     )
+
+
+def _with(model: T, **values: Any) -> T:
+    return model.model_copy(update=values)
 
 
 def parse(raw: dict, where: str) -> Experiment:
@@ -107,10 +110,15 @@ def parse(raw: dict, where: str) -> Experiment:
     Raises:
         UserError: one line that names the file and the first offending key.
     """
+    return _scaled(_checked(Experiment, raw, where))
+
+
+def _checked(model: type[T], raw: dict, where: str, *above: str) -> T:
+    """A raw experiment, or the section whose place in it is `above`."""
     try:
-        return _scaled(Experiment.model_validate(deepcopy(raw)))  # checking fills in defaults
+        return model.model_validate(deepcopy(raw))  # checking fills in defaults
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error, raw)}") from None
+        raise UserError(f"{where}: {_one_line(error, raw, above)}") from None
 
 
 MOVED = {"network.image_size": "dataset.image_size", "network.channels": "dataset.channels"}
@@ -122,13 +130,10 @@ PLAIN = {  # what pydantic says in its own words
 }
 
 
-def _one_line(error: ValidationError, raw: dict, above: Sequence[str] = ()) -> str:
-    """The first error of a raw experiment, or of a section whose place in it is `above`."""
-    # A misspelt key first: the missing one is its consequence.
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+def _one_line(error: ValidationError, raw: dict, above: Sequence[str]) -> str:
+    first, message = first_wrong(error)
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    message = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    key, message = ".".join(location), PLAIN.get(first["type"], message)
     if first["type"] == "extra_forbidden":
         if key in MOVED:
             return f"{key}: unknown key; it is {MOVED[key]} now"
@@ -168,60 +173,23 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     Raises:
         UserError: one line naming the file, the key and what to do.
     """
-    raw = _read(name, folder)
-    if raw.get("name", name) != name:
-        raw.pop("name")  # inherited from the base
-    experiment = parse({**raw, "name": name}, str(folder / f"{name}.yaml"))
+    experiment = parse({**_read(name, folder), "name": name}, str(folder / f"{name}.yaml"))
     tuned = folder.parent / "tuning" / f"{name}.yaml"
     if not tuned.exists():
         return experiment
-    return experiment.model_copy(update={"tuning": parse_tuning(_mapping(tuned), str(tuned))})
-
-
-def parse_tuning(raw: dict, where: str) -> Tuning:
-    """Check a raw tuning file.
-
-    Raises:
-        UserError: one line that names the file and the first offending key.
-    """
-    try:
-        return Tuning.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error, raw, ['tuning'])}") from None
-
-
-def users(dataset: str, folder: Path = EXPERIMENTS) -> list[Experiment]:
-    """Every experiment that uses a dataset, by name.
-
-    Raises:
-        UserError: none does.
-    """
-    found: list[Experiment] = []
-    for name in names(folder):
-        with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
-            experiment = load(name, folder)
-            if experiment.dataset.name == dataset:
-                found.append(experiment)
-    if not found:
-        raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
-    return found
+    return _with(experiment, tuning=_checked(Tuning, _mapping(tuned), str(tuned), "tuning"))
 
 
 def schema() -> dict:
     """JSON schema of an experiment file, for editors (`config/experiment.schema.json`)."""
-    schema = Experiment.model_json_schema()
-    schema["properties"]["base"] = {
-        "type": "string",
-        "description": "Experiment whose keys this one starts from.",
+    keys: dict[str, Any] = {
+        section: (reduce(or_, map(registry.config, registry)), Experiment.model_fields[section])
+        for section, (registry, _) in SECTIONS.items()
     }
+    keys["base"] = (str, Field("", description="Experiment whose keys this one starts from."))
+    written = create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **keys)
+    schema = written.model_json_schema()
     parts = schema["$defs"]
-    for section, (registry, _) in SECTIONS.items():
-        configs = dict.fromkeys(map(registry.config, registry))
-        parts.pop(schema["properties"][section].pop("$ref").rpartition("/")[2])
-        schema["properties"][section]["anyOf"] = [{"$ref": f"#/$defs/{c.__name__}"} for c in configs]
-        for config in configs:
-            part = config.model_json_schema(ref_template="#/$defs/{model}")
-            parts |= {**part.pop("$defs", {}), config.__name__: part}
     # A file may leave to its base what the merged experiment must have, or remove it with null.
     for part in (schema, *parts.values()):
         part.pop("required", None)

@@ -85,9 +85,7 @@ def checkpoint(e: Experiment) -> Path:
 def given(path: str, key: str) -> Path | None:
     """A path of the experiment, `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None if empty.
 
-    Args:
-        path: the text.
-        key: where it stands, for messages.
+    Messages name the `key` at which it stands.
 
     Raises:
         UserError: a variable without default isn't set, or there is no such home.

@@ -28,11 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def mapping(text: str, where: str) -> dict[Any, Any]:
-    """The mapping that YAML text holds.
-
-    Args:
-        text: the text.
-        where: what messages call it, such as the file's name.
+    """The mapping that YAML text holds; `where` is what messages call it, such as the file's name.
 
     Raises:
         UserError: not YAML, not a mapping, or values that no setting has: dates, unprintable characters,

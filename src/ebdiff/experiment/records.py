@@ -153,11 +153,6 @@ def _entry(path: Path) -> dict[str, Any]:
 class Work:
     """A job at work: what it reads is checked at the beginning, its record is written at the end.
 
-    Args:
-        experiment: whose.
-        verb: of the stage.
-        where: its wildcards, but for the experiment and its dataset.
-
     Attributes:
         job: which.
         settings: hash of the configuration that its result depends on.

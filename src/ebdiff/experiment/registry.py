@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ebdiff.system.errors import unknown
 
@@ -19,11 +20,16 @@ def located(member: str | Callable) -> Callable:
     return getattr(import_module(module), attribute)
 
 
+def first_wrong(error: ValidationError) -> tuple[ErrorDetails, str]:
+    """The error to tell, and its words: a misspelt key first, of which a missing one is the consequence."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    return first, first["msg"].removeprefix("Value error, ")
+
+
 class Registry:
     """Members of a seam by name: a typed config, and where its implementation is found when it is needed.
 
-    Args:
-        what: a member in one word, such as ``hook``, or the key that names one; messages begin with it.
+    Messages begin with `what` a member is, in one word such as ``hook``, or the key that names one.
     """
 
     def __init__(self, what: str):
@@ -78,10 +84,7 @@ class Registry:
         try:
             return config.model_validate(raw)
         except ValidationError as error:
-            # A misspelt key first: the missing one is its consequence.
-            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-            key = ".".join([name, *map(str, first["loc"])])
-            message = first["msg"].removeprefix("Value error, ")
+            first, message = first_wrong(error)
             if first["type"] == "extra_forbidden":
                 message = f"unknown key; {unknown(first['loc'][-1], config.model_fields)}"
-            raise ValueError(f"{key}: {message}") from None
+            raise ValueError(f"{'.'.join([name, *map(str, first['loc'])])}: {message}") from None

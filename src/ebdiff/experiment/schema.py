@@ -37,6 +37,7 @@ Rate = Annotated[float, Field(ge=0.001, lt=1)]
 Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
 SearchCriterion = Literal["magnitude", "taylor", "diff-pruning"]
+GRADIENT = ("taylor", "diff-pruning")  # criteria that need snapshots, images and a backward pass
 Weights = Literal["raw", "ema"]
 Init = Literal["inherit", "fresh", "dense", "snapshot"]
 Law = Literal["uniform", "speed"]
@@ -151,7 +152,7 @@ class Search(Strict):
     @property
     def gradient_criteria(self) -> tuple[str, ...]:
         """The criteria that need snapshots and a backward pass."""
-        return tuple(c for c in self.criteria if c in ("taylor", "diff-pruning"))
+        return tuple(c for c in self.criteria if c in GRADIENT)
 
 
 class Dense(Strict):

@@ -19,13 +19,10 @@ from pydantic import BaseModel
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert, Run
-from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Weights
+from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
-GRADIENT = ("taylor", "diff-pruning")  # criteria that need snapshots, images and a backward pass
-
-Files = Iterable[Path]
 
 
 @dataclass(frozen=True)
@@ -41,28 +38,23 @@ class Stage:
             as without them.
         large: outputs that readers trust by size and date; `ebdiff verify` reads them whole.
         priority: among jobs that could start, the highest goes first.
+        spread: over all GPUs of a job (`compute.gpus`), a process for each.
     """
 
     verb: str
     makes: tuple[str, ...]
-    reads: Callable[..., Files]
+    reads: Callable[..., Iterable[Path]]
     depends: Callable[..., Any]
-    continues: Callable[..., Files] = lambda e, **_: ()
+    continues: Callable[..., Iterable[Path]] = lambda e, **_: ()
     large: tuple[str, ...] = ()
     priority: int = 0
+    spread: bool = False
 
     @property
     def wildcards(self) -> tuple[str, ...]:
         """What tells its jobs apart, in the order of their paths."""
         listed = [[name for _, name, _, _ in Formatter().parse(t) if name] for t in self.makes]
         return tuple(name for name in listed[0] if all(name in other for other in listed) and name != "ext")
-
-    @property
-    def job(self) -> str:
-        """What its jobs are called, a template: below the experiment's or dataset's folder."""
-        folder = "seed{seed}/" if "seed" in self.wildcards else ""
-        own = (f".{{{w}}}" for w in self.wildcards if w not in ("experiment", "dataset", "seed"))
-        return folder + self.verb + "".join(own)
 
     def outputs(self, e: Experiment, **where: object) -> list[Path]:
         """What a job of it makes."""
@@ -71,7 +63,9 @@ class Stage:
     def note(self, kind: str, extension: str) -> str:
         """The template of a file about a job: its log, its benchmark or its record."""
         of = layout.DATA if "dataset" in self.wildcards else layout.EXPERIMENT
-        return f"{of}/{kind}/{self.job}.{extension}"
+        folder = "seed{seed}/" if "seed" in self.wildcards else ""
+        own = (f".{{{w}}}" for w in self.wildcards if w not in ("experiment", "dataset", "seed"))
+        return f"{of}/{kind}/{folder}{self.verb}{''.join(own)}.{extension}"
 
 
 def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
@@ -87,27 +81,18 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 def digest(*parts: Any) -> str:
     """A short hash of configuration values; equal values give equal digests."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, BaseModel):
-            return value.model_dump(mode="json", exclude=BOOKKEEPING)
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    def plain(model: BaseModel) -> dict[str, Any]:
+        return model.model_dump(mode="json", exclude=BOOKKEEPING)
 
-    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    text = json.dumps(parts, sort_keys=True, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def data(e: Experiment, **_: str) -> dict[str, Any]:
-    """What is prepared."""
-    return e.dataset.content
-
-
-def _of_dataset(e: Experiment, *templates: str) -> list[Path]:
-    return [layout.path(t, dataset=e.dataset.name) for t in templates]
+def _of_dataset(e: Experiment, *templates: str, **where: str) -> list[Path]:
+    return [layout.path(t, dataset=e.dataset.name, **where) for t in templates]
 
 
 def _images(e: Experiment, **_: str) -> list[Path]:
@@ -126,7 +111,8 @@ def _features_of(e: Experiment, protocol: str) -> list[Path]:
 
 def _trained(e: Experiment) -> list[Any]:
     """What every training depends on; with dropout each process and micro-batch draws masks of its own."""
-    seen = [data(e), e.dataset.model_dump(include=e.dataset.SEEN), e.network, e.diffusion, e.training]
+    data = [e.dataset.content, e.dataset.model_dump(include=e.dataset.SEEN)]
+    seen = [*data, e.network, e.diffusion, e.training]
     if e.network.dropout:
         seen += [e.compute.micro_batch] if e.compute.micro_batch else []
         seen += [f"gpus {e.compute.gpus}"] if e.compute.gpus > 1 else []
@@ -145,13 +131,11 @@ def taken_while_training(search: str, criterion: str) -> bool:
 
 
 def _masks_reads(e: Experiment, seed: str, search: str, criterion: str, **_: str) -> Iterator[Path]:
-    if search == FINAL:
-        yield places.final_path(e, seed)
-    else:
+    if search != FINAL:
         yield layout.path(layout.DENSE_MASKS, experiment=e.name, seed=seed, search=search)
+    if search == FINAL or criterion in GRADIENT:
+        yield places.snapshots(e, search, seed)
     if criterion in GRADIENT:
-        if search != FINAL:
-            yield places.snapshots(e, search, seed)
         yield from _images(e)
 
 
@@ -225,11 +209,10 @@ def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
 # --- samples, metrics, report -------------------------------------------------------------------------------
 
 
-def _sample_reads(e: Experiment, seed: str, run: str, **_: str) -> Iterator[Path]:
+def _sample_reads(e: Experiment, run: str, **where: str) -> Iterator[Path]:
     """The experts; and the data, where these say what is asked of a sample."""
     for x in e.runs[run].experts:
-        where = dict(experiment=e.name, seed=seed, milestone=x.iterations)
-        yield layout.path(layout.MILESTONE, expert=x.key, **where)
+        yield layout.path(layout.MILESTONE, expert=x.key, milestone=x.iterations, **where)
     if e.dataset.items.conditional:
         yield from _images(e)
 
@@ -247,8 +230,7 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
         which = dict(protocol=protocol, number=e.evaluation.reference_count)
-        files = (layout.REFERENCE, layout.REFERENCE_FEATURES)
-        yield from (layout.path(t, dataset=e.dataset.name, **which) for t in files)
+        yield from _of_dataset(e, layout.REFERENCE, layout.REFERENCE_FEATURES, **which)
         yield from _features_of(e, protocol)
 
 
@@ -265,9 +247,8 @@ def _cost(e: Experiment, **_: str) -> list[Any]:
 
 def _whole(e: Experiment, **_: str) -> dict[str, Any]:
     """The whole experiment, but for what changes no result."""
-    return e.model_dump(
-        mode="json", exclude={"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}}
-    )
+    none = {"compute": True, "training": BOOKKEEPING, "sampling": {"batch"}}
+    return e.model_dump(mode="json", exclude=none)
 
 
 def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
@@ -281,11 +262,10 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
             for x in (*run.experts, *_charged(e, name)):
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
+            yield from places.stories(e, name, seed)
             for x in run.experts:
                 if places.goes_on(e, x):
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)
-                if x.needs_ticket:
-                    yield places.ticket_of(e, x, layout.STORY, seed)
                 if x.needs_ticket and x.search != FINAL:
                     yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
         first = dict(experiment=e.name, seed=e.seeds_of(name)[0], run=name)
@@ -300,71 +280,57 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
 def _charged(e: Experiment, run: str) -> list[Expert]:
     """The unpruned trainings whose time a run is shown beside, or charged with."""
     method = e.runs[run].method
-    if method == "ta-eb":
-        found = [e.final_expert]
-    elif method in AFTER_DENSE:
+    found = [e.final_expert] if method == "ta-eb" else []
+    if method in AFTER_DENSE:
         found = [places.unpruned(e, rows) for rows in (e.runs, *(r for r in e.tables.values() if run in r))]
-    else:
-        found = []
     return [x for x in found if x is not None]
 
 
-def _report_reads(e: Experiment, **where: str) -> Iterator[Path]:
-    yield from _all_results(e)
-    yield from STAGES["tabulate"].outputs(e, experiment=e.name)
-
-
-STAGES = {
-    stage.verb: stage
-    for stage in (
-        Stage(
-            "prepare-data", layout.DATA_FILES, lambda e, **_: (), data, large=(layout.IMAGES, layout.LABELS)
-        ),
-        Stage(
-            "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
-            lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
-        ),
-        Stage(
-            "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES),
-            lambda e, protocol, **_: [*_images(e), *_features_of(e, protocol)],
-            lambda e, protocol, number, **_: [protocol, number], large=(layout.REFERENCE_FEATURES,),
-        ),
-        Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
-        Stage(
-            "train-dense",
-            (
-                layout.SNAPSHOTS, layout.DENSE_MASKS, layout.DENSE_LAST, layout.DENSE_LEDGER,
-                layout.DENSE_STATS,
-            ),
-            _images,
-            lambda e, search, **_: [_trained(e), e.searches[search], _tuned(e, "training", "dense")],
-            priority=50,
-        ),
-        Stage(
-            "prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40,
-        ),
-        Stage(
-            "hamming-matrix", (layout.HAMMING,),
-            lambda e, **w: [layout.path(layout.MASKS, **w), *_of_dataset(e, layout.MANIFEST)],
-            lambda e, search, **w: [_masks(e, search, **w), _rule(e, search)],
-        ),
-        Stage(
-            "select-eb-epoch", (layout.TICKET, layout.STORY), _ticket_reads,
-            lambda e, search, criterion, weights, rate, **_: [
-                search, criterion, weights, rate, _rule(e, search), e.architecture,
-            ],
-            priority=40,
-        ),
-        Stage(
-            "finetune-region", (layout.MILESTONE, layout.LEDGER, layout.STATS), _expert_reads, _expert,
-            continues=_expert_continues, priority=30,
-        ),
-        Stage(
-            "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
-            large=(layout.SAMPLES,), priority=20,
-        ),
-        Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
-        Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
-        Stage("report", (layout.REPORT,), _report_reads, _whole),
-    )
-}  # fmt: skip
+STAGES = {stage.verb: stage for stage in (
+    Stage(
+        "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
+        large=(layout.IMAGES, layout.LABELS),
+    ),
+    Stage(
+        "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
+        lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
+    ),
+    Stage(
+        "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES),
+        lambda e, protocol, **_: [*_images(e), *_features_of(e, protocol)],
+        lambda e, protocol, number, **_: [protocol, number], large=(layout.REFERENCE_FEATURES,),
+    ),
+    Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
+    Stage(
+        "train-dense", layout.DENSE_FILES, _images,
+        lambda e, search, **_: [_trained(e), e.searches[search], _tuned(e, "training", "dense")],
+        priority=50, spread=True,
+    ),
+    Stage("prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40),
+    Stage(
+        "hamming-matrix", (layout.HAMMING,),
+        lambda e, **w: [layout.path(layout.MASKS, **w), *_of_dataset(e, layout.MANIFEST)],
+        lambda e, search, **w: [_masks(e, search, **w), _rule(e, search)],
+    ),
+    Stage(
+        "select-eb-epoch", (layout.TICKET, layout.STORY), _ticket_reads,
+        lambda e, search, criterion, weights, rate, **_: [
+            search, criterion, weights, rate, _rule(e, search), e.architecture,
+        ],
+        priority=40,
+    ),
+    Stage(
+        "finetune-region", (layout.MILESTONE, layout.LEDGER, layout.STATS), _expert_reads, _expert,
+        continues=_expert_continues, priority=30, spread=True,
+    ),
+    Stage(
+        "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
+        large=(layout.SAMPLES,), priority=20, spread=True,
+    ),
+    Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
+    Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
+    Stage(
+        "report", (layout.REPORT,),
+        lambda e, **w: [*_all_results(e), *STAGES["tabulate"].outputs(e, **w)], _whole,
+    ),
+)}  # fmt: skip

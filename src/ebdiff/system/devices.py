@@ -100,15 +100,11 @@ def lease(gpus: list[str], count: int, own: bool, wait: float = 2.0) -> list[int
             time.sleep(wait)
 
 
+@cache
 def device_name(device: torch.device) -> str:
     """The device in words: a GPU's name, or the CPU's model and core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpu_name()
-
-
-@cache
-def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

@@ -27,12 +27,7 @@ class UserError(Exception):
 
 
 class Unusable(UserError):
-    """A file that can't be used: why, and the command that remakes it and nothing before it.
-
-    Args:
-        path: the file.
-        reason: what is wrong with it.
-    """
+    """A file that can't be used: the reason, and the command that remakes it and nothing before it."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, " ".join(reason.split())
@@ -68,12 +63,7 @@ def explained(error: OSError) -> str:
 
 
 def first_line(error: BaseException, otherwise: str = "no reason given") -> str:
-    """What a library's error says first; torch's go on for pages.
-
-    Args:
-        error: any.
-        otherwise: what to say of one without words.
-    """
+    """What a library's error says first (torch's go on for pages), `otherwise` of one without words."""
     return next((line for line in str(error).splitlines() if line.strip()), otherwise)
 
 

@@ -74,6 +74,22 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def reading(path: Path, *errors: type[Exception], what: str = "") -> Iterator[None]:
+    """Let whoever reads a file be told that it is missing, or which damage a library found.
+
+    Raises:
+        Missing: it isn't there.
+        Unusable: one of `errors` came of it, of which the message says `what` they are.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise Missing(path) from None
+    except errors as error:
+        raise damaged(path, f"{what}{error}") from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes atomically."""
     with replacing(path) as temporary:
@@ -97,12 +113,8 @@ def read_json(path: Path) -> Any:
         Missing: it isn't there.
         Unusable: it isn't JSON.
     """
-    try:
+    with reading(path, ValueError, RecursionError, what="not valid JSON: "):  # of JSON and of UTF-8
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Missing(path) from None
-    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
-        raise damaged(path, f"not valid JSON: {error}") from None
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -118,21 +130,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         Missing: it isn't there.
         Unusable: it is no whole npz.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:  # np.load would parse members before their CRC is known
-            return {
-                name.removesuffix(".npy"): np.lib.format.read_array(
-                    io.BytesIO(archive.read(name)), allow_pickle=False
-                )
-                for name in archive.namelist()
-            }
-    except FileNotFoundError:
-        raise Missing(path) from None
-    except (
-        OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-        struct.error,
-    ) as error:  # fmt: skip
-        raise damaged(path, error) from None
+    zipped = (NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+    # np.load would parse members before their CRC is known.
+    with reading(path, OSError, EOFError, ValueError, *zipped), zipfile.ZipFile(path) as archive:
+        return {
+            name.removesuffix(".npy"): np.lib.format.read_array(
+                io.BytesIO(archive.read(name)), allow_pickle=False
+            )
+            for name in archive.namelist()
+        }
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -166,12 +172,8 @@ def load_memmap(path: Path) -> np.ndarray:
         Missing: it isn't there.
         Unusable: it is truncated, or no npy file.
     """
-    try:
+    with reading(path, ValueError, OSError, EOFError):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise Missing(path) from None
-    except (ValueError, OSError, EOFError) as error:
-        raise damaged(path, error) from None
 
 
 def read_told(path: Path) -> dict[str, Any]:
@@ -181,14 +183,11 @@ def read_told(path: Path) -> dict[str, Any]:
         Missing: it isn't there.
         Unusable: it isn't a whole file, or not one of ours.
     """
+    with reading(path, SafetensorError, OSError), safe_open(path, framework="numpy") as file:
+        told = (file.metadata() or {}).get(TOLD, "")
     try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(json.loads((file.metadata() or {})[TOLD]))
-    except FileNotFoundError:
-        raise Missing(path) from None
-    except (SafetensorError, OSError) as error:
-        raise damaged(path, error) from None
-    except (KeyError, ValueError, TypeError):
+        return dict(json.loads(told))
+    except (ValueError, TypeError):
         raise Unusable(path, "holds no ebdiff network") from None
 
 
@@ -198,11 +197,8 @@ def sha256(path: Path) -> str:
     Raises:
         UserError: the file is missing.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise Missing(path) from None
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -10,11 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a scheduler's time limit or preempt
 
 
 class Interrupted(BaseException):
-    """A signal ended the work. No `Exception`, so that nothing on the way mistakes it for an error.
-
-    Attributes:
-        number: the signal.
-    """
+    """A signal ended the work. No `Exception`, so that nothing on the way mistakes it for an error."""
 
     def __init__(self, number: int, message: str = "nothing half-written was left; run the command again"):
         super().__init__(f"{signal.Signals(number).name}: {message}")
