@@ -14,11 +14,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
@@ -79,12 +77,8 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 
 
 def digest(*parts: Any) -> str:
-    """A short hash of configuration values; equal values give equal digests."""
-
-    def plain(model: BaseModel) -> dict[str, Any]:
-        return model.model_dump(mode="json", exclude=BOOKKEEPING)
-
-    text = json.dumps(parts, sort_keys=True, default=plain)
+    """A short hash of configuration values, sections among them; equal values give equal digests."""
+    text = json.dumps(parts, sort_keys=True, default=lambda x: x.model_dump(mode="json", exclude=BOOKKEEPING))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -169,10 +163,9 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
         yield places.checkpoint(e)
     elif e.dense.source and spec.continues_search:  # without the one before it would begin elsewhere
         yield from _expert_continues(e, expert=expert, milestone=milestone, seed=seed)
-    if spec.init == "inherit":
-        yield places.ticket_of(e, spec, layout.TICKET, seed)
+    if spec.needs_ticket:
+        yield places.ticket_of(e, spec, layout.TICKET if spec.init == "inherit" else layout.STORY, seed)
     if spec.init == "snapshot":
-        yield places.ticket_of(e, spec, layout.STORY, seed)
         yield places.snapshots(e, spec.search, seed)
     if milestone.startswith("like-"):
         yield layout.path(layout.COST, experiment=e.name)
@@ -191,16 +184,13 @@ def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_
         yield layout.path(layout.DENSE_LAST, search=spec.search, **where)
 
 
-def _charge(e: Experiment, run: Run) -> list[Any]:
-    """What, beside measured times and its tickets, tells what a run costs."""
-    before = e.dense.iterations if run.method in AFTER_DENSE else None
-    return [before, *((x.key, x.iterations) for x in run.experts)]
-
-
 def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
     spec = e.experts()[expert]
-    like = e.runs.get(milestone.removeprefix("like-"))
-    target = _charge(e, like) if like else milestone
+    target: Any = milestone
+    if like := e.runs.get(milestone.removeprefix("like-")):
+        # What, beside measured times and its tickets, tells what that run costs.
+        before = e.dense.iterations if like.method in AFTER_DENSE else None
+        target = [before, *((x.key, x.iterations) for x in like.experts)]
     law = e.speed if spec.law == "speed" else None
     source = e.dense.source if spec.continues_search else None
     return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
@@ -232,11 +222,6 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
         which = dict(protocol=protocol, number=e.evaluation.reference_count)
         yield from _of_dataset(e, layout.REFERENCE, layout.REFERENCE_FEATURES, **which)
         yield from _features_of(e, protocol)
-
-
-def _fid(e: Experiment, **_: str) -> dict[str, Any]:
-    """Where the weights lie and how many images go in at once change nothing."""
-    return e.evaluation.model_dump(mode="json", exclude={"weights", "batch"})
 
 
 def _cost(e: Experiment, **_: str) -> list[Any]:
@@ -327,7 +312,11 @@ STAGES = {stage.verb: stage for stage in (
         "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
         large=(layout.SAMPLES,), priority=20, spread=True,
     ),
-    Stage("fid", (layout.METRICS,), _fid_reads, _fid, priority=10),
+    Stage(
+        "fid", (layout.METRICS,), _fid_reads,
+        # Where the weights lie and how many images go in at once change nothing.
+        lambda e, **_: e.evaluation.model_dump(mode="json", exclude={"weights", "batch"}), priority=10,
+    ),
     Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
     Stage(
         "report", (layout.REPORT,),
