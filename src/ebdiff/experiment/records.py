@@ -15,7 +15,7 @@ from typing import Any
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, maker
 from ebdiff.experiment.stages import digest
-from ebdiff.system.errors import Missing, Unusable, damaged
+from ebdiff.system.errors import Missing, Unusable, damaged, explained
 from ebdiff.system.files import read_json, sha256, write_json
 
 
@@ -208,3 +208,5 @@ def verify(experiment: Experiment, jobs: list[Job]) -> Iterator[tuple[Path, str]
                     records.check(path)
                 except Unusable as error:
                     yield error.path, str(error)
+                except OSError as error:
+                    yield path, explained(error)
