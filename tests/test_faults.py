@@ -15,7 +15,7 @@ from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 from test_workflow import snakemake
 
 from ebdiff.experiment import layout, load, records
-from ebdiff.experiment.jobs import jobs, maker
+from ebdiff.experiment.jobs import Job, jobs, maker
 from ebdiff.experiment.records import Records
 from ebdiff.system import files
 from ebdiff.system.errors import Unusable, UserError
@@ -220,6 +220,16 @@ def test_a_folder_in_its_place_is_no_file(workspace, tiny, inside):
         (path / name).write_bytes(b"")
     with pytest.raises(Unusable, match=r"^\S+manifest\.json: not what its job made"):
         Records(tiny).check(path)
+
+
+def test_verify_goes_on_after_a_file_that_cannot_be_opened(workspace, tiny):
+    loop, other = (layout.path(t, dataset="digits") for t in (layout.IMAGES, layout.MANIFEST))
+    loop.unlink()
+    loop.symlink_to(loop.name)
+    other.write_bytes(b"")
+    found = dict(records.verify(tiny, [Job.of(tiny, "prepare-data")]))
+    assert found.keys() == {loop, other}
+    assert "Too many levels of symbolic links" in found[loop]
 
 
 def test_large_files_are_trusted_by_size_and_date_and_read_whole_when_asked(workspace, tiny, monkeypatch):

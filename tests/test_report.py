@@ -504,7 +504,8 @@ def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
     ]
     assert "4.00 min with 2 jobs at a time" in html
     whole = where.read_text()
-    for damage in ("[1]", "null", "{}", whole[:-9], whole.replace("240", "250")):
+    nested = '{"jobs": ' + "[" * 900 + "]" * 900 + "}"
+    for damage in ("[1]", "null", "{}", nested, whole[:-9], whole.replace("240", "250")):
         write_text(where, damage)
         with pytest.raises(UserError, match=r"^results/digits/plan\.json: damaged .*`ebdiff plan digits`$"):
             Results(e).plan()

@@ -163,7 +163,7 @@ def test_a_damaged_kept_state_falls_back_to_the_one_before(place, tiny, capsys, 
         raise KeyboardInterrupt
     said = capsys.readouterr().out
     if damaged != "20.json" or how != "missing":  # a state without its record was never kept
-        assert "20.safetensors: not used (" in said
+        assert "20.safetensors: not used (" in said and f"{damaged}: " in said
     assert "going on from step 10" in said
 
 

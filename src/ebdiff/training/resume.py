@@ -87,6 +87,8 @@ class Place:
                 break
             except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
                 reason = error.reason if isinstance(error, Unusable) else f"damaged: {error}"
+                if isinstance(error, Unusable) and error.path != path:  # its record, or a snapshot
+                    reason = f"{error.path}: {reason}"
                 print(f"{path}: not used ({reason})", flush=True)
         if self.state is None:
             if any(self.folder.glob("[!.]*")):
