@@ -38,11 +38,17 @@ def load(name):
     return checked(loading.load, name)
 
 
+@cache
+def sharing(**wildcards):
+    """Some experiment that uses a dataset: which one, all of them are read for."""
+    return checked(jobs.of_dataset, **wildcards)
+
+
 def experiment(w):
     """The experiment of a job; of a stage that several share, one of them."""
-    if hasattr(w, "experiment"):
-        return load(w.experiment)
-    return checked(jobs.of_dataset, **dict(w.items()))
+    return (
+        load(w.experiment) if hasattr(w, "experiment") else sharing(**dict(w.items()))
+    )
 
 
 def job(verb, w):

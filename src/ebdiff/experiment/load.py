@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,9 +47,15 @@ def _merge(base: dict, over: dict) -> dict:
 def _mapping(path: Path) -> dict:
     """A YAML file whose top level is a mapping."""
     try:
-        return plain.mapping(path.read_text(encoding="utf-8"), str(path))
+        return deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); save it as such") from None
+
+
+@cache
+def _parsed(text: str, where: str) -> dict:
+    """`plain.mapping`, once for a text: the Snakefile loads every experiment, and most have a base."""
+    return plain.mapping(text, where)
 
 
 def _read(name: str, folder: Path, chain: tuple[str, ...] = ()) -> dict:
