@@ -210,6 +210,17 @@ def test_two_states_are_kept_and_no_more(place, tiny):
     ]  # fmt: skip
 
 
+def test_a_state_without_its_record_goes_when_training_goes_on(place, tiny):
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        for step in (1, 2):
+            keep(kept, tiny, step, range(step))
+        raise KeyboardInterrupt
+    (kept.folder / "2.json").unlink()  # killed before it was written
+    with pytest.raises(KeyboardInterrupt), place() as kept:
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in kept.folder.glob("[0-9]*")) == ["1.json", "1.safetensors"]
+
+
 def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(place, tiny, monkeypatch):
     """Readings or snapshots may be gone already: a state without them would lose them for good."""
 

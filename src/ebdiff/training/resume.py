@@ -99,6 +99,9 @@ class Place:
             for newer in self.kept():
                 if int(newer.stem) > self.state.step:
                     _forget(newer)
+            for state in self.folder.glob("[0-9]*.safetensors"):
+                if not state.with_suffix(".json").exists():  # a kill came between the two
+                    state.unlink()
             write_text(self.stats, found["readings"])  # those after this step will be taken again
             for snapshot in self._snapshots():
                 if str(snapshot.relative_to(self.folder)) not in found["files"]:
