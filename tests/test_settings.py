@@ -176,3 +176,10 @@ def refused(verb):
     )
     assert out.returncode == 1
     return out.stderr
+
+
+def test_a_checkpoint_of_another_experiment_is_a_file_from_outside(vary):
+    e = vary({"dense.from": "results/other/seed0/experts/dense-full/800.safetensors"})
+    assert maker(e, Path(e.dense.source)) is None
+    where = dict(seed=0, expert="dense-full", milestone=80)
+    assert len(Records(e).settings(Job.of(e, "finetune-region", **where))) == 16

@@ -114,10 +114,11 @@ class Job:
 
 def maker(e: Experiment, path: Path) -> Job | None:
     """The job that makes a file, or the folder it lies in; None for a file from outside."""
+    own = {"experiment": e.name, "dataset": e.dataset.name}
     for place in (path, path.parent):
         for template, stage in _MAKERS.items():
             where = layout.parts(template, place)
-            if where is not None:
+            if where is not None and all(where.get(k, name) == name for k, name in own.items()):
                 return Job(e, stage, {w: where[w] for w in stage.wildcards})
     return None
 
