@@ -35,7 +35,8 @@ def test_a_benchmark_runs_and_writes_its_rows(name, script, tmp_path):
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["benchmark"] == name and found["device"] and found["versions"]["torch"]
     assert len(found["rows"]) >= SCRIPTS[name]
-    assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
+    assert all(np.isfinite(row["value"]) for row in found["rows"])
+    assert {(row["low"], row["high"]) for row in found["rows"]} == {(None, None)}  # one round is no range
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def pixels(workspace):
 
 @pytest.mark.slow
 def test_the_classifier_is_deterministic_and_learns(pixels, workspace):
-    accuracies = [classifier.train_classifier(*pixels, workspace / f"{i}.safetensors") for i in range(2)]
+    accuracies = [classifier.fit(*pixels, workspace / f"{i}.safetensors") for i in range(2)]
     assert accuracies[0] == accuracies[1] > 0.8
     assert (workspace / "0.safetensors").read_bytes() == (workspace / "1.safetensors").read_bytes()
     network, accuracy = classifier.load_classifier(workspace / "0.safetensors")
