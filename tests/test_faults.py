@@ -145,12 +145,17 @@ def swaps(path, others):
     return [alike[0], alike[-1]] if alike else []
 
 
-@pytest.mark.slow
-def test_no_damaged_swapped_or_foreign_file_is_ever_taken_for_what_a_stage_made(made, tmp_path, monkeypatch):
-    folder = shutil.copytree(made, tmp_path / "project")
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def recorded(made, tmp_path, monkeypatch):
+    """The experiment of a finished project that may be damaged, and its jobs that left records."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "project"))
     experiment = load.load("tiny")
-    there = [job for job in jobs(experiment) if job.note("records", "json").exists()]
+    return experiment, [job for job in jobs(experiment) if job.note("records", "json").exists()]
+
+
+@pytest.mark.slow
+def test_no_damaged_swapped_or_foreign_file_is_ever_taken_for_what_a_stage_made(recorded):
+    experiment, there = recorded
     files_of = {f for job in there for p in job.makes for f in (p.glob("[!.]*") if p.is_dir() else [p])}
     assert {maker(experiment, f).stage.verb for f in files_of} == {job.stage.verb for job in there}
     for path in sorted(files_of):
@@ -172,11 +177,8 @@ def test_no_damaged_swapped_or_foreign_file_is_ever_taken_for_what_a_stage_made(
 
 
 @pytest.mark.slow
-def test_no_damaged_swapped_or_foreign_record_is_ever_believed(made, tmp_path, monkeypatch):
-    folder = shutil.copytree(made, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    experiment = load.load("tiny")
-    there = [job for job in jobs(experiment) if job.note("records", "json").exists()]
+def test_no_damaged_swapped_or_foreign_record_is_ever_believed(recorded):
+    experiment, there = recorded
     notes = [job.note("records", "json") for job in there]
     for job, note in zip(there, notes, strict=True):
         content = note.read_bytes()

@@ -94,7 +94,7 @@ class Forecast:
     def horizon(self, search: str) -> int:
         """Steps after which a search ends at the latest; `final` adds none."""
         rule = self.experiment.searches.get(search)
-        return rule.horizon * (rule.interval.steps or self.experiment.epoch_steps(self.count)) if rule else 0
+        return rule.horizon * self.experiment.interval_steps(search, self.count) if rule else 0
 
     def stories(self, run: str) -> list[dict[str, Any]]:
         """What decides the cost of a run's tickets: each is found at its search's horizon."""

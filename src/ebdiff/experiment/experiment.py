@@ -268,6 +268,10 @@ class Experiment(Strict):
         """Every rate that some expert uses, ascending."""
         return sorted({e.rate for e in self.experts().values() if e.rate is not None})
 
+    def interval_steps(self, search: str, count: int) -> int:
+        """Steps per interval of a search on a dataset of `count` images."""
+        return self.searches[search].interval.steps or self.epoch_steps(count)
+
     def epoch_steps(self, count: int) -> int:
         """Steps per epoch for a dataset of `count` images: ceil(N / batch), every batch full."""
         return math.ceil(min(count, self.dataset.subset or count) / self.training.batch)

@@ -103,8 +103,7 @@ class Job:
     @property
     def needs(self) -> list[Job]:
         """The jobs that make what it reads or goes on from; files from outside have none."""
-        makers = (maker(self.experiment, path) for path in (*self.reads, *self.continues))
-        return list({m.name: m for m in makers if m is not None}.values())
+        return makers(self.experiment, [*self.reads, *self.continues])
 
     @property
     def name(self) -> str:
@@ -121,6 +120,12 @@ def maker(e: Experiment, path: Path) -> Job | None:
             if where is not None and all(where.get(k, name) == name for k, name in own.items()):
                 return Job(e, stage, {w: where[w] for w in stage.wildcards})
     return None
+
+
+def makers(e: Experiment, paths: Iterable[Path]) -> list[Job]:
+    """The jobs that make some files, each once."""
+    found = (maker(e, path) for path in paths)
+    return list({job.name: job for job in found if job is not None}.values())
 
 
 def jobs(e: Experiment) -> list[Job]:

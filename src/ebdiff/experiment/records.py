@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.jobs import Job, maker
+from ebdiff.experiment.jobs import Job, maker, makers
 from ebdiff.experiment.stages import digest
 from ebdiff.system.errors import Missing, Unusable, damaged, explained
 from ebdiff.system.files import read_json, sha256, write_json
@@ -35,8 +35,8 @@ class Records:
     def settings(self, job: Job) -> str:
         """A hash of all configuration that a job's result depends on: its own and that of what it reads."""
         if job.name not in self._settings:
-            makers = {m.name: m for path in job.reads if (m := maker(self.experiment, path))}
-            self._settings[job.name] = digest(job.digest, [self.settings(m) for m in makers.values()])
+            read = [self.settings(other) for other in makers(self.experiment, job.reads)]
+            self._settings[job.name] = digest(job.digest, read)
         return self._settings[job.name]
 
     def check(self, path: Path) -> str:

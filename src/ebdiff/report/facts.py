@@ -131,7 +131,7 @@ class RunFacts:
             for e, steps, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True)
         ]
         asked = self._unpruned.iterations if self._unpruned else self.results.experiment.dense.iterations
-        assert isinstance(asked, int)  # `shown.unpruned` sees to it
+        assert isinstance(asked, int)  # `places.unpruned` sees to it
         return accounting.speedups(self.run.method, asked, trained, sum(searched.values()))
 
     def _seconds(self, seed: int) -> float | None:

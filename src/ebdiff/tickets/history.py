@@ -228,9 +228,6 @@ def hamming_matrix(experiment: Experiment, search: str, criterion: str, weights:
 
 
 def interval_steps(experiment: Experiment, search: str) -> int:
-    """Optimiser steps per interval of a search."""
-    steps = experiment.searches[search].interval.steps
-    if steps is not None:
-        return steps
+    """Optimiser steps per interval of a search on the prepared dataset."""
     manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
-    return experiment.epoch_steps(manifest["count"])
+    return experiment.interval_steps(search, manifest["count"])

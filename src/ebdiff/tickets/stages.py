@@ -1,6 +1,6 @@
 """From snapshots to tickets: masks of every interval, their distances, the network cut out.
 
-One function per verb: `prune_per_epoch`, `select_eb_epoch`; what needs no torch is in `tickets.py`.
+One function per verb: `prune_per_epoch`, `select_eb_epoch`; what needs no torch is in `history.py`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
         state = place.state
         if state is None:
             state = State.start(store.fresh(experiment.architecture, seed, f"dense/{name}"), runtime)
-        every = search.interval.steps or experiment.epoch_steps(len(dataset))
+        every = experiment.interval_steps(name, len(dataset))
         watch = Watch(experiment, search, every, place.snapshots, device)
         job = Job(
             name=f"dense/{name}",
