@@ -239,12 +239,14 @@ def _locked(path: Path) -> FileLock:
     # A moment, in which the one before tidies up; a soft lock would outlive a killed process.
     lock = FileLock(path, timeout=1, fallback_to_soft=False)
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             return lock
-        except FileNotFoundError:
-            continue  # who ended just now took the empty folder away
+        except (FileNotFoundError, FileExistsError):
+            # Who ended just now took the empty folder away, perhaps within mkdir: there, then not a folder.
+            if os.path.lexists(path.parent) and not path.parent.is_dir():
+                raise
         except Timeout:
             holder = path.read_text(encoding="utf-8").strip() if path.exists() else "that ends now"
             raise UserError(
