@@ -91,6 +91,7 @@ def test_seconds_and_bytes_of_every_job_by_hand(vary):
         "reference-stats.classifier.all": (3, 0), "tabulate": (0.5 + 10, 0), "report": (0.5, 0),
         "train-dense.full": (3 + 60 * 2, 1000 * state + 6 * 2 * 4 * 1000),  # at most a snapshot a ticket
         f"prune-per-epoch.{masks}.ema": (0.5, 0), f"prune-per-epoch.{masks}.raw": (0.5, 0),
+        "prune-per-epoch.final.magnitude.ema": (3, 0),
         f"hamming-matrix.{masks}.ema": (0.5, 0), f"hamming-matrix.{masks}.raw": (0.5, 0),
         f"select-eb-epoch.{masks}.ema.0.3": (3, 4 * 600), f"select-eb-epoch.{masks}.ema.0.5": (3, 4 * 300),
         f"select-eb-epoch.{masks}.ema.0.8": (3, 4 * 100),

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import reported
 from reported import ALL_TABLES, HOSTILE, fabricate, make, rows_of, undrawn
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, load, places
 from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records, sealed
 from ebdiff.experiment.stages import FIGURES
@@ -103,6 +104,9 @@ def test_every_other_table():
     first, second = rows_of(write(e, "table1")[0])
     assert (first["ticket_at"], first["paper_ticket_at"]) == ("8-10 (epoch)", "4 (epoch)")
     assert first["paper_fid"] == "7.32"
+    # 5 and 3 of 40 mask entries; the iteration-wise search is another training than the unpruned one.
+    assert (float(first["to_final"]), first["to_final_seeds"]) == (pytest.approx((5 + 3) / 80), "2")
+    assert (second["to_final"], second["to_final_seeds"]) == ("", "0")
     assert (second["criterion"], second["ticket_at"]) == ("iterwise-magnitude", "54-66 (iteration)")
     assert second["paper_ticket_at"] == "1144 (iteration)"
     apart, overlapped = rows_of(write(e, "table3")[0])
@@ -229,7 +233,7 @@ def test_a_table_in_a_terminal_is_aligned():
 def test_latex_is_balanced_and_escaped(table):
     e = make(seeds=(0, 1), more=True)
     fabricate(e)
-    check_latex(write(e, table)[2].read_text(), 2 if table in ("table4", "controls") else 1)
+    check_latex(write(e, table)[2].read_text(), 2 if table in ("table1", "table4", "controls") else 1)
 
 
 def check_latex(tex, expected):
@@ -398,6 +402,57 @@ def test_tickets_and_step_times_are_read_from_their_numbers():
     assert any("a narrow network from new weights" in words for words in claims)
 
 
+def test_tickets_stand_beside_the_finished_networks_masks():
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e)
+    claims = {c.text: c for c in reading.read(Results(e))}
+    same = claims["Tickets are the finished network's masks"]
+    # Five rates of each seed: 5 of 40 entries of seed 0 are beyond the threshold of 0.1, 3 of seed 1 within.
+    assert same.verdict == "not supported"
+    words = (
+        "finished network's mask is 0.075-0.125, to the search's last mask 0.100, to the initial mask 0.450"
+    )
+    assert words in same.evidence and "by chance 0.500; 5 of 10 are within" in same.evidence
+    assert "The searches of 2 other tickets lead to no finished network" in same.evidence
+
+
+def test_without_a_finished_network_of_the_search_none_stands_beside(vary):
+    def beside(e, seed=0, **changes):
+        ticket = dict(search="full", criterion="magnitude", weights="ema")
+        return [str(path) for path in places.masks_beside(e, seed, **{**ticket, **changes})]
+
+    whole = vary({"seeds": [0, 1], "runs.unpruned.seeds": [0]})
+    own, final = beside(whole)
+    assert final == "results/tiny/seed0/tickets/final/magnitude/ema/masks.npz"
+    assert own == final.replace("final", "full") and whole.rates_of("final") == [0.3, 0.5, 0.8]
+    assert {own, final} <= set(map(str, Job.of(whole, "tabulate").reads))
+    ticket = Job.of(
+        whole, "select-eb-epoch", seed=0, search="full", criterion="magnitude", weights="ema", rate=0.5
+    )
+    assert [job.stage.verb for job in ticket.needs] == ["train-dense", "prepare-data", "prune-per-epoch"]
+    assert not any("final" in job.name for job in ticket.needs)  # it is drawn before that network is there
+    assert beside(whole, seed=1) == beside(whole, criterion="random") == beside(whole, search="region") == []
+    for changes in (
+        {"runs.unpruned": ..., "tables": {}},
+        {"runs.unpruned.iterations": 70},
+        {"runs.unpruned.law": "speed"},
+        {"dense.from": "public.safetensors"},
+    ):
+        e = vary(changes)
+        assert beside(e) == [] and places.finished(e) is None
+        assert not any("/final/" in str(path) for path in Job.of(e, "tabulate").reads)
+
+
+def test_a_page_without_a_finished_network_says_nothing_of_it(monkeypatch):
+    undrawn(monkeypatch)
+    raw = deepcopy(reported.RAW)
+    del raw["runs"]["unpruned"], raw["runs"]["finetune-50"]
+    e = load.parse({**raw, "tables": {"table1": ["eb-50"]}}, "test.yaml")
+    fabricate(e)
+    html, _ = page_of(e)
+    assert "finished network's mask" not in html and "To finished" not in html and "To last mask" in html
+
+
 # --- the page -----------------------------------------------------------------------------------------
 
 
@@ -474,10 +529,9 @@ def test_the_pages_details_are_those_of_the_files(monkeypatch):
     _, tags = page_of(e)
     # Asked for 50 %: 0.25 M parameters, 7.5 M MACs, 40 of 100 ms.
     assert ["50 % pruned", "50", "250,000", "7.50", "40.0", "0.5", "0.40", "0.25"] in tags.rows
-    assert ["full", "magnitude", "ema", "50", "50", "1", "epoch 9", "290", "0.450", "0.500", "0.100",
-            "learned"] in tags.rows  # fmt: skip
-    assert ["full", "random", "ema", "50", "50", "1", "epoch 9", "290", "–", "0.500", "–",
-            "drawn at random"] in tags.rows  # fmt: skip
+    own, other = (["full", c, "ema", "50", "50", "1", "epoch 9", "290"] for c in ("magnitude", "random"))
+    assert [*own, "0.450", "0.100", "0.075", "0.500", "learned"] in tags.rows
+    assert [*other, "–", "–", "–", "0.500", "drawn at random"] in tags.rows
     assert ["iterwise", "0-1000", "0", "settled", "24 of 100", "696", "69.6", "300"] in tags.rows
     assert ["TA-EB", "20.00", "0.2", "0.036", "90", "95", "10", "30"] in tags.rows
 

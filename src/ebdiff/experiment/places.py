@@ -45,6 +45,26 @@ def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:
     return [ticket_of(e, x, layout.STORY, seed) for x in e.runs[run].experts if x.needs_ticket]
 
 
+def finished(e: Experiment) -> Expert | None:
+    """The finished unpruned network where it is its search, trained on: no public checkpoint."""
+    final = e.final_expert
+    return final if final is not None and goes_on(e, final) else None
+
+
+def masks_beside(e: Experiment, seed: int, search: str, criterion: str, weights: str) -> list[Path]:
+    """The file of masks that a ticket's is among, and that of the finished network's own.
+
+    Neither where a ticket has no finished network to be compared with: it is drawn at random, its search is
+    another than the one that the unpruned network goes on from, or its seed isn't trained to the end.
+    """
+    final = finished(e)
+    trained = any(final in run.experts and seed in e.seeds_of(name) for name, run in e.runs.items())
+    if not trained or search != e.dense.search or criterion == "random":
+        return []
+    ticket = dict(experiment=e.name, seed=seed, criterion=criterion, weights=weights)
+    return [layout.path(layout.MASKS, search=s, **ticket) for s in (search, FINAL)]
+
+
 def is_given(e: Experiment, key: str, milestone: str) -> bool:
     """Whether a milestone is the public checkpoint of `dense.from`, with nothing to train."""
     unpruned = e.experts()[key].continues_search

@@ -253,6 +253,7 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket and x.search != FINAL:
                     yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
+                    yield from places.masks_beside(e, seed, x.search, x.criterion, x.weights)
         first = dict(experiment=e.name, seed=e.seeds_of(name)[0], run=name)
         yield from (layout.path(t, **first) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
     for name, search in e.searches.items():

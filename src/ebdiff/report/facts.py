@@ -91,6 +91,12 @@ class RunFacts:
         return tuple(s for stories in self._per_seed(self._stories) for s in stories)
 
     @property
+    def to_final(self) -> tuple[float, ...]:
+        """Distances of its tickets' masks to the finished network's, where there is one to compare with."""
+        found = (self.results.attempt(self.results.to_final, s) for s in self.tickets)
+        return tuple(distance for distance in found if distance is not None)
+
+    @property
     def unsettled(self) -> tuple[dict, ...]:
         """Those of its tickets that were cut before they had settled."""
         return tuple(s for s in self.tickets if not s["settled"])

@@ -106,6 +106,22 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
         name = "Tickets are learned, not the initial mask seen through slow averaging"
         yield Claim(name, evidence, _verdict(min(far) >= LEARNED))
 
+    beside = [{**s, "to_final": results.attempt(results.to_final, s)} for s in found]
+    if apart := [s for s in beside if s["to_final"] is not None]:
+        near = sum(s["to_final"] <= s["threshold"] for s in apart)
+        final, last, initial, chance = (
+            text.span((s[key] for s in apart if s[key] is not None), text.three)
+            for key in ("to_final", "to_last", "to_initial", "chance")
+        )
+        evidence = (
+            f"Their distance to the finished network's mask is {final}, to the search's last mask {last}, "
+            f"to the initial mask {initial}, by chance {chance}; {near} of {len(apart)} are within the "
+            "early-bird rule's threshold."
+        )
+        if rest := len(found) - len(apart):
+            evidence += f" The searches of {text.plural(rest, 'other ticket')} lead to no finished network."
+        yield Claim("Tickets are the finished network's masks", evidence, _verdict(near == len(apart)))
+
 
 def _step_times(results: Results, runs: list[RunFacts]) -> Claims:
     """What a training step of the early-bird networks costs, for the rates from 50 % on."""
