@@ -20,6 +20,7 @@ from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records, sealed
 from ebdiff.experiment.stages import FIGURES
 from ebdiff.report import figures, page, reading, render, style, text
+from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json, write_text
@@ -82,6 +83,49 @@ def test_table4_speedups_and_seconds_by_hand():
     assert costs("TA-EB") == pytest.approx(ta)
     assert float(rows["TA-EB"]["rate"]) == pytest.approx(0.64)
     assert float(rows["TA-EB"]["macs"]) == pytest.approx(0.24 * 18e6 + 0.2 * 7e6 + 0.56 * 2e6)
+
+
+def test_the_time_of_gradient_masks_is_part_of_the_search():
+    taylor, like = {"criterion": "taylor"}, {"method": "control", "init": "fresh", "rate": 0.5}
+    raw = deepcopy(reported.RAW)
+    raw["searches"]["full"]["criteria"] = ["magnitude", "taylor"]
+    for run in ("eb-50", "finetune-50", "ta-eb"):
+        raw["runs"][run] |= taylor
+    raw["runs"]["like"] = {"title": "Like", "iterations": "like-eb-50", **like}
+    e = load.parse(raw, "test.yaml")
+    fabricate(e)
+    assert {str(path) for path in Path("results").rglob("masks.ledger.json")} == {
+        str(path) for path in Job.of(e, "tabulate").reads if path.name == "masks.ledger.json"
+    }
+    path, markdown, _ = write(e, "table4")
+    rows = {row["run"]: row for row in rows_of(path)}
+
+    def costs(title):
+        keys = ("speedup", "speedup_with_search", "speedup_device_time", "seconds")
+        return [float(rows[title][k]) for k in keys]
+
+    # Two seconds an interval, nine of 24: 18 s, or 180 dense steps. Of the finished network 2 s, 20 steps.
+    spent = 360 + 261 + 180
+    assert costs(HOSTILE) == pytest.approx([800 / 360, 800 / spent, 800 / spent, 2 * (90 + 26.1) + 18])
+    assert costs("Finetune") == pytest.approx([800 / 840, 800 / 860, 800 / 860, 2 * (10 + 80) + 2])
+    # One search, and one passing over its snapshots, serve all three.
+    ta = [800 / 280, 800 / (280 + 261 + 180), 800 / (532 + 261 + 180), 2 * (120 + 26.1) + 18]
+    assert costs("TA-EB") == pytest.approx(ta)
+    assert costs("Random ticket")[1] == pytest.approx(800 / (360 + 261))  # magnitude's search, but no masks
+    assert "The time of gradient criteria's masks" in markdown.read_text()
+    bars = figures._timeline(RunFacts(Results(e), "ta-eb"), 0)
+    assert [bar[:3] for bar in bars[1:4]] == [
+        ("search full", 0, pytest.approx(26.1)), ("taylor masks, EMA", pytest.approx(26.1), 18),
+        ("expert 0-260, 30 %", pytest.approx(44.1), 40),
+    ]  # fmt: skip
+    where = dict(expert="fresh-0.5-t0-1000", milestone="like-eb-50", seed=0)
+    read = Job.of(e, "finetune-region", **where).reads
+    assert layout.path(layout.MASKS_LEDGER, experiment="digits", seed=0, search="full", criterion="taylor",
+                       weights="ema") in read  # fmt: skip
+    from ebdiff.training.train import milestone_steps  # here, because the report imports no torch
+
+    steps = milestone_steps(e, e.runs["like"].experts[0], "like-eb-50", 0)
+    assert steps == round(spent / 0.4)
 
 
 def test_table4_published_values_stand_on_the_right_rows():

@@ -10,7 +10,7 @@ from pathlib import Path
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
-from ebdiff.experiment.schema import FINAL
+from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.system.errors import UserError
 
 
@@ -43,6 +43,12 @@ def ticket_of(e: Experiment, expert: Expert, template: str, seed: int | str) -> 
 def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:
     """The stories of the tickets that a run's experts start from."""
     return [ticket_of(e, x, layout.STORY, seed) for x in e.runs[run].experts if x.needs_ticket]
+
+
+def mask_ledgers(e: Experiment, run: str, seed: int | str) -> list[Path]:
+    """What the masks of a run's tickets cost beside the searches' training: those of gradient criteria."""
+    ranked = [x for x in e.runs[run].experts if x.needs_ticket and x.criterion in GRADIENT]
+    return [ticket_of(e, x, layout.MASKS_LEDGER, seed) for x in ranked]
 
 
 def finished(e: Experiment) -> Expert | None:

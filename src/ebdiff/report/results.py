@@ -102,6 +102,10 @@ class Results:
         """What a search cost."""
         return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
 
+    def mask_ledger(self, seed: int, search: str, criterion: str, weights: str) -> dict:
+        """What computing a search's masks cost, where they weren't taken while training."""
+        return self._json(layout.MASKS_LEDGER, seed=seed, search=search, criterion=criterion, weights=weights)
+
     def cost(self) -> dict:
         """Parameters, MACs and measured step times."""
         return self._json(layout.COST)
