@@ -230,7 +230,7 @@ def test_an_unsettled_ticket_carries_a_dagger_and_no_claim():
     assert "0.200, 0.150" in words
     claims = reading.read(Results(e))
     assert not any("ticket at 50" in c.text or "Timestep-aware" in c.text for c in claims)
-    assert {c.verdict for c in claims if "Tickets" in c.text} == {"not supported"}
+    assert {c.verdict for c in claims if "tickets appear" in c.text} == {"not supported"}
 
 
 def test_a_missing_file_is_named_and_a_partial_table_says_what_fills_it():
@@ -444,6 +444,45 @@ def test_tickets_and_step_times_are_read_from_their_numbers():
     assert faster.verdict == "not supported"  # 800 / (532 + 276) on average of the two seeds
     assert any("leaving the same experts unpruned" in words for words in claims)
     assert any("a narrow network from new weights" in words for words in claims)
+
+
+def test_tickets_that_never_settled_count_against_being_early():
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e)
+    name = "90 % of the tickets appear before half of the unpruned training is over"
+
+    def early():
+        return next(c for c in reading.read(Results(e)) if c.text == name)
+
+    # Six tickets of each seed: five after 9 or 10 epochs of 29 steps, one after as many intervals of 6.
+    assert early().verdict == "supported"
+    assert early().evidence == (
+        "12 of 12 tickets did. Settled after 54-290 steps: 6.8-36.2 % of the unpruned run's 800. "
+        "The paper says 0.5-2.5 %; 0 were as early."
+    )
+    stories = sorted(Path("results").rglob("tickets/*/magnitude/ema/0.*.json"))
+    drawn = [path for path in stories if "/final/" not in str(path)]
+    assert len(drawn) == 12
+    for path, settled, step, verdict, words in (
+        (
+            drawn[0],
+            True,
+            400,
+            "supported",
+            "11 of 12 tickets did. Settled after 54-400",
+        ),  # at half, not before
+        (
+            drawn[1],
+            False,
+            290,
+            "not supported",
+            "10 of 12 tickets did. Still moving when the search ended: 1.",
+        ),
+    ):
+        write_json(path, {**read_json(path), "settled": settled, "step": step})
+        assert early().verdict == verdict and early().evidence.startswith(words)
+    write_json(drawn[2], {**read_json(drawn[2]), "step": 20})
+    assert "1 were as early" in early().evidence  # a fortieth of 800
 
 
 def test_tickets_stand_beside_the_finished_networks_masks():
