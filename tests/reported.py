@@ -172,7 +172,12 @@ def metrics(fd, run, seed, protocols=("classifier",)):
     """As `fid` writes them; of the classifier where its protocol is among them."""
     number = {
         "fd": fd, "kid": fd / 100, "ill_conditioned": False, "images": 30, "reference_images": 100,
-        "floor": {"fd": 1.9, "kid": 0.0}, "ceiling": {"fd": 561.0, "kid": 3.0},
+        "floor": {"fd": 1.9, "kid": 0.0, "images": 20, "held_out": True},
+        "at_floor": {"fd": fd + 1, "kid": fd / 50, "images": 20, "held_out": True},
+        "ceiling": {"fd": 561.0, "kid": 3.0, "images": 100},
+        "memorisation": {
+            "images": 20, "nearest": 1.5, "held_out_nearest": 1.0, "bound": 0.05, "nearer": 0.02,
+        },
     }  # fmt: skip
     measured = {
         **number, "precision": 0.6, "recall": 0.5, "split": "all train images", "mode": "bilinear",

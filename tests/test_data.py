@@ -19,7 +19,7 @@ from conftest import TINY, changed
 from PIL import Image
 
 from ebdiff.data import archives, cifar10, images, sources
-from ebdiff.experiment import load, places
+from ebdiff.experiment import layout, load, places
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
 
@@ -48,10 +48,11 @@ def prepare(tmp_path):
         dataset = {"name": "data", "source": source, **{k: str(v) for k, v in dataset.items()}}
         raw = changed(TINY, {"dataset": {**dataset, "image_size": size, "channels": channels}})
         out = tmp_path / "out"
-        paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
+        paths = [out / layout.path(t, dataset="data").name for t in layout.DATA_FILES]
         manifest = sources.write(load.parse(raw, "x.yaml"), *paths, threads=threads)
-        assert files.read_json(paths[2]) == manifest
-        assert sorted(p.name for p in out.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
+        assert files.read_json(paths[-1]) == manifest
+        assert sorted(out.iterdir()) == sorted(paths)
+        assert manifest["held_out"] == len(files.load_memmap(paths[2]))
         return files.load_memmap(paths[0]), np.load(paths[1]), manifest
 
     return run
@@ -435,11 +436,11 @@ def test_only_a_few_images_are_in_memory_at_a_time():
 @pytest.fixture
 def tiny_cifar(tmp_path, monkeypatch):
     """A small archive in CIFAR-10's binary layout, with its checksum taken for the published one."""
-    pixels = np.stack([picture(i, 32, 32) for i in range(20)])
-    labels = np.arange(20, dtype=np.uint8) % 10
+    pixels = np.stack([picture(i, 32, 32) for i in range(24)])
+    labels = np.arange(24, dtype=np.uint8) % 10
     path = tmp_path / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for k, name in enumerate(cifar10.BATCHES):
+        for k, name in enumerate([*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]]):
             part = slice(4 * k, 4 * k + 4)
             data = np.hstack(
                 [labels[part, None], pixels[part].transpose(0, 3, 1, 2).reshape(4, -1)]
@@ -448,9 +449,9 @@ def tiny_cifar(tmp_path, monkeypatch):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar10, "COUNT", 20)
+    monkeypatch.setattr(cifar10, "COUNT", {"train": 20, "test": 4})
     monkeypatch.setattr(cifar10, "URL", path.as_uri())
-    return path, pixels, labels
+    return path, pixels[:20], labels[:20]
 
 
 def test_the_binary_archive(prepare, tiny_cifar):
@@ -467,6 +468,72 @@ def test_parquet_and_archive_give_the_same_file(prepare, tiny_cifar, tmp_path):
     parquet_of(tmp_path / "in/train-0.parquet", pixels, labels.astype(int))
     parquet_of(tmp_path / "in/test-0.parquet", pixels[:5])
     assert prepare(source="cifar10", path=tmp_path / "in", size=32)[2] == first
+
+
+@pytest.mark.parametrize("kind", ["archive", "parquet"])
+def test_the_test_split_is_held_out(prepare, tiny_cifar, tmp_path, kind):
+    path, pixels, labels = tiny_cifar
+    unseen = np.stack([picture(i, 32, 32) for i in range(20, 24)])
+    if kind == "parquet":
+        path = tmp_path / "in"
+        parquet_of(path / "train-0.parquet", pixels, labels.astype(int))
+        parquet_of(path / "test-0.parquet", unseen)
+    found, classes, manifest = prepare(source="cifar10", path=path, size=32, held_out="test")
+    np.testing.assert_array_equal(found, pixels)
+    np.testing.assert_array_equal(classes, labels)
+    np.testing.assert_array_equal(np.load(tmp_path / "out/held_out.npy"), unseen)
+    assert (manifest["count"], manifest["held_out"]) == (20, 4)
+
+
+# --- held out of training -----------------------------------------------------------------------------------
+
+
+def test_a_share_of_each_class_is_held_out(prepare, tmp_path):
+    from sklearn.datasets import load_digits
+
+    truth = load_digits()
+    pixels, labels, manifest = prepare(source="bundled-digits", size=8, channels=1, held_out=0.2)
+    unseen = np.load(tmp_path / "out/held_out.npy")
+    assert (manifest["count"], manifest["held_out"]) == (len(pixels), len(unseen)) == (1437, 360)
+    apart = np.bincount(truth.target) - np.bincount(labels)
+    np.testing.assert_allclose(apart, 0.2 * np.bincount(truth.target), atol=1)
+    every = [image.tobytes() for image in np.rint(truth.images * 255 / 16).astype(np.uint8)]
+    assert sorted(image.tobytes() for image in [*pixels, *unseen]) == sorted(every)
+    order = [every.index(image.tobytes()) for image in unseen]
+    assert order == sorted(order)
+
+
+def test_a_share_of_unlabelled_images_is_the_same_each_time(prepare, tmp_path):
+    folder = fill(tmp_path / "in")
+    first = prepare(path=folder, held_out=0.4)
+    unseen = np.load(tmp_path / "out/held_out.npy")
+    assert (len(first[0]), len(unseen)) == (5, 4)
+    np.testing.assert_array_equal(prepare(path=folder, held_out=0.4, threads=3)[0], first[0])
+    every = {image.tobytes() for image in PICTURES}
+    assert {image.tobytes() for image in [*first[0], *unseen]} == every
+
+
+def test_what_cannot_be_held_out_is_refused(refused, tmp_path):
+    folder = fill(tmp_path / "in")
+    assert "held_out to a share" in refused(path=folder, held_out="test")
+    assert "1 images can be read" in refused(path=folder, held_out=0.1)
+    whole = parquet_of(tmp_path / "in.parquet", PICTURES, [0] * 8 + [1])
+    assert f"dataset.held_out 0.4 of {whole}: The least populated class" in refused(path=whole, held_out=0.4)
+    with pytest.raises(UserError, match="bundled-digits have no test split"):
+        load.parse(changed(TINY, {"dataset.held_out": "test"}), "x.yaml")
+
+
+def test_the_count_that_is_planned_with_is_of_what_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for dataset, count in (
+        ({"dataset.held_out": 0.2}, 1437),
+        (
+            {"dataset.source": "images", "dataset.path": str(fill(tmp_path / "in")), "dataset.held_out": 0.4},
+            5,
+        ),
+    ):
+        raw = changed(TINY, {**dataset, "dataset.subset": ...})
+        assert sources.count(load.parse(raw, "x.yaml").dataset) == count
 
 
 def test_the_archive_is_fetched_once_and_checked(prepare, tiny_cifar, tmp_path, monkeypatch):
@@ -504,7 +571,7 @@ def test_a_truncated_archive_and_that_of_pickles(refused, tiny_cifar, monkeypatc
 def test_an_archive_with_a_good_checksum_and_bad_content(refused, tiny_cifar, monkeypatch):
     path, *_ = tiny_cifar
     with tarfile.open(path, "w:gz") as archive:
-        member = tarfile.TarInfo(cifar10.BATCHES[0])
+        member = tarfile.TarInfo(cifar10.BATCHES["train"][0])
         member.size = 10
         archive.addfile(member, io.BytesIO(bytes(10)))
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
@@ -514,7 +581,7 @@ def test_an_archive_with_a_good_checksum_and_bad_content(refused, tiny_cifar, mo
 def test_half_of_cifar_is_not_cifar(refused, tiny_cifar, tmp_path):
     parquet_of(tmp_path / "in.parquet", tiny_cifar[1][:10])
     message = refused(source="cifar10", path=tmp_path / "in.parquet", size=32)
-    assert "in.parquet: 10 images, but CIFAR-10's training split has 20" in message
+    assert "in.parquet: 10 images, but CIFAR-10's train split has 20" in message
 
 
 @pytest.mark.slow
@@ -568,7 +635,8 @@ from ebdiff.data.sources import write
 import yaml
 out = Path(sys.argv[1])
 experiment = load.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
-write(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
+names = "images.npy", "labels.npy", "held_out.npy", "manifest.json"
+write(experiment, *(out / name for name in names), threads=2)
 # Not getrusage: its peak is inherited from the parent process.
 print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)
 """

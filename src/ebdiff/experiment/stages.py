@@ -220,7 +220,8 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
         which = dict(protocol=protocol, number=e.evaluation.reference_count)
-        yield from _of_dataset(e, layout.REFERENCE, layout.REFERENCE_FEATURES, **which)
+        made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+        yield from _of_dataset(e, *made, **which)
         yield from _features_of(e, protocol)
 
 
@@ -274,16 +275,19 @@ def _charged(e: Experiment, run: str) -> list[Expert]:
 STAGES = {stage.verb: stage for stage in (
     Stage(
         "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
-        large=(layout.IMAGES, layout.LABELS),
+        large=(layout.IMAGES, layout.LABELS, layout.HELD_OUT),
     ),
     Stage(
         "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
         lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
     ),
     Stage(
-        "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES),
-        lambda e, protocol, **_: [*_images(e), *_features_of(e, protocol)],
-        lambda e, protocol, number, **_: [protocol, number], large=(layout.REFERENCE_FEATURES,),
+        "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
+        lambda e, protocol, **_: [
+            *_images(e), *_of_dataset(e, layout.HELD_OUT), *_features_of(e, protocol),
+        ],
+        lambda e, protocol, number, **_: [protocol, number],
+        large=(layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
     ),
     Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
     Stage(
