@@ -479,7 +479,7 @@ def test_the_pages_details_are_those_of_the_files(monkeypatch):
     assert ["full", "random", "ema", "50", "50", "1", "epoch 9", "290", "–", "0.500", "–",
             "drawn at random"] in tags.rows  # fmt: skip
     assert ["iterwise", "0-1000", "0", "settled", "24 of 100", "696", "69.6", "300"] in tags.rows
-    assert ["TA-EB", "20.00", "0.2", "0.036", "90", "95", "10", "30"] in tags.rows
+    assert ["TA-EB", "20.00", "0.2", "0.036", "11.05", "2", "90", "95", "10", "30"] in tags.rows
 
 
 def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):
