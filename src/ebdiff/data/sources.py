@@ -116,11 +116,11 @@ def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _decoded(item: Item, size: int, channels: int, crop: str) -> tuple[Item, np.ndarray | Broken]:
+def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, np.ndarray | Broken, bool]:
     try:
-        return item, pixels(item, size, channels, crop)
+        return item, *pixels(item, dataset.image_size, dataset.channels, dataset.crop, dataset.resize)
     except Broken as error:
-        return item, error
+        return item, error, False
 
 
 def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
@@ -129,31 +129,36 @@ def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_images(found: Collection, file: BinaryIO, experiment: Experiment, threads: int) -> tuple[list, int]:
+def write_images(
+    found: Collection, file: BinaryIO, experiment: Experiment, threads: int
+) -> tuple[list, int, bool]:
     """Decode a collection into an npy file of uint8 (count, size, size, channels).
 
     Writing goes through the file, not a memory map, whose touched pages would count as memory.
 
     Returns:
-        the labels (None where an image has none) of the images written, and how many were skipped.
+        the labels (None where an image has none) of the images written, how many were skipped, and whether
+        any was resized.
 
     Raises:
         UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
     """
     dataset = experiment.dataset
-    decode = partial(_decoded, size=dataset.image_size, channels=dataset.channels, crop=dataset.crop)
+    decode = partial(_decoded, dataset=dataset)
     _write_header(file, found.count, dataset.image_size, dataset.channels)
     labels: list[int | None] = []
     broken: list[str] = []
+    resized = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
         bar = progress(in_order(decode, found.items(), threads), total=found.count, desc="images")
-        for item, result in bar:
+        for item, result, scaled in bar:
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
                 file.write(result.data)
                 labels.append(item.label)
+                resized |= scaled
     if broken:
         if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
             print(*(f"broken image {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
@@ -167,7 +172,7 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
     _write_header(file, len(labels), dataset.image_size, dataset.channels)
-    return labels, len(broken)
+    return labels, len(broken), resized
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -212,7 +217,7 @@ def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, th
     _check_room(images.parent, found.count * dataset.image_size**2 * dataset.channels)
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
-            classes, skipped = write_images(found, file, experiment, threads)
+            classes, skipped, resized = write_images(found, file, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
@@ -223,6 +228,7 @@ def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, th
         "count": len(classes),
         "skipped": skipped,
         "shape": [dataset.image_size, dataset.image_size, dataset.channels],
+        **({"resize": dataset.resize} if resized else {}),
         "classes": max(classes) + 1 if labelled else 0,
     }
     write_json(manifest, entry)

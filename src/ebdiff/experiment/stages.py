@@ -244,7 +244,7 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
     for name, run in e.runs.items():
         for seed in e.seeds_of(name):
             where = dict(experiment=e.name, seed=seed)
-            yield layout.path(layout.METRICS, run=name, **where)
+            yield from (layout.path(t, run=name, **where) for t in (layout.METRICS, layout.SAMPLE_LEDGER))
             for x in (*run.experts, *_charged(e, name)):
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
@@ -254,8 +254,7 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket and x.search != FINAL:
                     yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
-        first = dict(experiment=e.name, seed=e.seeds_of(name)[0], run=name)
-        yield from (layout.path(t, **first) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+        yield layout.path(layout.SAMPLES, experiment=e.name, seed=e.seeds_of(name)[0], run=name)
     for name, search in e.searches.items():
         for criterion in ("magnitude", *search.gradient_criteria):
             for weights in get_args(Weights) if criterion == "magnitude" else search.weights:
