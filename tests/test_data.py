@@ -20,6 +20,7 @@ from PIL import Image
 
 from ebdiff.data import archives, cifar10, images, sources
 from ebdiff.experiment import layout, load, places
+from ebdiff.experiment.members import ImagesConfig
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
 
@@ -178,23 +179,82 @@ def item(data, name="x.png"):
 
 def test_crop_celeba_is_a_slice():
     pixels = picture(0, 178, 218)
-    found = images.pixels(item(encoded(pixels)), 128, 3, "celeba")
+    found = images.pixels(item(encoded(pixels)), 128, 3, "celeba", "bilinear")[0]
     np.testing.assert_array_equal(found, pixels[121 - 64 : 121 + 64, 89 - 64 : 89 + 64])
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 16), (16, 20), (21, 16), (16, 16)])
 def test_crop_centre_is_the_central_square(width, height):
     pixels = picture(0, width, height)
-    found = images.pixels(item(encoded(pixels)), 16, 3, "centre")
+    found = images.pixels(item(encoded(pixels)), 16, 3, "centre", "bilinear")[0]
     top, left = (height - 16) // 2, (width - 16) // 2
     np.testing.assert_array_equal(found, pixels[top : top + 16, left : left + 16])
 
 
-def test_shrinking_averages():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    found = images.pixels(item(encoded(stripes)), 16, 3, "none")
-    assert abs(found[2:-2, 2:-2].astype(int) - 127.5).max() < 2
+def bilinear(x):
+    return np.clip(1 - abs(x), 0, None)
+
+
+def bicubic(x):
+    """Keys (1981) with a = -1/2."""
+    x = abs(x)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, 2 - 4 * x + 2.5 * x**2 - x**3 / 2, 0))
+
+
+def resized(pixels, size, kernel):
+    """Two passes of weighted means, by a kernel as wide as an output pixel where that is the larger one."""
+
+    def weights(count):
+        scale = count / size
+        middles, places = (np.arange(size) + 0.5) * scale, np.arange(count) + 0.5
+        found = kernel((places - middles[:, None]) / max(scale, 1))
+        return found / found.sum(1, keepdims=True)
+
+    height, width, _ = pixels.shape
+    return np.einsum("yh,xw,hwc->yxc", weights(height), weights(width), pixels)
+
+
+@pytest.mark.parametrize("kernel", [bilinear, bicubic])
+@pytest.mark.parametrize("side", [128, 37, 11])
+def test_filters_are_those_of_their_formulas(kernel, side):
+    pixels = picture(side, side, side) // 2 + 64  # Pillow clips between its two passes
+    found, scaled = images.pixels(item(encoded(pixels)), 16, 3, "none", kernel.__name__)
+    assert scaled
+    assert abs(found - resized(pixels, 16, kernel)).max() < 1.6  # and rounds there
+
+
+def test_celeba_is_resized_as_the_public_pipeline_does_it(prepare, tmp_path):
+    """A crop around the face, then torchvision's Resize of a Pillow image: `bilinear`, the default."""
+    faces = [picture(i, 178, 218) for i in range(4)]
+    fill(tmp_path / "in", faces, [f"{i}.png" for i in range(4)])
+    found, _, manifest = prepare(path=tmp_path / "in", size=64, crop="celeba")
+    for face, small in zip(faces, found, strict=True):
+        square = Image.fromarray(face[57:185, 25:153])
+        np.testing.assert_array_equal(small, np.asarray(square.resize((64, 64), Image.BILINEAR)))
+    assert manifest["resize"] == "bilinear"
+
+
+@pytest.mark.parametrize("preset", ["celeba", "lsun_church", "lsun_bedroom"])
+def test_presets_resize_as_the_public_pipeline_does(preset):
+    assert load.load(preset).dataset.resize == "bilinear"
+
+
+def test_the_filter_is_named_where_an_image_was_resized(prepare, tmp_path):
+    fill(tmp_path / "in")
+    assert "resize" not in prepare(path=tmp_path / "in", resize="bicubic")[2]
+    (tmp_path / "in/c.png").write_bytes(encoded(picture(0, 20, 20)))
+    assert prepare(path=tmp_path / "in", resize="bicubic")[2]["resize"] == "bicubic"
+
+
+def test_a_filter_prepares_other_data_only_where_there_is_something_to_resize():
+    def content(source, size, resize):
+        keys = {"name": "x", "source": source, "image_size": size, "resize": resize, "path": "x"}
+        return ImagesConfig(**keys).content
+
+    for source, size in [("bundled-digits", 8), ("cifar10", 32)]:
+        assert content(source, size, "bilinear") == content(source, size, "bicubic")
+    for source, size in [("bundled-digits", 16), ("cifar10", 64), ("images", 32)]:
+        assert content(source, size, "bilinear") != content(source, size, "bicubic")
 
 
 def test_modes_are_converted_by_rule():
@@ -204,7 +264,7 @@ def test_modes_are_converted_by_rule():
     def found(image, channels=3):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        return images.pixels(item(buffer.getvalue()), 16, channels, "none").astype(int)
+        return images.pixels(item(buffer.getvalue()), 16, channels, "none", "bilinear")[0].astype(int)
 
     assert (found(Image.fromarray(grey[..., 0])) == grey).all()
     luma = colour @ np.array([0.299, 0.587, 0.114])
@@ -230,7 +290,8 @@ def test_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
-    np.testing.assert_array_equal(images.pixels(item(buffer.getvalue()), 16, 3, "none"), pixels)
+    found, _ = images.pixels(item(buffer.getvalue()), 16, 3, "none", "bilinear")
+    np.testing.assert_array_equal(found, pixels)
 
 
 def test_formats_that_run_other_programs_are_not_opened():

@@ -156,11 +156,11 @@ def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _decoded(item: Item, size: int, channels: int, crop: str) -> tuple[Item, np.ndarray | Broken]:
+def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, np.ndarray | Broken, bool]:
     try:
-        return item, pixels(item, size, channels, crop)
+        return item, *pixels(item, dataset.image_size, dataset.channels, dataset.crop, dataset.resize)
     except Broken as error:
-        return item, error
+        return item, error, False
 
 
 def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
@@ -169,31 +169,38 @@ def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_images(found: Collection, file: BinaryIO, experiment: Experiment, threads: int) -> tuple[list, int]:
+def write_images(
+    found: Collection, file: BinaryIO, experiment: Experiment, threads: int
+) -> tuple[list, int, bool]:
     """Decode a collection into an npy file of uint8 (count, size, size, channels).
 
     Writing goes through the file, not a memory map, whose touched pages would count as memory.
 
     Returns:
-        the labels (None where an image has none) of the images written, and how many were skipped.
+        the labels (None where an image has none) of the images written, how many were skipped, and whether
+        any was resized.
 
     Raises:
         UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
     """
     dataset = experiment.dataset
-    decode = partial(_decoded, size=dataset.image_size, channels=dataset.channels, crop=dataset.crop)
+    decode = partial(_decoded, dataset=dataset)
     _write_header(file, found.count, dataset.image_size, dataset.channels)
     labels: list[int | None] = []
     broken: list[str] = []
+    resized = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
         decoded = in_order(decode, found.items(), threads)
-        for item, result in progress(decoded, total=found.count, desc="images") if found.count else ():
+        for item, result, scaled in (
+            progress(decoded, total=found.count, desc="images") if found.count else ()
+        ):
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
                 file.write(result.data)
                 labels.append(item.label)
+                resized |= scaled
     if broken:
         if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
             print(*(f"broken image {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
@@ -207,7 +214,7 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
     _write_header(file, len(labels), dataset.image_size, dataset.channels)
-    return labels, len(broken)
+    return labels, len(broken), resized
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -257,8 +264,8 @@ def write(
     _check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
     with replacing(images) as temporary, replacing(held_out) as apart:
         with temporary.open("wb") as file, apart.open("wb") as other:
-            classes, skipped = write_images(found, file, experiment, threads)
-            unseen, skipped_too = write_images(kept_out, other, experiment, threads)
+            classes, skipped, resized = write_images(found, file, experiment, threads)
+            unseen, skipped_too, resized_too = write_images(kept_out, other, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
@@ -270,6 +277,7 @@ def write(
         "held_out": len(unseen),
         "skipped": skipped + skipped_too,
         "shape": [dataset.image_size, dataset.image_size, dataset.channels],
+        **({"resize": dataset.resize} if resized or resized_too else {}),
         "classes": max(classes) + 1 if labelled else 0,
     }
     write_json(manifest, entry)

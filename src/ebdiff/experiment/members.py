@@ -182,6 +182,11 @@ class ImagesConfig(DatasetConfig):
         description="Before resizing to image_size. none: images must be square; centre: "
         "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
     )
+    resize: Literal["bilinear", "bicubic"] = Field(
+        "bilinear",
+        description="Pillow's filter where images aren't of image_size; it averages when it shrinks. "
+        "bilinear: as torchvision resizes, so the public pipelines of CelebA and LSUN; bicubic: sharper.",
+    )
     broken: Literal["refuse", "skip"] = Field(
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
@@ -213,6 +218,12 @@ class ImagesConfig(DatasetConfig):
     @property
     def items(self) -> Items:
         return Items((self.channels, self.image_size, self.image_size))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The keys that say what is prepared: a filter only where an image may have another size."""
+        own = {"bundled-digits": 8, "cifar10": 32}.get(self.source)
+        return {k: v for k, v in super().content.items() if k != "resize" or self.image_size != own}
 
 
 for _source in ("bundled-digits", "cifar10", "images"):

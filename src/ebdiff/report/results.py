@@ -90,6 +90,10 @@ class Results:
         """What a search cost."""
         return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
 
+    def sample_ledger(self, run: str, seed: int) -> dict:
+        """What drawing a run's samples cost."""
+        return self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
+
     def cost(self) -> dict:
         """Parameters, MACs and measured step times."""
         return self._json(layout.COST)
