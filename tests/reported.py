@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ebdiff.experiment import layout, load, schema
+from ebdiff.experiment import layout, load, places, schema
 from ebdiff.experiment.records import Records
 from ebdiff.report import page, style
 from ebdiff.report.results import Results
 from ebdiff.system.errors import Missing
 from ebdiff.system.files import write_array, write_arrays, write_json, write_text
+from ebdiff.tickets.history import History, save_histories
 
 HOSTILE = r"EB <script>alert(1)</script> 50% & $\frac | _x_ {é} 漢"
 STEP_MS = {
@@ -155,6 +156,12 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                 if x.needs_ticket:
                     ticket = {k: getattr(x, k) for k in ("search", "criterion", "weights", "rate")}
                     write_json(at(layout.STORY, seed=seed, **ticket), story(e, ticket, seed, settled))
+                    kind = {k: ticket[k] for k in ("search", "criterion", "weights")}
+                    for path in places.masks_beside(e, seed, **kind):
+                        save_histories(path, {x.weights: history(e, path.parts[-4], seed)})
+            for path in places.mask_ledgers(e, name, seed):  # two seconds an interval
+                intervals = 1 if (search := path.parts[-4]) == schema.FINAL else 24
+                write_json(path, {"seconds": 2.0 * intervals, "masks": intervals * len(e.rates_of(search))})
     for seed in e.seeds:
         for search, s in e.searches.items():
             write_json(at(layout.DENSE_LEDGER, seed=seed, search=search), {
@@ -216,6 +223,16 @@ def story(e, ticket, seed, settled):
         "to_initial": None if final else 0.45, "to_last": 0.1, "chance": 0.5, "kind": "learned",
         "params": 1, "macs": 1, "widths": {}, "seed": seed,
     }  # fmt: skip
+
+
+def history(e, search, seed):
+    """Masks of 40 entries: the ticket's is 5 entries, of seed 1 on 3, from the finished network's."""
+    rates = tuple(e.rates_of(search))
+    mask = np.arange(40) < 20
+    mask[: (0 if search == schema.FINAL else 3 if seed else 5)] = False
+    masks = np.packbits(np.stack([mask] * len(rates)), axis=1)
+    far = np.zeros_like(masks)  # every mask but a ticket's own
+    return History(rates, ("a", "b"), (20, 20), None, [*[far] * (8 + seed) * (search != schema.FINAL), masks])
 
 
 def hamming(rates, unit, n=14):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 import reported
 from reported import ALL_TABLES, HOSTILE, fabricate, make, rows_of, undrawn
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, load, places
 from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records, sealed
 from ebdiff.experiment.stages import FIGURES
 from ebdiff.report import figures, page, reading, render, style, text
+from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Missing, Results
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json, write_text
@@ -83,6 +85,49 @@ def test_table4_speedups_and_seconds_by_hand():
     assert float(rows["TA-EB"]["macs"]) == pytest.approx(0.24 * 18e6 + 0.2 * 7e6 + 0.56 * 2e6)
 
 
+def test_the_time_of_gradient_masks_is_part_of_the_search():
+    taylor, like = {"criterion": "taylor"}, {"method": "control", "init": "fresh", "rate": 0.5}
+    raw = deepcopy(reported.RAW)
+    raw["searches"]["full"]["criteria"] = ["magnitude", "taylor"]
+    for run in ("eb-50", "finetune-50", "ta-eb"):
+        raw["runs"][run] |= taylor
+    raw["runs"]["like"] = {"title": "Like", "iterations": "like-eb-50", **like}
+    e = load.parse(raw, "test.yaml")
+    fabricate(e)
+    assert {str(path) for path in Path("results").rglob("masks.ledger.json")} == {
+        str(path) for path in Job.of(e, "tabulate").reads if path.name == "masks.ledger.json"
+    }
+    path, markdown, _ = write(e, "table4")
+    rows = {row["run"]: row for row in rows_of(path)}
+
+    def costs(title):
+        keys = ("speedup", "speedup_with_search", "speedup_device_time", "seconds")
+        return [float(rows[title][k]) for k in keys]
+
+    # Two seconds an interval, nine of 24: 18 s, or 180 dense steps. Of the finished network 2 s, 20 steps.
+    spent = 360 + 261 + 180
+    assert costs(HOSTILE) == pytest.approx([800 / 360, 800 / spent, 800 / spent, 2 * (90 + 26.1) + 18])
+    assert costs("Finetune") == pytest.approx([800 / 840, 800 / 860, 800 / 860, 2 * (10 + 80) + 2])
+    # One search, and one passing over its snapshots, serve all three.
+    ta = [800 / 280, 800 / (280 + 261 + 180), 800 / (532 + 261 + 180), 2 * (120 + 26.1) + 18]
+    assert costs("TA-EB") == pytest.approx(ta)
+    assert costs("Random ticket")[1] == pytest.approx(800 / (360 + 261))  # magnitude's search, but no masks
+    assert "The time of gradient criteria's masks" in markdown.read_text()
+    bars = figures._timeline(RunFacts(Results(e), "ta-eb"), 0)
+    assert [bar[:3] for bar in bars[1:4]] == [
+        ("search full", 0, pytest.approx(26.1)), ("taylor masks, EMA", pytest.approx(26.1), 18),
+        ("expert 0-260, 30 %", pytest.approx(44.1), 40),
+    ]  # fmt: skip
+    where = dict(expert="fresh-0.5-t0-1000", milestone="like-eb-50", seed=0)
+    read = Job.of(e, "finetune-region", **where).reads
+    assert layout.path(layout.MASKS_LEDGER, experiment="digits", seed=0, search="full", criterion="taylor",
+                       weights="ema") in read  # fmt: skip
+    from ebdiff.training.train import milestone_steps  # here, because the report imports no torch
+
+    steps = milestone_steps(e, e.runs["like"].experts[0], "like-eb-50", 0)
+    assert steps == round(spent / 0.4)
+
+
 def test_table4_published_values_stand_on_the_right_rows():
     e = make()
     fabricate(e)
@@ -103,6 +148,9 @@ def test_every_other_table():
     first, second = rows_of(write(e, "table1")[0])
     assert (first["ticket_at"], first["paper_ticket_at"]) == ("8-10 (epoch)", "4 (epoch)")
     assert first["paper_fid"] == "7.32"
+    # 5 and 3 of 40 mask entries; the iteration-wise search is another training than the unpruned one.
+    assert (float(first["to_final"]), first["to_final_seeds"]) == (pytest.approx((5 + 3) / 80), "2")
+    assert (second["to_final"], second["to_final_seeds"]) == ("", "0")
     assert (second["criterion"], second["ticket_at"]) == ("iterwise-magnitude", "54-66 (iteration)")
     assert second["paper_ticket_at"] == "1144 (iteration)"
     apart, overlapped = rows_of(write(e, "table3")[0])
@@ -231,7 +279,7 @@ def test_an_unsettled_ticket_carries_a_dagger_and_no_claim():
     assert "0.200, 0.150" in words
     claims = reading.read(Results(e))
     assert not any("ticket at 50" in c.text or "Timestep-aware" in c.text for c in claims)
-    assert {c.verdict for c in claims if "Tickets" in c.text} == {"not supported"}
+    assert {c.verdict for c in claims if "tickets appear" in c.text} == {"not supported"}
 
 
 def test_a_missing_file_is_named_and_a_partial_table_says_what_fills_it():
@@ -278,7 +326,7 @@ def test_a_table_in_a_terminal_is_aligned():
 def test_latex_is_balanced_and_escaped(table):
     e = make(seeds=(0, 1), more=True)
     fabricate(e)
-    check_latex(write(e, table)[2].read_text(), 2 if table in ("table4", "controls") else 1)
+    check_latex(write(e, table)[2].read_text(), 2 if table in ("table1", "table4", "controls") else 1)
 
 
 def check_latex(tex, expected):
@@ -447,6 +495,96 @@ def test_tickets_and_step_times_are_read_from_their_numbers():
     assert any("a narrow network from new weights" in words for words in claims)
 
 
+def test_tickets_that_never_settled_count_against_being_early():
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e)
+    name = "90 % of the tickets appear before half of the unpruned training is over"
+
+    def early():
+        return next(c for c in reading.read(Results(e)) if c.text == name)
+
+    # Six tickets of each seed: five after 9 or 10 epochs of 29 steps, one after as many intervals of 6.
+    assert early().verdict == "supported"
+    assert early().evidence == (
+        "12 of 12 tickets did. Settled after 54-290 steps: 6.8-36.2 % of the unpruned run's 800. "
+        "The paper says 0.5-2.5 %; 0 were as early."
+    )
+    stories = sorted(Path("results").rglob("tickets/*/magnitude/ema/0.*.json"))
+    drawn = [path for path in stories if "/final/" not in str(path)]
+    assert len(drawn) == 12
+    for path, settled, step, verdict, words in (
+        (
+            drawn[0],
+            True,
+            400,
+            "supported",
+            "11 of 12 tickets did. Settled after 54-400",
+        ),  # at half, not before
+        (
+            drawn[1],
+            False,
+            290,
+            "not supported",
+            "10 of 12 tickets did. Still moving when the search ended: 1.",
+        ),
+    ):
+        write_json(path, {**read_json(path), "settled": settled, "step": step})
+        assert early().verdict == verdict and early().evidence.startswith(words)
+    write_json(drawn[2], {**read_json(drawn[2]), "step": 20})
+    assert "1 were as early" in early().evidence  # a fortieth of 800
+
+
+def test_tickets_stand_beside_the_finished_networks_masks():
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e)
+    claims = {c.text: c for c in reading.read(Results(e))}
+    same = claims["Tickets are the finished network's masks"]
+    # Five rates of each seed: 5 of 40 entries of seed 0 are beyond the threshold of 0.1, 3 of seed 1 within.
+    assert same.verdict == "not supported"
+    words = (
+        "finished network's mask is 0.075-0.125, to the search's last mask 0.100, to the initial mask 0.450"
+    )
+    assert words in same.evidence and "by chance 0.500; 5 of 10 are within" in same.evidence
+    assert "The searches of 2 other tickets lead to no finished network" in same.evidence
+
+
+def test_without_a_finished_network_of_the_search_none_stands_beside(vary):
+    def beside(e, seed=0, **changes):
+        ticket = dict(search="full", criterion="magnitude", weights="ema")
+        return [str(path) for path in places.masks_beside(e, seed, **{**ticket, **changes})]
+
+    whole = vary({"seeds": [0, 1], "runs.unpruned.seeds": [0]})
+    own, final = beside(whole)
+    assert final == "results/tiny/seed0/tickets/final/magnitude/ema/masks.npz"
+    assert own == final.replace("final", "full") and whole.rates_of("final") == [0.3, 0.5, 0.8]
+    assert {own, final} <= set(map(str, Job.of(whole, "tabulate").reads))
+    ticket = Job.of(
+        whole, "select-eb-epoch", seed=0, search="full", criterion="magnitude", weights="ema", rate=0.5
+    )
+    assert [job.stage.verb for job in ticket.needs] == ["train-dense", "prepare-data", "prune-per-epoch"]
+    assert not any("final" in job.name for job in ticket.needs)  # it is drawn before that network is there
+    assert beside(whole, seed=1) == beside(whole, criterion="random") == beside(whole, search="region") == []
+    for changes in (
+        {"runs.unpruned": ..., "tables": {}},
+        {"runs.unpruned.iterations": 70},
+        {"runs.unpruned.law": "speed"},
+        {"dense.from": "public.safetensors"},
+    ):
+        e = vary(changes)
+        assert beside(e) == [] and places.finished(e) is None
+        assert not any("/final/" in str(path) for path in Job.of(e, "tabulate").reads)
+
+
+def test_a_page_without_a_finished_network_says_nothing_of_it(monkeypatch):
+    undrawn(monkeypatch)
+    raw = deepcopy(reported.RAW)
+    del raw["runs"]["unpruned"], raw["runs"]["finetune-50"]
+    e = load.parse({**raw, "tables": {"table1": ["eb-50"]}}, "test.yaml")
+    fabricate(e)
+    html, _ = page_of(e)
+    assert "finished network's mask" not in html and "To finished" not in html and "To last mask" in html
+
+
 # --- the page -----------------------------------------------------------------------------------------
 
 
@@ -523,10 +661,9 @@ def test_the_pages_details_are_those_of_the_files(monkeypatch):
     _, tags = page_of(e)
     # Asked for 50 %: 0.25 M parameters, 7.5 M MACs, 40 of 100 ms.
     assert ["50 % pruned", "50", "250,000", "7.50", "40.0", "0.5", "0.40", "0.25"] in tags.rows
-    assert ["full", "magnitude", "ema", "50", "50", "1", "epoch 9", "290", "0.450", "0.500", "0.100",
-            "learned"] in tags.rows  # fmt: skip
-    assert ["full", "random", "ema", "50", "50", "1", "epoch 9", "290", "–", "0.500", "–",
-            "drawn at random"] in tags.rows  # fmt: skip
+    own, other = (["full", c, "ema", "50", "50", "1", "epoch 9", "290"] for c in ("magnitude", "random"))
+    assert [*own, "0.450", "0.100", "0.075", "0.500", "learned"] in tags.rows
+    assert [*other, "–", "–", "–", "0.500", "drawn at random"] in tags.rows
     assert ["iterwise", "0-1000", "0", "settled", "24 of 100", "696", "69.6", "300"] in tags.rows
     assert ["TA-EB", "20.00", "0.2", "0.036", "11.05", "2", "90", "95", "10", "30"] in tags.rows
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, load
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import select_random
+from ebdiff.report.facts import RunFacts
+from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError
 from ebdiff.tickets import stages
 from ebdiff.tickets.history import (
@@ -241,3 +243,20 @@ def test_a_random_ticket_is_cut_at_the_magnitude_tickets_interval(workspace, tin
         store.load(layout.path(layout.TICKET, criterion=c, **parts))[0] for c in ("magnitude", "random")
     )
     assert any(not torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+@pytest.mark.slow
+def test_a_ticket_is_as_far_from_the_finished_network_as_their_masks_differ(made, monkeypatch):
+    """On real trainings; the masks are read as plain bits."""
+    monkeypatch.chdir(made)
+    facts = RunFacts(Results(load.load("tiny")), "eb-50")
+
+    def bits(search, interval):
+        where = dict(experiment="tiny", seed=0, search=search, criterion="magnitude", weights="ema")
+        with np.load(layout.path(layout.MASKS, **where)) as file:
+            rate = file["ema.rates"].tolist().index(0.5)
+            return np.unpackbits(file["ema.masks"][interval, rate], count=file["ema.widths"].sum())
+
+    (story,) = facts.tickets
+    differing = np.count_nonzero(bits("full", story["interval"]) != bits("final", 0))
+    assert differing > 0 and facts.to_final == (differing / len(bits("final", 0)),)

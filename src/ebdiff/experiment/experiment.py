@@ -259,10 +259,14 @@ class Experiment(Strict):
         return self.runs[run].seeds or self.seeds
 
     def rates_of(self, search: str) -> list[float]:
-        """The rates at which a search takes masks; for `final`, those that some run asks of it."""
+        """The rates at which a search takes masks.
+
+        For `final` those of tickets cut from it, and of tickets that its own mask stands beside.
+        """
         if search != FINAL:
             return list(self.searches[search].rates)
-        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search == FINAL})
+        asked = (FINAL, self.dense.search)
+        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search in asked})
 
     def rates(self) -> list[float]:
         """Every rate that some expert uses, ascending."""

@@ -157,7 +157,7 @@ def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> I
 
 
 def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
-    """Images, a ticket or a checkpoint; for `like-RUN` costs and that run's tickets."""
+    """Images, a ticket or a checkpoint; for `like-RUN` costs, and that run's tickets and masks' time."""
     spec = e.experts()[expert]
     yield from _images(e)
     if places.is_given(e, expert, milestone):
@@ -171,6 +171,7 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
     if milestone.startswith("like-"):
         yield layout.path(layout.COST, experiment=e.name)
         yield from places.stories(e, milestone.removeprefix("like-"), seed)
+        yield from places.mask_ledgers(e, milestone.removeprefix("like-"), seed)
 
 
 def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
@@ -250,11 +251,13 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
             yield from places.stories(e, name, seed)
+            yield from places.mask_ledgers(e, name, seed)
             for x in run.experts:
                 if places.goes_on(e, x):
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket and x.search != FINAL:
                     yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
+                    yield from places.masks_beside(e, seed, x.search, x.criterion, x.weights)
         yield layout.path(layout.SAMPLES, experiment=e.name, seed=e.seeds_of(name)[0], run=name)
     for name, search in e.searches.items():
         for criterion in ("magnitude", *search.gradient_criteria):

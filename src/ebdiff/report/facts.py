@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
@@ -82,13 +82,19 @@ class RunFacts:
 
     @cached_property
     def seconds(self) -> tuple[float, ...]:
-        """Seconds really spent in training, on all devices together, search included."""
+        """Seconds really spent in training, on all devices together, search and masks included."""
         return self._per_seed(self._seconds)
 
     @cached_property
     def tickets(self) -> tuple[dict, ...]:
         """The stories of its tickets, over experts and seeds."""
         return tuple(s for stories in self._per_seed(self._stories) for s in stories)
+
+    @property
+    def to_final(self) -> tuple[float, ...]:
+        """Distances of its tickets' masks to the finished network's, where there is one to compare with."""
+        found = (self.results.attempt(self.results.to_final, s) for s in self.tickets)
+        return tuple(distance for distance in found if distance is not None)
 
     @property
     def unsettled(self) -> tuple[dict, ...]:
@@ -109,6 +115,11 @@ class RunFacts:
         charged = self.search_steps(seed)
         ledgers = {name: self.results.search_ledger(seed, name) for name in charged}
         return {name: ledgers[name][kind] * steps / ledgers[name]["steps"] for name, steps in charged.items()}
+
+    def mask_seconds(self, seed: int) -> dict[tuple[str, str, str], float]:
+        """Seconds charged to its gradient criteria's masks, by search, criterion and weights."""
+        ledger = partial(self.results.mask_ledger, seed)
+        return accounting.mask_seconds(self.results.experiment, self._stories(seed), ledger)
 
     @property
     def _serves(self) -> list[tuple[int, int]]:
@@ -139,15 +150,16 @@ class RunFacts:
         return tuple(n if isinstance(n, int) else self.results.ledger(seed, e)["steps"] for e, n in asked)
 
     def _speedups(self, seed: int, unit: str) -> Speedups:
-        dense = self.results.network("dense")[unit]
-        searched = self.search_steps(seed)
-        trained = [
-            TrainedExpert(steps, cost / dense, searched.get(e.search, 0) if e.needs_ticket else 0)
-            for e, steps, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True)
-        ]
+        dense, searched = self.results.network("dense"), self.search_steps(seed)
+        masked = {key: 1e3 * s / dense["step_ms"] for key, s in self.mask_seconds(seed).items()}
+        trained = []
+        for e, n, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True):
+            waited = searched.get(e.search, 0) + masked.get((e.search, e.criterion, e.weights), 0)
+            trained.append(TrainedExpert(n, cost / dense[unit], waited if e.needs_ticket else 0))
         asked = self._unpruned.iterations if self._unpruned else self.results.experiment.dense.iterations
         assert isinstance(asked, int)  # `places.unpruned` sees to it
-        return accounting.speedups(self.run.method, asked, trained, sum(searched.values()))
+        before = sum(searched.values()) + sum(masked.values())
+        return accounting.speedups(self.run.method, asked, trained, before)
 
     def _seconds(self, seed: int) -> float | None:
         trained = {(e.key, e.iterations): e for e in self.experts}
@@ -156,7 +168,8 @@ class RunFacts:
                 return None  # the dense training it is charged with belongs to no run
             trained[self._unpruned.key, self._unpruned.iterations] = self._unpruned
         spent = sum(self.results.ledger(seed, e)["device_seconds"] for e in trained.values())
-        return spent + sum(self.search_seconds(seed, "device_seconds").values())
+        spent += sum(self.search_seconds(seed, "device_seconds").values())
+        return spent + sum(self.mask_seconds(seed).values())
 
 
 def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:

@@ -75,6 +75,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         bold=bold,
         metrics=_metrics(rows),
         executed=executed(rows),
+        chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
         few=any(facts.ill_conditioned for facts in rows),
         seeds=sorted({len(facts.seeds) for facts in rows}),
         letters=_letters(rows),

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
-from ebdiff.report import notes, shown, text
+from ebdiff.report import notes, published, shown, text
 from ebdiff.report.facts import RunFacts, stories
 from ebdiff.report.results import Results
 
 Verdict = Literal["supported", "not supported", "undecided at this scale"]
 UNDECIDED: Verdict = "undecided at this scale"
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
+MOST = 0.9  # of all tickets, those that never settled among them, that must be early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one's
 COMPARABLE = 0.1  # of the other's distance, up to which a higher distance counts as comparable
 
@@ -84,18 +85,25 @@ def _below(above: float, twice: float | None) -> Verdict:
 
 
 def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
-    """Do tickets appear early, and are they learned?"""
+    """Do tickets appear early, are they learned, and are they what the finished network would keep?"""
     drawn = [s for s in stories(runs) if s["criterion"] != "random"]
     found, total = [s for s in drawn if s["settled"]], results.experiment.dense.iterations
     if not drawn:
         return
     shares = [s["step"] / total for s in found]
-    evidence = f"{len(found)} of {text.plural(len(drawn), 'ticket')} settled within the search"
+    early = sum(share < EARLY for share in shares)  # one that hasn't settled has not appeared
+    evidence = f"{early} of {text.plural(len(drawn), 'ticket')} did."
+    if moving := len(drawn) - len(found):
+        evidence += f" Still moving when the search ended: {moving}."
     if found:
         steps, part = text.span(s["step"] for s in found), text.span(shares, text.percent)
-        evidence += f", after {steps} steps: {part} % of the unpruned run's {total}"
-    early = _verdict(bool(found) and max(shares) < EARLY)
-    yield Claim("Tickets appear before half of the unpruned training is over", f"{evidence}.", early)
+        paper, within = text.span(published.SEARCHED, text.percent), max(published.SEARCHED)
+        evidence += (
+            f" Settled after {steps} steps: {part} % of the unpruned run's {total}. "
+            f"The paper says {paper} %; {sum(share <= within for share in shares)} were as early."
+        )
+    name = f"{text.percent(MOST)} % of the tickets appear before half of the unpruned training is over"
+    yield Claim(name, evidence, _verdict(early >= MOST * len(drawn)))
 
     if far := [s["to_initial"] / s["chance"] for s in found if s["to_initial"] is not None]:
         evidence = (
@@ -105,6 +113,22 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
         )
         name = "Tickets are learned, not the initial mask seen through slow averaging"
         yield Claim(name, evidence, _verdict(min(far) >= LEARNED))
+
+    beside = [{**s, "to_final": results.attempt(results.to_final, s)} for s in found]
+    if apart := [s for s in beside if s["to_final"] is not None]:
+        near = sum(s["to_final"] <= s["threshold"] for s in apart)
+        final, last, initial, chance = (
+            text.span((s[key] for s in apart if s[key] is not None), text.three)
+            for key in ("to_final", "to_last", "to_initial", "chance")
+        )
+        evidence = (
+            f"Once settled, their distance to the finished network's mask is {final}, "
+            f"to the search's last mask {last}, to the initial mask {initial}, by chance {chance}; "
+            f"{near} of {len(apart)} are within the early-bird rule's threshold."
+        )
+        if rest := len(found) - len(apart):
+            evidence += f" The searches of {text.plural(rest, 'other ticket')} lead to no finished network."
+        yield Claim("Tickets are the finished network's masks", evidence, _verdict(near == len(apart)))
 
 
 def _step_times(results: Results, runs: list[RunFacts]) -> Claims:

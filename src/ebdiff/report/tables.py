@@ -104,6 +104,8 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     )
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     yield Column("ticket_at", "Ticket at", _ticket_at)
+    if places.finished(results.experiment):
+        yield Column("to_final", "To finished\nmask", lambda f: f.to_final, text.over_seeds(text.three))
     yield Column("iterations", "Iterations", _iterations)
     yield Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
     yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
