@@ -95,6 +95,11 @@ ALL_TABLES = {
     "controls": ["narrow", "short", "ta-dense"],
 }
 
+EXECUTION = {
+    "precision": "fp32", "channels_last": False, "compile": False,
+    "micro_batch": None, "deterministic": False,
+}  # fmt: skip
+
 
 def make(seeds=(0,), more=False, name="digits"):
     raw = deepcopy(RAW)
@@ -136,7 +141,9 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
             )
             samples = at(layout.SAMPLES, run=name, seed=seed)
             write_array(samples, rng.integers(0, 256, (30, 8, 8, 1), np.uint8))
-            write_json(at(layout.SAMPLE_LEDGER, run=name, seed=seed), {})
+            drawn = {"device": "a quiet test machine", "world": 1}
+            drawn["execution"] = {x.network: EXECUTION for x in run.experts}
+            write_json(at(layout.SAMPLE_LEDGER, run=name, seed=seed), drawn)
             for x in run.experts:
                 steps = x.iterations if isinstance(x.iterations, int) else 500 + seed
                 parts = {"seed": seed, "expert": x.key, "milestone": str(x.iterations)}
@@ -166,7 +173,10 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
 
 
 def ledger(steps):
-    process = {"started": "2026-01-02T03:04:05", "world": 2, "seconds": steps / 10, "steps": steps}
+    process = {
+        "started": "2026-01-02T03:04:05", "device": "a quiet test machine", "world": 2,
+        "execution": EXECUTION, "seconds": steps / 10, "steps": steps,
+    }  # fmt: skip
     return {
         "steps": steps, "seconds": steps / 10, "device_seconds": steps / 5, "images": 64 * steps,
         "peak_mb": 300.0,
@@ -179,7 +189,12 @@ def metrics(fd, run, seed, protocols=("classifier",)):
     """As `fid` writes them; of the classifier where its protocol is among them."""
     number = {
         "fd": fd, "kid": fd / 100, "ill_conditioned": False, "images": 30, "reference_images": 100,
-        "floor": {"fd": 1.9, "kid": 0.0}, "ceiling": {"fd": 561.0, "kid": 3.0},
+        "floor": {"fd": 1.9, "kid": 0.0, "images": 20, "held_out": True},
+        "at_floor": {"fd": fd + 1, "kid": fd / 50, "images": 20, "held_out": True},
+        "ceiling": {"fd": 561.0, "kid": 3.0, "images": 100},
+        "memorisation": {
+            "images": 20, "nearest": 1.5, "held_out_nearest": 1.0, "bound": 0.05, "nearer": 0.02,
+        },
     }  # fmt: skip
     measured = {
         **number, "precision": 0.6, "recall": 0.5, "split": "all train images", "mode": "bilinear",

@@ -222,6 +222,55 @@ def test_how_quality_was_measured_stands_in_a_side_file():
     assert not any("7ff4a85c" in p.read_text() or "2.13.0" in p.read_text() for p in written)
 
 
+def test_under_every_table_and_figure_of_quality_stands_how_networks_were_executed(monkeypatch):
+    undrawn(monkeypatch)
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e)
+    how, where = "fp32, 2 processes on a quiet test machine", "fp32 on a quiet test machine"
+    line = f"Executed: training {how}; sampling {where}."
+    for table in e.tables:
+        _, markdown, tex = write(e, table)
+        assert line in markdown.read_text() and line in tex.read_text()
+    html, _ = page_of(e)
+    assert f"<dt>Executed</dt><dd>{line.removeprefix('Executed: ')}</dd>" in html
+    captions = re.findall("<figcaption>(.*?)</figcaption>", html)
+    assert [line in words for words in captions if words.startswith("Quality against")] == [True, True]
+    checks = html[html.index("Checks on the samples") :]
+    assert line in checks[: checks.index("</figure>")]
+
+
+def test_rows_that_were_executed_otherwise_are_named():
+    e = make()
+    fabricate(e)
+    ta_eb, scratch = e.runs["ta-eb"].experts, e.runs["scratch-50"].experts
+    coarse = {**reported.EXECUTION, "precision": "bf16", "channels_last": True, "compile": True}
+
+    def ledger_of(expert):
+        parts = {"seed": 0, "expert": expert.key, "milestone": expert.iterations}
+        return layout.path(layout.LEDGER, experiment="digits", **parts)
+
+    def edited(path, change):
+        entry = read_json(path)
+        change(entry)
+        write_json(path, entry)
+
+    # One of three experts went on elsewhere; another training was given from outside and ran no step here.
+    elsewhere = {"device": "NVIDIA H100", "world": 1, "execution": coarse, "steps": 9}
+    edited(ledger_of(ta_eb[1]), lambda x: x["processes"].append(elsewhere))
+    edited(ledger_of(scratch[0]), lambda x: x["processes"].append({**elsewhere, "steps": 0}))
+    drawn = layout.path(layout.SAMPLE_LEDGER, experiment="digits", seed=0, run="ta-eb")
+    edited(drawn, lambda x: x["execution"].update({ta_eb[2].network: coarse}))
+    here, there = "on a quiet test machine", "bf16, channels last, compiled on"
+    assert (
+        f"Executed: training fp32, 2 processes {here} and {there} NVIDIA H100 (TA-EB); "
+        f"sampling fp32 {here} and {there} a quiet test machine (TA-EB)."
+    ) in write(e, "table4")[1].read_text()
+    layout.path(layout.SAMPLE_LEDGER, experiment="digits", seed=0, run="eb-50").unlink()
+    with pytest.raises(UserError, match=r"runs/eb-50/ledger\.json: missing"):
+        write(e, "table4")
+    assert "; sampling fp32" in write(e, "table4", partial=True)[1].read_text()
+
+
 def test_an_unsettled_ticket_carries_a_dagger_and_no_claim():
     e = make(seeds=(0, 1))
     fabricate(e, settled=False)
@@ -616,7 +665,7 @@ def test_the_pages_details_are_those_of_the_files(monkeypatch):
     assert [*own, "0.450", "0.100", "0.075", "0.500", "learned"] in tags.rows
     assert [*other, "–", "–", "–", "0.500", "drawn at random"] in tags.rows
     assert ["iterwise", "0-1000", "0", "settled", "24 of 100", "696", "69.6", "300"] in tags.rows
-    assert ["TA-EB", "20.00", "0.2", "0.036", "90", "95", "10", "30"] in tags.rows
+    assert ["TA-EB", "20.00", "0.2", "0.036", "11.05", "2", "90", "95", "10", "30"] in tags.rows
 
 
 def test_a_plan_stands_against_what_the_jobs_took(monkeypatch):

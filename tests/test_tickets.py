@@ -162,12 +162,14 @@ def test_distances_of_a_history_match_the_unpacked_masks(history):
     np.testing.assert_allclose(history.to_initial(0.5), (masks != initial).mean(axis=1))
 
 
-def test_a_history_of_another_network_is_refused(tmp_path, vary, history):
+def test_a_history_of_another_network_or_order_is_refused(tmp_path, vary, history):
     path = tmp_path / "m.npz"
     save_histories(path, {"ema": history})
     for change in ({"network.width": 16}, {"network.blocks": 2}, {"network.middle_attention": False}):
         with pytest.raises(UserError, match=r"m\.npz: masks of another network"):
             load_history(path, "ema", trace(vary(change).architecture))
+    with pytest.raises(UserError, match=r"m\.npz: .* in another order"):
+        load_history(path, "ema", trace(vary({}).architecture)[::-1])
 
 
 def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):

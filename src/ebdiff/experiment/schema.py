@@ -175,7 +175,11 @@ class Speed(Strict):
     k: float = Field(5.0, gt=0, description="Timesteps below tau are this many times likelier.")
     lam: float = Field(0.6, ge=0.5, le=1, description="Weights below tau lie in [1 - lam, lam].")
     tau: int = Field(700, gt=0, description="First timestep of the tail.")
-    dual: bool = Field(True, description="Over the whole range, pair t with M - t (M = 642).")
+    dual: bool = Field(
+        True,
+        description="Over the whole range, pair t with M - t (M = 642), as SpeeD's code does, which halves "
+        "the mass of the tail; false: by quantile, as inside a span, which keeps it.",
+    )
 
 
 class Sampling(Strict):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
 from ebdiff.cost.accounting import Speedups, TrainedExpert, average
@@ -101,6 +101,11 @@ class RunFacts:
         """Those of its tickets that were cut before they had settled."""
         return tuple(s for s in self.tickets if not s["settled"])
 
+    def executed(self, use: str) -> list[str]:
+        """How and on what the `training` of its searches and experts, or its `sampling`, really ran."""
+        read = {"training": self._trainings, "sampling": self._samplings}[use]
+        return list(dict.fromkeys(way for ways in self._per_seed(read) for way in ways))
+
     def search_steps(self, seed: int) -> dict[str, int]:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
         return accounting.search_steps(self._stories(seed))
@@ -130,6 +135,16 @@ class RunFacts:
     def _stories(self, seed: int) -> list[dict]:
         return [self.results.story(seed, e) for e in self.experts if e.needs_ticket]
 
+    def _trainings(self, seed: int) -> list[str]:
+        ledgers = [self.results.search_ledger(seed, name) for name in self.search_steps(seed)]
+        ledgers += [self.results.ledger(seed, e) for e in self.experts]
+        jobs = [job for ledger in ledgers for job in ledger["processes"]]
+        return [_executed(job["execution"], job) for job in jobs if job["steps"]]
+
+    def _samplings(self, seed: int) -> list[str]:
+        ledger = self.results.sample_ledger(self.name, seed)
+        return [_executed(how, ledger) for how in ledger["execution"].values()]
+
     def _iterations(self, seed: int) -> tuple[int, ...]:
         asked = [(e, e.iterations) for e in self.experts]
         return tuple(n if isinstance(n, int) else self.results.ledger(seed, e)["steps"] for e, n in asked)
@@ -155,6 +170,14 @@ class RunFacts:
         spent = sum(self.results.ledger(seed, e)["device_seconds"] for e in trained.values())
         spent += sum(self.search_seconds(seed, "device_seconds").values())
         return spent + sum(self.mask_seconds(seed).values())
+
+
+def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
+    """`bf16, channels last, compiled, 2 processes on NVIDIA H100`, by what a ledger tells."""
+    kernels = {"channels_last": "channels last", "compile": "compiled", "deterministic": "deterministic"}
+    words = [how["precision"], *(word for key, word in kernels.items() if how[key])]
+    words += [f"{where['world']} processes"] if where["world"] > 1 else []
+    return f"{', '.join(words)} on {where['device']}"
 
 
 def stories(runs: Iterable[RunFacts]) -> list[dict]:

@@ -109,6 +109,7 @@ def _told(results: Results) -> dict[str, Any]:
         "searches": [(s, n, x) for s, n in sorted(used) if (x := attempt(results.search_ledger, n, s))],
         "samples": [(f.run.title, m) for f in runs if (m := attempt(results.metrics, f.name, f.seeds[0]))],
         "ways": notes.protocols(runs),
+        "executed": notes.executed(runs),
         "plan": plan,
         "jobs": [(job["kind"], job["seconds"], actual) for job, actual in seconds if actual is not None],
         "left_out": results.left_out,

@@ -102,6 +102,10 @@ class Results:
         """What a search cost."""
         return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
 
+    def sample_ledger(self, run: str, seed: int) -> dict:
+        """What drawing a run's samples cost."""
+        return self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
+
     def mask_ledger(self, seed: int, search: str, criterion: str, weights: str) -> dict:
         """What computing a search's masks cost, where they weren't taken while training."""
         return self._json(layout.MASKS_LEDGER, seed=seed, search=search, criterion=criterion, weights=weights)

@@ -96,6 +96,12 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)
     yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
+    yield Column(
+        f"{measure.key}_at_floor",
+        f"{measure.name}\nat floor's n",
+        lambda f: tuple(end["fd"] for end in f.metric("at_floor")),
+        text.over_seeds(text.two),
+    )
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     yield Column("ticket_at", "Ticket at", _ticket_at)
     if places.finished(results.experiment):

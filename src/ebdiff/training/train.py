@@ -90,7 +90,6 @@ def _finish(
         images=state.step * work.job.experiment.training.batch,
         **told,
         processes=state.processes,
-        execution=runtime.told(),
     )
     write_json(spent, entry)
     work.end()
