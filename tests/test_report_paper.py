@@ -13,6 +13,7 @@ from test_report import compiled
 
 from ebdiff.experiment import layout, load, paper
 from ebdiff.report import page, published, reading
+from ebdiff.report.render import Corrected
 from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json
@@ -170,10 +171,11 @@ def test_a_value_is_shown_where_the_named_cell_is_printed_and_nowhere_else():
 def test_a_corrected_number_is_shown_for_a_printed_one():
     e = load.load("cifar10", ROOT / "config/experiments")
     row = published.row(e, "table4", "ta-eb")
-    assert (row["fid"], published.number(row, "fid")) == ("7.29", 7.69)
+    assert (published.number(row, "fid"), published.both(row, "fid")) == (7.69, Corrected(7.69, printed=7.29))
     row = published.row(e, "table8", "ta-eb-30-40-90")
-    assert published.number(row, "average_macs_g") == 1.47
-    assert published.number({}, "fid") is None
+    assert published.both(row, "average_macs_g") == Corrected(1.47, printed=1.57)
+    assert published.both(published.row(e, "table4", "eb-50"), "fid") == Corrected(7.32, printed=7.32)
+    assert published.number({}, "fid") is published.both({}, "fid") is None
 
 
 # --- our numbers beside the published ones ------------------------------------------------------------
@@ -201,6 +203,29 @@ def test_table5_shows_differences_and_corrected_macs():
         "differences are ours minus the paper's. Ours: a network of 1.00 M parameters instead of 78.7 M.",
     ):
         assert note in words, note
+
+
+def test_both_values_stand_where_the_paper_contradicts_itself(monkeypatch):
+    """Those that the paper's tables print, beside what its other tables, or counting, give."""
+    undrawn(monkeypatch)
+    e = shipped("cifar10")
+    fabricate(e, quality=lambda run, seed: 7.5)
+    path, markdown, tex = tables_of(e, "table4")
+    rows = {row["run"]: row for row in rows_of(path)}
+    aware, half, third = (rows[e.runs[name].title] for name in ("ta-eb", "eb-50", "eb-30"))
+    assert (aware["paper_fid"], aware["paper_fid_as_printed"]) == ("7.69", "7.29")
+    assert float(aware["fid_difference"]) == pytest.approx(7.5 - 7.69)
+    assert (half["paper_macs"], half["paper_macs_as_printed"]) == ("1.5", "3.4")
+    assert (third["paper_macs"], third["paper_macs_as_printed"]) == ("3.4", "3.4")
+    for words in (markdown.read_text(), tex.read_text()):
+        assert words.count("7.69 (printed 7.29)") == 1
+        assert words.count("1.50 (printed 3.40)") == 9  # the rows at 50 %
+        assert words.count("(printed") == 10
+    page.write_page(Results(e, partial=True), Path("report.html"))
+    assert Path("report.html").read_text().count("<td>7.69 (printed 7.29)</td>") == 1
+    path, markdown, _ = tables_of(e, "table8")
+    assert [(row["paper_macs"], row["paper_macs_as_printed"]) for row in rows_of(path)][2] == ("1.47", "1.57")
+    assert markdown.read_text().count("1.47 (printed 1.57)") == markdown.read_text().count("(printed") == 1
 
 
 def test_table2_has_a_row_for_each_number_of_iterations():

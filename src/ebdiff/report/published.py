@@ -5,6 +5,7 @@ from __future__ import annotations
 from ebdiff.experiment import paper
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.paper import Row
+from ebdiff.report.render import Corrected
 
 NAMES = {
     "cifar10": "CIFAR-10", "celeba": "CelebA", "lsun_church": "LSUN church", "lsun_bedroom": "LSUN bedroom",
@@ -21,6 +22,13 @@ def row(experiment: Experiment, table: str, run: str) -> Row:
 def number(row: Row, column: str) -> float | None:
     """A number of a row, corrected where the paper contradicts itself; None of an empty row."""
     return float(row.get(f"{column}_corrected") or row[column]) if row else None
+
+
+def both(row: Row, column: str) -> Corrected | None:
+    """A number of a row as `number` gives it, and as printed; None of an empty row."""
+    if not row:
+        return None
+    return Corrected(number(row, column), float(row.get(f"{column}_printed") or row[column]))
 
 
 def iterations(row: Row, experts: int) -> list[int]:

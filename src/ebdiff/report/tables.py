@@ -143,7 +143,7 @@ def _published(experiment: Experiment, table: str) -> Iterator[Column]:
         return Column(key, heading, value, show, absent="")
 
     def printed(key: str, heading: str, of: str, show: Callable[..., str]) -> Column:
-        return column(key, heading, lambda row, _: published.number(row, of), show)
+        return column(key, heading, lambda row, _: published.both(row, of), lambda n: n.text(show))
 
     def apart(key: str, heading: str, of: str, ours: Callable[[RunFacts], Iterable[float]]) -> Column:
         def minus(row: published.Row, facts: RunFacts) -> tuple[float, ...]:
