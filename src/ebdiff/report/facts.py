@@ -92,8 +92,8 @@ class RunFacts:
 
     @property
     def unsettled(self) -> tuple[dict, ...]:
-        """Those of its tickets that were cut before they had settled."""
-        return tuple(s for s in self.tickets if not s["settled"])
+        """Those of its tickets that were cut before they had settled, unasked."""
+        return tuple(s for s in self.tickets if s["settled"] is False)
 
     def search_steps(self, seed: int) -> dict[str, int]:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
@@ -145,7 +145,8 @@ class RunFacts:
 
 
 def stories(runs: Iterable[RunFacts]) -> list[dict]:
-    """The stories of the tickets of some runs, each once, but for those of the finished network."""
+    """The stories of the tickets of some runs that the early-bird rule drew, each once."""
     key = ("search", "criterion", "weights", "rate", "seed")
-    found = {tuple(s[k] for k in key): s for f in runs for s in f.tickets if s["search"] != FINAL}
+    drawn = (s for f in runs for s in f.tickets if s["search"] != FINAL and s["settled"] is not None)
+    found = {tuple(s[k] for k in key): s for s in drawn}
     return [found[k] for k in sorted(found)]
