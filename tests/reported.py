@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ebdiff.experiment import layout, load, schema
+from ebdiff.experiment import layout, load, places, schema
 from ebdiff.experiment.records import Records
 from ebdiff.report import page, style
 from ebdiff.report.results import Results
@@ -41,7 +41,7 @@ RAW = {
     "network": {"width": 64, "multipliers": [1, 1], "norm_groups": 8},
     "training": {"batch": 64, "ema_decay": 0.99},
     "searches": {
-        "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24},
+        "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24, "tickets_at": [2]},
         "iterwise": {"interval": {"unit": "iteration", "steps": 6}, "rates": [0.5], "horizon": 100},
     },
     "dense": {"iterations": 800},
@@ -77,6 +77,7 @@ MORE = {
     "ta-dense": {
         "title": "TA dense", "method": "control", "init": "snapshot", "iterations": 400, "experts": TRIPLE,
     },
+    "at-2": {"title": "At 2", "method": "control", "interval": 2, "rate": 0.5, "iterations": 900},
 }  # fmt: skip
 CELLS = {
     "unpruned": "unpruned", "scratch-50": "scratch-50", "finetune-50": "magnitude-50",
@@ -91,7 +92,7 @@ ALL_TABLES = {
     "table3": ["apart", "ta-eb"],
     "table8": ["denser", "ta-eb"],
     "table9": ["ta-eb", "longer"],
-    "controls": ["narrow", "short", "ta-dense"],
+    "controls": ["narrow", "short", "ta-dense", "at-2"],
 }
 
 
@@ -147,7 +148,11 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                 write_text(at(layout.STATS, **parts), "\n".join(lines) + "\n")
                 if x.needs_ticket:
                     ticket = {k: getattr(x, k) for k in ("search", "criterion", "weights", "rate")}
-                    write_json(at(layout.STORY, seed=seed, **ticket), story(e, ticket, seed, settled))
+                    told = story(e, ticket, seed, settled)
+                    if x.interval is not None:
+                        asked = {"interval": x.interval - 1, "intervals_completed": x.interval}
+                        told |= {**asked, "settled": None, "step": 29 * x.interval}
+                    write_json(places.ticket_of(e, x, layout.STORY, seed), told)
     for seed in e.seeds:
         for search, s in e.searches.items():
             write_json(at(layout.DENSE_LEDGER, seed=seed, search=search), {

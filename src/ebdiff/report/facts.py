@@ -21,13 +21,20 @@ class RunFacts:
 
     Values that depend on the seed are tuples, one entry per seed; in a partial report they hold the seeds
     that are there. Everything else is one value, and asking for it raises `Missing` while its file isn't
-    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network.
+    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network; `seeds` are those of the
+    run, or of these the given ones.
     """
 
-    def __init__(self, results: Results, name: str, unpruned: Expert | None = None) -> None:
+    def __init__(
+        self,
+        results: Results,
+        name: str,
+        unpruned: Expert | None = None,
+        seeds: tuple[int, ...] | None = None,
+    ) -> None:
         experiment = results.experiment
         self.results, self.name = results, name
-        self.run, self.seeds = experiment.runs[name], experiment.seeds_of(name)
+        self.run, self.seeds = experiment.runs[name], seeds or experiment.seeds_of(name)
         self.experts = tuple(sorted(self.run.experts, key=lambda e: e.serve))  # lowest timesteps first
         # Asked pruning rates, 0 of networks that keep all their channels; and over timesteps.
         self.rates = tuple(0.0 if e.network == "dense" else e.rate or 0.0 for e in self.experts)
