@@ -164,7 +164,7 @@ def test_every_other_table():
     assert [longer[f"iterations{i}"] for i in (1, 2, 3)] == ["400", "400", "600"]
     assert (longer["paper_iterations"], longer["paper_fid"]) == ("200K / 200K / 300K", "7.56")
     assert plain["paper_iterations"] == "3 × 200K"
-    narrow, short, ta_dense = rows_of(write(e, "controls")[0])
+    narrow, short, ta_dense, _ = rows_of(write(e, "controls")[0])
     assert narrow["iterations"] == "500-502"
     assert float(short["speedup"]) == pytest.approx((800 / 500 + 800 / 502) / 2)
     assert float(ta_dense["rate"]) == 0
@@ -206,6 +206,17 @@ def test_the_lowest_mean_is_bold_unless_its_ticket_moved_or_seeds_are_missing():
     layout.path(layout.METRICS, experiment="digits", seed=1, run="unpruned").unlink()
     markdown = write(e, "table4", partial=True)[1]
     assert bold_of(markdown) == [] and "Bold" not in markdown.read_text()
+
+
+def test_a_table_shows_the_seeds_that_all_its_rows_have():
+    e = make(seeds=(0, 1, 2))
+    fewer = e.runs["eb-50"].model_copy(update={"seeds": (2, 1)})
+    e = e.model_copy(update={"runs": {**e.runs, "eb-50": fewer}})
+    fabricate(e)  # 20 plus the seed
+    path, markdown, _ = write(e, "table4")
+    assert {(row["cfd"], row["cfd_seeds"]) for row in rows_of(path)} == {("21.5", "2")}
+    assert "Seeds 1, 2, which all rows have" in markdown.read_text()
+    assert "which all rows have" not in write(make(seeds=(0, 1)), "table4", partial=True)[1].read_text()
 
 
 def test_how_quality_was_measured_stands_in_a_side_file():
@@ -280,6 +291,16 @@ def test_an_unsettled_ticket_carries_a_dagger_and_no_claim():
     claims = reading.read(Results(e))
     assert not any("ticket at 50" in c.text or "Timestep-aware" in c.text for c in claims)
     assert {c.verdict for c in claims if "tickets appear" in c.text} == {"not supported"}
+
+
+def test_a_ticket_at_a_chosen_interval_is_neither_settled_nor_unsettled():
+    e = make(seeds=(0, 1), more=True)
+    fabricate(e, settled=False)
+    rows = {row["run"]: row for row in rows_of(write(e, "controls")[0])}
+    assert (rows["At 2"]["ticket_at"], rows["At 2"]["marks"]) == ("after 2 (epoch)", "")
+    assert rows["TA dense"]["marks"] == "†"
+    early = next(c for c in reading.read(Results(e)) if "appear" in c.text)
+    assert "0 of 12 tickets settled" in early.evidence  # of two seeds: five of search full, one of iterwise
 
 
 def test_a_missing_file_is_named_and_a_partial_table_says_what_fills_it():

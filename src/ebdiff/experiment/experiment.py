@@ -26,6 +26,7 @@ from ebdiff.experiment.members import (
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import (
     FINAL,
+    GRADIENT,
     Compute,
     Dense,
     Diffusion,
@@ -181,6 +182,8 @@ class Experiment(Strict):
             raise ValueError(f"{where}.search: the unpruned network continues {self.dense.search!r}")
         if expert.init == "dense" and expert.span != (0, self.diffusion.timesteps):
             raise ValueError(f"{where}.span: the unpruned network trains on all timesteps")
+        if expert.interval is not None and not (expert.needs_ticket and expert.search != FINAL):
+            raise ValueError(f"{where}.interval: only tickets of a search are cut at an interval")
         if not expert.needs_ticket:
             return
         if expert.search == FINAL:
@@ -201,15 +204,23 @@ class Experiment(Strict):
                     f"{where}.{key}: search {expert.search!r} looks for "
                     f"{', '.join(map(str, offered))}, not {value}; add it there"
                 )
+        if expert.interval is not None and expert.interval not in search.tickets_at:
+            raise ValueError(
+                f"{where}.interval: search {expert.search!r} keeps no weights after {expert.interval} "
+                f"intervals; add {expert.interval} to searches.{expert.search}.tickets_at"
+            )
+        if expert.interval == 0 and expert.criterion in GRADIENT:
+            raise ValueError(f"{where}.interval: there is no {expert.criterion} mask before any training")
 
     def _check_method(self, where: str, method: str, expert: Expert) -> None:
         """A method's accounting must fit what the expert is."""
+        early = expert.init == "inherit" and expert.search != FINAL and expert.interval is None
         fits = {
             "unpruned": (expert.init == "dense", "init: dense"),
             "scratch": (expert.init == "fresh", "init: fresh"),
             "finetune": (expert.init == "inherit" and expert.search == FINAL, f"a ticket of search {FINAL}"),
-            "eb": (expert.init == "inherit" and expert.search != FINAL, "a ticket of a search"),
-            "ta-eb": (expert.init == "inherit" and expert.search != FINAL, "tickets of searches"),
+            "eb": (early, "a ticket of a search, cut where the rule fires"),
+            "ta-eb": (early, "tickets of searches, cut where the rule fires"),
         }
         fit, wanted = fits.get(method, (True, ""))
         if not fit:

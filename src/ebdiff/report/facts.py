@@ -21,13 +21,20 @@ class RunFacts:
 
     Values that depend on the seed are tuples, one entry per seed; in a partial report they hold the seeds
     that are there. Everything else is one value, and asking for it raises `Missing` while its file isn't
-    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network.
+    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network; `seeds` are those of the
+    run, or of these the given ones.
     """
 
-    def __init__(self, results: Results, name: str, unpruned: Expert | None = None) -> None:
+    def __init__(
+        self,
+        results: Results,
+        name: str,
+        unpruned: Expert | None = None,
+        seeds: tuple[int, ...] | None = None,
+    ) -> None:
         experiment = results.experiment
         self.results, self.name = results, name
-        self.run, self.seeds = experiment.runs[name], experiment.seeds_of(name)
+        self.run, self.seeds = experiment.runs[name], seeds or experiment.seeds_of(name)
         self.experts = tuple(sorted(self.run.experts, key=lambda e: e.serve))  # lowest timesteps first
         # Asked pruning rates, 0 of networks that keep all their channels; and over timesteps.
         self.rates = tuple(0.0 if e.network == "dense" else e.rate or 0.0 for e in self.experts)
@@ -98,8 +105,8 @@ class RunFacts:
 
     @property
     def unsettled(self) -> tuple[dict, ...]:
-        """Those of its tickets that were cut before they had settled."""
-        return tuple(s for s in self.tickets if not s["settled"])
+        """Those of its tickets that were cut before they had settled, unasked."""
+        return tuple(s for s in self.tickets if s["settled"] is False)
 
     def executed(self, use: str) -> list[str]:
         """How and on what the `training` of its searches and experts, or its `sampling`, really ran."""
@@ -181,7 +188,8 @@ def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
 
 
 def stories(runs: Iterable[RunFacts]) -> list[dict]:
-    """The stories of the tickets of some runs, each once, but for those of the finished network."""
+    """The stories of the tickets of some runs that the early-bird rule drew, each once."""
     key = ("search", "criterion", "weights", "rate", "seed")
-    found = {tuple(s[k] for k in key): s for f in runs for s in f.tickets if s["search"] != FINAL}
+    drawn = (s for f in runs for s in f.tickets if s["search"] != FINAL and s["settled"] is not None)
+    found = {tuple(s[k] for k in key): s for s in drawn}
     return [found[k] for k in sorted(found)]

@@ -37,12 +37,15 @@ def write(results: Results, tables: Iterable[str], folder: Path) -> list[Path]:
 
 
 def build(results: Results, table: str) -> Table:
-    """Fill a table of the experiment.
+    """Fill a table of the experiment: from the seeds that all its rows have, where there are such.
 
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
     names, told = dict(results.experiment.tables)[table], shown.data("tables.yaml")
-    rows = [RunFacts(results, name, places.unpruned(results.experiment, names)) for name in names]
+    own = [results.experiment.seeds_of(name) for name in names]
+    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
+    unpruned = places.unpruned(results.experiment, names)
+    rows = [RunFacts(results, name, unpruned, common) for name in names]
     offered = {column.key: column for column in _columns(results, table, rows)}
     quality = notes.measure(results.experiment).key
     order = told["columns"][table].replace("quality", quality).split()
@@ -182,11 +185,12 @@ def _iterations(facts: RunFacts) -> str | None:
 
 
 def _ticket_at(facts: RunFacts) -> str | None:
-    """When the tickets were found: 0-based epochs, as the paper prints them, or the iteration."""
+    """When the tickets were found: 0-based epochs, as the paper prints them, the iteration, or as asked."""
     if not facts.tickets:
         return None
-    unit = facts.tickets[0]["unit"]
-    return f"{text.span(s['step' if unit == 'iteration' else 'interval'] for s in facts.tickets)} ({unit})"
+    unit, asked = facts.tickets[0]["unit"], facts.tickets[0]["settled"] is None
+    key = "step" if unit == "iteration" else "intervals_completed" if asked else "interval"
+    return f"{'after ' if asked else ''}{text.span(s[key] for s in facts.tickets)} ({unit})"
 
 
 def _rate_block(facts: RunFacts) -> str:
