@@ -347,7 +347,7 @@ def test_a_table_in_a_terminal_is_aligned():
 def test_latex_is_balanced_and_escaped(table):
     e = make(seeds=(0, 1), more=True)
     fabricate(e)
-    check_latex(write(e, table)[2].read_text(), 2 if table in ("table1", "table4", "controls") else 1)
+    check_latex(write(e, table)[2].read_text(), {"table1": 2, "table4": 3, "controls": 2}.get(table, 1))
 
 
 def check_latex(tex, expected):
@@ -484,26 +484,13 @@ def test_one_seed_decides_nothing_and_ranks_nothing():
     fabricate(e, quality=lambda run, seed: 10.0 if run == "eb-50" else 90.0)
     claims = reading.read(Results(e))
     quality = [c for c in claims if "cFD" in c.evidence]
+    assert all("1 seed in common" in c.evidence and "p =" not in c.evidence for c in quality)
     assert len(quality) >= 6 and {c.verdict for c in quality} == {reading.UNDECIDED}
     assert not any(RANKING.search(c.text + c.evidence) or "lower" in c.text for c in claims)
 
 
-def test_a_difference_counts_only_beyond_twice_its_standard_error():
-    e = make(seeds=(0, 1, 2))
-    centre = {"eb-50": 20.0, "random-50": 30.0, "scratch-50": 21.0, "finetune-50": 10.0}
-    fabricate(e, quality=lambda run, seed: centre.get(run, 25.0) + seed - 1)
-    claims = {c.text: c for c in reading.read(Results(e))}
-    # Every sample variance is 1: twice the standard error is 2 sqrt(2/3) = 1.63.
-    lead = "The early-bird ticket at 50 % gives a lower cFD than "
-    assert claims[lead + "a random ticket trained alike"].verdict == "supported"
-    assert claims[lead + "pruning the finished network and finetuning"].verdict == "not supported"
-    scratch = claims[lead + "the same network trained from scratch"]
-    assert scratch.verdict == reading.UNDECIDED
-    assert "-1.00, twice its standard error 1.63" in scratch.evidence
-
-
 def test_tickets_and_step_times_are_read_from_their_numbers():
-    e = make(seeds=(0, 1), more=True)
+    e = make(seeds=(0, 1, 2), more=True)
     fabricate(e)
     claims = {c.text: c for c in reading.read(Results(e))}
     learned = next(c for words, c in claims.items() if "learned" in words)
@@ -511,7 +498,7 @@ def test_tickets_and_step_times_are_read_from_their_numbers():
     step = next(c for words, c in claims.items() if "training step" in words)
     assert step.verdict == "supported" and "2.50 times" in step.evidence
     faster = claims["Timestep-aware training takes less device time than unpruned training"]
-    assert faster.verdict == "not supported"  # 800 / (532 + 276) on average of the two seeds
+    assert faster.verdict == reading.UNDECIDED  # 800 / (532 + 290), 0.97, with step times 2 % apart
     assert any("leaving the same experts unpruned" in words for words in claims)
     assert any("a narrow network from new weights" in words for words in claims)
 
@@ -644,7 +631,14 @@ def check_page(html):
     assert all(s.startswith(("data:image/png;base64,", "#")) for s in tags.sources)
     assert tags.seen.count("img") == len(FIGURES)
     assert len(html) < 10_000_000 and not RANKING.search(re.sub(r"base64,[^\"]+", "", html))
-    for word in ("CC BY 4.0", "a quiet test machine", "2026-01-02", "torch 2.13.0", reading.UNDECIDED):
+    for word in (
+        "CC BY 4.0",
+        "a quiet test machine",
+        "2026-01-02",
+        "torch 2.13.0",
+        reading.UNDECIDED,
+        "exploratory",
+    ):
         assert word in html
 
 

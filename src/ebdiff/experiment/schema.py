@@ -281,6 +281,21 @@ class Tuning(Strict):
         return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
 
 
+class PrimaryClaim(Strict):
+    """What an experiment sets out to show of two runs, named before they are run."""
+
+    run: Name
+    kind: Literal["lower", "comparable", "faster"] = Field(
+        "lower",
+        description="lower: its distance is; comparable: it is faster as the paper counts time, its distance "
+        "at most a tenth above; faster: it takes less device time, search included.",
+    )
+    against: Name = Field(description="The run that it is compared with, seed by seed.")
+
+
+PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterValidator(_distinct)]
+
+
 class Published(Strict):
     """Which of the paper's results this experiment's runs stand beside."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
 from ebdiff.cost.accounting import Speedups, TrainedExpert, average
 from ebdiff.diffusion.schedule import visited
+from ebdiff.experiment import places
 from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import FINAL
 from ebdiff.report.results import Results
@@ -42,6 +45,10 @@ class RunFacts:
         self.overlaps = any(e.span != e.serve for e in self.experts)  # trains on more than is served
         self.law = self.experts[0].law if len({e.law for e in self.experts}) == 1 else "mixed"
         self._unpruned = unpruned or experiment.final_expert
+
+    def of_seed(self, seed: int) -> RunFacts:
+        """The same of one seed alone."""
+        return RunFacts(self.results, self.name, self._unpruned, (seed,))
 
     @property
     def criterion(self) -> str:
@@ -86,6 +93,16 @@ class RunFacts:
     def speedups(self, unit: str = "step_ms") -> tuple[Speedups, ...]:
         """Speed-ups over the unpruned run by measured step times, or as if a step's time followed `macs`."""
         return self._per_seed(lambda seed: self._speedups(seed, unit))
+
+    @property
+    def spread(self) -> float:
+        """How far off its speed-ups may be, as a share of them, by the spread of the measured step times.
+
+        The interquartile ranges of both step times in a ratio are added in quadrature; no mean over experts
+        is further off than the worst of them. The unpruned network's over its own is 1.
+        """
+        pruned = {e.network for e in self.experts} - {"dense"}
+        return max((spread_of_ratio(self.results, network) for network in pruned), default=0.0)
 
     @cached_property
     def seconds(self) -> tuple[float, ...]:
@@ -185,6 +202,45 @@ def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
     words = [how["precision"], *(word for key, word in kernels.items() if how[key])]
     words += [f"{where['world']} processes"] if where["world"] > 1 else []
     return f"{', '.join(words)} on {where['device']}"
+
+
+def spread_of_ratio(results: Results, network: str) -> float:
+    """The relative spread of a network's step time over the unpruned one's, by propagation of errors."""
+    both = (results.network(name) for name in (network, "dense"))
+    return math.hypot(*(n["spread_ms"] / n["step_ms"] for n in both))
+
+
+def of_table(results: Results, table: str) -> list[RunFacts]:
+    """The runs in the rows of a table: speed-ups over its own unpruned run, seeds that all of them have."""
+    names = results.experiment.tables[table]
+    own = [results.experiment.seeds_of(name) for name in names]
+    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
+    unpruned = places.unpruned(results.experiment, names)
+    return [RunFacts(results, name, unpruned, common) for name in names]
+
+
+def paired(
+    a: RunFacts, b: RunFacts, value: Callable[[RunFacts], tuple[Value, ...]]
+) -> list[tuple[Value, Value]]:
+    """A value of two runs for each seed that both have: same seed, same noise and order of the data."""
+    both = ((value(a.of_seed(s)), value(b.of_seed(s))) for s in a.seeds if s in b.seeds)
+    return [(*x, *y) for x, y in both if x and y]
+
+
+def faster(a: RunFacts, b: RunFacts, way: str) -> tuple[float, ...]:
+    """How many times faster a is than b, for each common seed; `way` is a count of `Speedups`."""
+    return tuple(getattr(x, way) / getattr(y, way) for x, y in paired(a, b, RunFacts.speedups))
+
+
+def baseline(rows: Sequence[RunFacts], method: str) -> RunFacts | None:
+    """The row that the paper's text takes for its ratios to a baseline method, if there is one.
+
+    The ends of its ranges (2.57-4.38 in Table 4) are over the fastest prune-and-finetune row and over the
+    slowest scratch row, whatever their rates.
+    """
+    speeds = {f: f.speedups() for f in rows if f.run.method == method}
+    means = {f: statistics.fmean(s.as_paper for s in found) for f, found in speeds.items() if found}
+    return (min if method == "scratch" else max)(means, key=means.__getitem__, default=None)
 
 
 def stories(runs: Iterable[RunFacts]) -> list[dict]:
