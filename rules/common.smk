@@ -184,7 +184,7 @@ wildcard_constraints:
     search="[a-z0-9][a-z0-9_-]*",
     criterion="magnitude|taylor|diff-pruning|random",
     weights="raw|ema",
-    rate=r"0\.[0-9]*[1-9]",
+    rate=r"0\.[0-9]*[1-9](-at[0-9]+)?",
     expert="[a-z0-9][a-z0-9_.-]*",
     milestone="[1-9][0-9]*|like-[a-z0-9_-]+",
     run="[a-z0-9][a-z0-9_-]*",

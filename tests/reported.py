@@ -42,7 +42,7 @@ RAW = {
     "network": {"width": 64, "multipliers": [1, 1], "norm_groups": 8},
     "training": {"batch": 64, "ema_decay": 0.99},
     "searches": {
-        "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24},
+        "full": {"rates": [0.3, 0.4, 0.5, 0.6, 0.8], "horizon": 24, "tickets_at": [2]},
         "iterwise": {"interval": {"unit": "iteration", "steps": 6}, "rates": [0.5], "horizon": 100},
     },
     "dense": {"iterations": 800},
@@ -78,6 +78,7 @@ MORE = {
     "ta-dense": {
         "title": "TA dense", "method": "control", "init": "snapshot", "iterations": 400, "experts": TRIPLE,
     },
+    "at-2": {"title": "At 2", "method": "control", "interval": 2, "rate": 0.5, "iterations": 900},
 }  # fmt: skip
 CELLS = {
     "unpruned": "unpruned", "scratch-50": "scratch-50", "finetune-50": "magnitude-50",
@@ -92,7 +93,7 @@ ALL_TABLES = {
     "table3": ["apart", "ta-eb"],
     "table8": ["denser", "ta-eb"],
     "table9": ["ta-eb", "longer"],
-    "controls": ["narrow", "short", "ta-dense"],
+    "controls": ["narrow", "short", "ta-dense", "at-2"],
 }
 
 EXECUTION = {
@@ -155,7 +156,11 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                 write_text(at(layout.STATS, **parts), "\n".join(lines) + "\n")
                 if x.needs_ticket:
                     ticket = {k: getattr(x, k) for k in ("search", "criterion", "weights", "rate")}
-                    write_json(at(layout.STORY, seed=seed, **ticket), story(e, ticket, seed, settled))
+                    told = story(e, ticket, seed, settled)
+                    if x.interval is not None:
+                        asked = {"interval": x.interval - 1, "intervals_completed": x.interval}
+                        told |= {**asked, "settled": None, "step": 29 * x.interval}
+                    write_json(places.ticket_of(e, x, layout.STORY, seed), told)
                     kind = {k: ticket[k] for k in ("search", "criterion", "weights")}
                     for path in places.masks_beside(e, seed, **kind):
                         save_histories(path, {x.weights: history(e, path.parts[-4], seed)})

@@ -274,7 +274,7 @@ def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):
     assert metrics["fd"] == legacy["fd"]
     assert clean["fd"] == pytest.approx(4 * legacy["fd"], rel=1e-4)  # features twice as large
     assert metrics["images"] == 100  # 14 batches of 7 and one of 2
-    assert metrics["reference_images"] == 1797
+    assert metrics["reference_images"] == 1437
     assert not metrics["ill_conditioned"]
     assert max(metrics[key]["fd"] for key in ("floor", "at_floor")) < metrics["ceiling"]["fd"]
     assert clean["floor"]["fd"] == pytest.approx(4 * legacy["floor"]["fd"], rel=1e-4)

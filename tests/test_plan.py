@@ -213,7 +213,10 @@ def test_images_are_counted_straight_after_init_or_asked_for(vary, alone):
     starter.init("mine", str(fill(alone / "photos", 12)), 16, force=False)
     assert run("plan", "mine", "--step-ms", "5") == 0
     assert json.loads((alone / "results/mine/plan.json").read_text())["images"] == 12
-    cifar, images = vary({"dataset.source": "cifar10"}), {"dataset.source": "images"}
+    cifar, images = (
+        vary({"dataset.source": "cifar10", "dataset.held_out": "test"}),
+        {"dataset.source": "images"},
+    )
     assert plan.make(cifar, CPU, 1, 5.0, None)["images"] == 50_000  # nothing is fetched
     hub, nowhere = vary({**images, "dataset.hub": "some/thing"}), vary({**images, "dataset.path": "nowhere"})
     for e in (hub, nowhere):

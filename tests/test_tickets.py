@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff.experiment import layout, load
+from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.process import Process
+from ebdiff.diffusion.timesteps import Antithetic
+from ebdiff.experiment import layout, load, places
+from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.graph import trace
-from ebdiff.pruning.select import select_random
+from ebdiff.pruning.importance import magnitude
+from ebdiff.pruning.select import Selector, select_random
+from ebdiff.pruning.surgery import cut
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError
@@ -24,8 +31,11 @@ from ebdiff.tickets.history import (
     save_histories,
     settled,
 )
-from ebdiff.training.train import train_dense
+from ebdiff.training.loop import Job, train
+from ebdiff.training.state import State
+from ebdiff.training.train import _initial, train_dense
 
+CPU = torch.device("cpu")
 LENGTH = 20
 
 
@@ -186,8 +196,8 @@ def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
 
 def search(experiment, **ticket):
     where = {"search": "full", "criterion": "magnitude", "weights": "ema", "seed": 0}
-    train_dense(experiment, "full", 0, torch.device("cpu"))
-    stages.prune_per_epoch(experiment, **where, device=torch.device("cpu"))
+    train_dense(experiment, "full", 0, CPU)
+    stages.prune_per_epoch(experiment, **where, device=CPU)
     hamming_matrix(experiment, **where)
     return stages.select_eb_epoch(experiment, **where, rate=ticket.get("rate", 0.5))
 
@@ -203,6 +213,47 @@ def test_a_search_that_settles_stops_and_says_so(workspace, vary):
     assert (ledger["stopped"], ledger["intervals"], ledger["steps"]) == ("settled", 6, 60)
     kept = [path.name for path in layout.path(layout.SNAPSHOTS, **where).iterdir()]
     assert kept == ["4.safetensors"]
+
+
+def test_a_search_goes_on_to_the_last_interval_that_a_ticket_is_asked_at(workspace, vary):
+    e = vary(
+        {"searches.full.threshold": 0.9, "searches.full.horizon": 30, "searches.full.tickets_at": [0, 9]}
+    )
+    assert search(e)["interval"] == 4
+    where = dict(experiment="tiny", seed=0, search="full")
+    assert json.loads(layout.path(layout.DENSE_LEDGER, **where).read_text())["intervals"] == 9
+    kept = {path.stem for path in layout.path(layout.SNAPSHOTS, **where).iterdir()}
+    assert kept == {"initial", "4", "8"}
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_ticket_at_an_interval_is_cut_from_a_dense_training_of_that_length(workspace, vary, after):
+    """Against a training of its own, by the plain loop without a search."""
+    at = {"title": "At", "method": "control", "rate": 0.5, "interval": after, "iterations": 5}
+    e = vary({"searches.full.tickets_at": [0, 2], "runs.at": at, "runs.whole": {**at, "init": "snapshot"}})
+    search(e)
+    story = stages.select_eb_epoch(e, "full", "magnitude", "ema", 0.5, 0, after)
+
+    state = State.start(store.fresh(e.architecture, 0, "dense/full"), Runtime(CPU))
+    process, law = Process(e.diffusion), Antithetic(0, 1000)
+    job = Job("dense/full", 0, open_dataset(e), law, process, e.training, Runtime(CPU))
+    train(state, job, 10 * after, save=lambda _: None)
+    dense, groups = state.view("ema"), trace(e.architecture)
+    mask = Selector(groups, (0.5,), CPU)(magnitude(dense))[0]
+
+    expert, whole = (e.runs[name].experts[0] for name in ("at", "whole"))
+    for x, expected in ((expert, cut(e.architecture, dense, mask)), (whole, dense)):
+        begun = _initial(e, x, "any", 0).state_dict()
+        assert begun.keys() == expected.keys()
+        assert all(torch.equal(begun[name], expected[name]) for name in expected)
+    told = json.loads(places.ticket_of(e, expert, layout.STORY, 0).read_text())
+    assert told == story
+    assert (story["settled"], story["interval"], story["step"]) == (None, after - 1, 10 * after)
+    assert (story["to_initial"] == 0) == (after == 0)
+    random = stages.select_eb_epoch(e, "full", "random", "ema", 0.5, 0, after)
+    assert {k: random[k] for k in ("settled", "step", "widths")} == {
+        k: story[k] for k in ("settled", "step", "widths")
+    }
 
 
 def test_a_search_that_never_settles_gives_its_last_mask_marked_so(workspace, vary):
@@ -236,8 +287,6 @@ def test_a_random_ticket_is_cut_at_the_magnitude_tickets_interval(workspace, tin
     assert random["step"] == story["step"]
     assert random["params"] == story["params"]
     assert random["widths"] == story["widths"]
-    from ebdiff.nets import store
-
     parts = dict(experiment="tiny", seed=0, search="full", weights="ema", rate=0.5)
     mine, theirs = (
         store.load(layout.path(layout.TICKET, criterion=c, **parts))[0] for c in ("magnitude", "random")

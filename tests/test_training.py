@@ -212,9 +212,11 @@ def artefacts():
 @pytest.mark.parametrize(
     "at", [20, pytest.param(3, marks=pytest.mark.slow), pytest.param(47, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_search_ends_as_an_undisturbed_one(workspace, tiny, monkeypatch, capsys, at):
+def test_an_interrupted_search_ends_as_an_undisturbed_one(workspace, vary, monkeypatch, capsys, at):
+    tiny = vary({"searches.full.tickets_at": [0, 2]})
     search(tiny)
     expected = artefacts()
+    assert {"initial.safetensors", "1.safetensors"} < expected.keys()
     shutil.rmtree("results")
     interrupted(tiny, monkeypatch, at, search)
     assert not layout.path(layout.DENSE_LAST, **DENSE).exists()
@@ -287,7 +289,7 @@ def killed_at(command, cwd, step):
 @pytest.mark.long
 def test_killed_processes_end_with_the_bits_of_undisturbed_ones(workspace, vary):
     """Both long trainings, as real processes, each killed at two steps and started again."""
-    changes = {"training.save_minutes": 1e-6, "training.log_every": 1}
+    changes = {"training.save_minutes": 1e-6, "training.log_every": 1, "searches.full.tickets_at": [0, 2]}
     write_experiment(workspace, changes)
     verbs = [
         ("train-dense", "tiny"),

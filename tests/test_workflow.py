@@ -454,7 +454,7 @@ def test_a_search_of_gradient_tickets_alone_still_shows_its_controls(tmp_path):
     """Magnitude masks are taken while training whatever is asked: Figure 2b needs them."""
     folder = copied(tmp_path)
     changes = {"searches.full.criteria": ["taylor"], "runs.eb-50.criterion": "taylor", "runs.ta-eb": ...,
-               "tables.table4": ["unpruned", "eb-50"], "dataset.held_out": 0.2}  # fmt: skip
+               "tables.table4": ["unpruned", "eb-50"]}  # fmt: skip
     write_experiment(folder, changes, "gradients")
     jobs = Plan(folder, "results/gradients/report.html").jobs
     assert jobs["train_dense"] == 1

@@ -240,7 +240,10 @@ def hamming_matrix(
 @app.command()
 def select_eb_epoch(
     name: Name,
-    rate: Annotated[float, typer.Option(help="Asked pruning rate, between 0 and 1.")],
+    rate: Annotated[
+        str,
+        typer.Option(help="Asked pruning rate; 0.5-at2: cut after two intervals, whatever the rule says."),
+    ],
     search: Search = "full",
     criterion: Criterion = "magnitude",
     weights: Weights = "ema",
@@ -250,12 +253,14 @@ def select_eb_epoch(
 
     Example: ebdiff select-eb-epoch digits --rate 0.5
     """
-    ticket = dict(search=search, criterion=criterion, weights=weights, rate=rate, seed=seed)
-    experiment = _stage("select-eb-epoch", name, **ticket)
+    ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
+    experiment = _stage("select-eb-epoch", name, rate=rate, **ticket)
+    from ebdiff.experiment import layout
     from ebdiff.tickets import stages
 
-    story = stages.select_eb_epoch(experiment, **ticket)
-    word = "settled" if story["settled"] else "NOT settled by the horizon"
+    asked, after = layout.asked(rate)
+    story = stages.select_eb_epoch(experiment, **ticket, rate=asked, after=after)
+    word = {True: "settled", False: "NOT settled by the horizon", None: "cut as asked"}[story["settled"]]
     print(f"rate {rate}: {word}, {story['unit']} {story['interval']}, {story['params']:,} parameters")
 
 

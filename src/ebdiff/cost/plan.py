@@ -27,7 +27,7 @@ from ebdiff.cost.accounting import TrainedExpert, average_visited, search_steps,
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
 from ebdiff.diffusion.schedule import visited
-from ebdiff.experiment import places
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs, maker
 from ebdiff.experiment.schema import FINAL, GRADIENT
@@ -98,9 +98,13 @@ class Forecast:
         return rule.horizon * self.experiment.interval_steps(search, self.count) if rule else 0
 
     def stories(self, run: str) -> list[dict[str, Any]]:
-        """What decides the cost of a run's tickets: each is found at its search's horizon."""
-        searches = [x.search for x in self.experiment.runs[run].experts if x.needs_ticket]
-        return [{"search": search, "step": self.horizon(search)} for search in searches]
+        """What decides the cost of a run's tickets: each is found at its search's horizon, or where asked."""
+        e, told = self.experiment, []
+        for x in (x for x in e.runs[run].experts if x.needs_ticket):
+            asked = x.interval is not None
+            step = x.interval * e.interval_steps(x.search, self.count) if asked else self.horizon(x.search)
+            told.append({"search": x.search, "step": step})
+        return told
 
     def mask_seconds(self, search: str) -> float:
         """A gradient criterion's masks of a search to its horizon: a backward pass at every timestep."""
@@ -162,11 +166,12 @@ class Forecast:
                 return calls * sum(step.values()), 0
             case "train-dense":
                 kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)
-                return self.end(where) * step["dense"], (STATE + 8 * min(kept, search.horizon)) * dense
+                kept = min(kept, search.horizon) + len(search.tickets_at)
+                return self.end(where) * step["dense"], (STATE + 8 * kept) * dense
             case "prune-per-epoch" if where["criterion"] != "magnitude":
                 return self.mask_seconds(where["search"]), 0
             case "select-eb-epoch":
-                return 0, 4 * networks[where["rate"]]["params"]
+                return 0, 4 * networks[str(layout.asked(where["rate"])[0])]["params"]
             case "finetune-region":
                 name = e.experts()[where["expert"]].network
                 return self.steps(job) * step[name], STATE * networks[name]["params"]

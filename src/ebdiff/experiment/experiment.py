@@ -26,12 +26,14 @@ from ebdiff.experiment.members import (
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import (
     FINAL,
+    GRADIENT,
     Compute,
     Dense,
     Diffusion,
     Distinct,
     Evaluation,
     Name,
+    PrimaryClaims,
     Pruning,
     Published,
     Sampling,
@@ -72,6 +74,11 @@ class Experiment(Strict):
     seeds: Distinct[Seed] = (0,)
     runs: dict[Name, Run] = Field(min_length=1)
     tables: dict[Table, Distinct[Name]] = Field({}, description="Rows of each table, in order.")
+    claims: PrimaryClaims = Field(
+        (),
+        description="The primary claims, at most four: Holm's correction holds over them, all others are "
+        "exploratory. Those of a base go with the runs that are removed.",
+    )
 
     @field_validator("dataset", "codec", "network", mode="before")
     @classmethod
@@ -132,6 +139,12 @@ class Experiment(Strict):
             for name in names:
                 if name not in self.runs:
                     raise ValueError(f"tables.{table}: {unknown(name, self.runs)}")
+        for i, claim in enumerate(self.claims):
+            for key, name in (("run", claim.run), ("against", claim.against)):
+                if name not in self.runs:
+                    raise ValueError(f"claims[{i}].{key}: {unknown(name, self.runs)}")
+            if claim.run == claim.against:
+                raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
 
     def _check_span(self, where: str, span: Span) -> None:
@@ -181,6 +194,8 @@ class Experiment(Strict):
             raise ValueError(f"{where}.search: the unpruned network continues {self.dense.search!r}")
         if expert.init == "dense" and expert.span != (0, self.diffusion.timesteps):
             raise ValueError(f"{where}.span: the unpruned network trains on all timesteps")
+        if expert.interval is not None and not (expert.needs_ticket and expert.search != FINAL):
+            raise ValueError(f"{where}.interval: only tickets of a search are cut at an interval")
         if not expert.needs_ticket:
             return
         if expert.search == FINAL:
@@ -201,15 +216,23 @@ class Experiment(Strict):
                     f"{where}.{key}: search {expert.search!r} looks for "
                     f"{', '.join(map(str, offered))}, not {value}; add it there"
                 )
+        if expert.interval is not None and expert.interval not in search.tickets_at:
+            raise ValueError(
+                f"{where}.interval: search {expert.search!r} keeps no weights after {expert.interval} "
+                f"intervals; add {expert.interval} to searches.{expert.search}.tickets_at"
+            )
+        if expert.interval == 0 and expert.criterion in GRADIENT:
+            raise ValueError(f"{where}.interval: there is no {expert.criterion} mask before any training")
 
     def _check_method(self, where: str, method: str, expert: Expert) -> None:
         """A method's accounting must fit what the expert is."""
+        early = expert.init == "inherit" and expert.search != FINAL and expert.interval is None
         fits = {
             "unpruned": (expert.init == "dense", "init: dense"),
             "scratch": (expert.init == "fresh", "init: fresh"),
             "finetune": (expert.init == "inherit" and expert.search == FINAL, f"a ticket of search {FINAL}"),
-            "eb": (expert.init == "inherit" and expert.search != FINAL, "a ticket of a search"),
-            "ta-eb": (expert.init == "inherit" and expert.search != FINAL, "tickets of searches"),
+            "eb": (early, "a ticket of a search, cut where the rule fires"),
+            "ta-eb": (early, "tickets of searches, cut where the rule fires"),
         }
         fit, wanted = fits.get(method, (True, ""))
         if not fit:

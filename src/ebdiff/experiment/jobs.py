@@ -27,12 +27,18 @@ def _criteria(e: Experiment, verb: str, search: str, **_: str) -> tuple[str, ...
     return ("magnitude", *own, *(["random"] if verb == "select-eb-epoch" else []))
 
 
+def _tickets(e: Experiment, search: str, **_: str) -> list[str]:
+    """What a search's tickets may be: of each rate the early-bird rule's, and those at chosen intervals."""
+    chosen = () if search == FINAL else e.searches[search].tickets_at
+    return [layout.ticket(rate, interval) for rate in e.rates_of(search) for interval in (None, *chosen)]
+
+
 # What a wildcard may be: (experiment, verb, **wildcards) -> values.
 KNOWN: dict[str, Callable[..., Iterable[Any]]] = {
     "search": _searches,
     "criterion": _criteria,
     "weights": lambda e, **_: get_args(Weights),
-    "rate": lambda e, search, **_: e.rates_of(search),
+    "rate": _tickets,
     "expert": lambda e, **_: e.experts(),
     "milestone": lambda e, expert, **_: e.all_milestones(expert),
     "run": lambda e, **_: e.runs,

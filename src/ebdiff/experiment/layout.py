@@ -10,6 +10,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from ebdiff.experiment.schema import INITIAL
+
 TUNING = "config/tuning/{experiment}.yaml"
 DOWNLOAD = "resources/downloads/{file}"
 
@@ -51,7 +53,7 @@ MASKS = TICKETS + "/masks.npz"
 MASKS_LEDGER = TICKETS + "/masks.ledger.json"
 HAMMING = TICKETS + "/hamming.npz"
 TICKET = TICKETS + "/{rate}.safetensors"
-STORY = TICKETS + "/{rate}.json"
+STORY = TICKETS + "/{rate}.json"  # rate: as `ticket` spells it
 
 EXPERT = SEED + "/experts/{expert}"
 MILESTONE = EXPERT + "/{milestone}.safetensors"
@@ -76,6 +78,22 @@ def path(template: str, **parts: object) -> Path:
         KeyError: a wildcard without a value.
     """
     return Path(template.format(**parts))
+
+
+def ticket(rate: float, interval: int | None = None) -> str:
+    """The wildcard `rate` of a ticket: the asked rate, and after how many intervals where that is chosen."""
+    return str(rate) if interval is None else f"{rate}-at{interval}"
+
+
+def asked(ticket: str) -> tuple[float, int | None]:
+    """The rate, and after how many intervals where that is chosen: the inverse of `ticket`."""
+    rate, _, interval = ticket.partition("-at")
+    return float(rate), int(interval) if interval else None
+
+
+def weights_at(interval: int) -> str:
+    """The wildcard `interval` of a snapshot: 0-based, or `initial` for the weights before any training."""
+    return "initial" if interval == INITIAL else str(interval)
 
 
 def parts(template: str, path: Path) -> dict[str, str] | None:

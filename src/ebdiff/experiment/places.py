@@ -28,16 +28,17 @@ def snapshots(e: Experiment, search: str, seed: int | str) -> Path:
 
 
 def snapshot(e: Experiment, search: str, seed: int | str, interval: int) -> Path:
-    """Weights at the end of an interval (0-based) of a search."""
+    """Weights at the end of an interval (0-based) of a search, or before the first (`INITIAL`)."""
     if search == FINAL:
         return final_path(e, seed)
-    return layout.path(layout.SNAPSHOT, experiment=e.name, seed=seed, search=search, interval=interval)
+    where = dict(experiment=e.name, seed=seed, search=search)
+    return layout.path(layout.SNAPSHOT, interval=layout.weights_at(interval), **where)
 
 
 def ticket_of(e: Experiment, expert: Expert, template: str, seed: int | str) -> Path:
     """A file of the ticket that an expert starts from."""
-    ticket = {k: getattr(expert, k) for k in ("search", "criterion", "weights", "rate")}
-    return layout.path(template, experiment=e.name, seed=seed, **ticket)
+    ticket = {k: getattr(expert, k) for k in ("search", "criterion", "weights")}
+    return layout.path(template, experiment=e.name, seed=seed, rate=expert.ticket, **ticket)
 
 
 def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
+from ebdiff.experiment import layout
 from ebdiff.experiment.registry import Registry
 from ebdiff.experiment.schema import (
     Criterion,
@@ -37,6 +38,12 @@ class Expert(Strict):
     criterion: Criterion = "magnitude"
     weights: Weights = "ema"
     rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
+    interval: int | None = Field(
+        None,
+        ge=0,
+        description="After how many intervals of its search the ticket is cut, one of the search's "
+        "`tickets_at`; left out: where the early-bird rule fires.",
+    )
     law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
     span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
     serve: Span = Field(None, description="Timesteps served; left out: the span.")
@@ -79,7 +86,12 @@ class Expert(Strict):
         if self.init == "fresh":
             return f"fresh-{self.rate}-{span}{how}"
         prefix = "snapshot-" if self.init == "snapshot" else ""
-        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.rate}-{span}{how}"
+        return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.ticket}-{span}{how}"
+
+    @property
+    def ticket(self) -> str:
+        """Which of the tickets of its search, criterion and weights it starts from, as paths spell it."""
+        return layout.ticket(self.rate, self.interval)
 
     @property
     def network(self) -> str:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
+INITIAL = -1  # the interval before the first: the weights before any training step
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,59}$"  # of a file or folder on any system, and a word in any shell
 is_name = re.compile(NAME).fullmatch
@@ -137,6 +138,12 @@ class Search(Strict):
     threshold: float = Field(0.1, gt=0, lt=1, description="Largest distance in the queue (eta).")
     horizon: int = Field(30, gt=0, description="Intervals after which the search gives up.")
     watch: int = Field(0, ge=0, description="Intervals to go on after the last ticket.")
+    tickets_at: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_distinct)] = Field(
+        (),
+        exclude_if=lambda value: not value,  # no part of what the results of searches without it depend on
+        description="After how many intervals the weights are kept too, for tickets that experts ask for by "
+        "`interval`; 0: before any training. The search goes on to the last of them.",
+    )
 
     @field_validator("interval", mode="before")
     @classmethod
@@ -147,6 +154,8 @@ class Search(Strict):
     def _window_fits(self) -> Search:
         if self.horizon < self.window:
             raise ValueError(f"horizon {self.horizon} is shorter than window {self.window}")
+        if max(self.tickets_at, default=0) > self.horizon:
+            raise ValueError(f"tickets_at {max(self.tickets_at)} lies beyond horizon {self.horizon}")
         return self
 
     @property
@@ -270,6 +279,21 @@ class Tuning(Strict):
     def _names(cls, value: Any) -> Any:
         """YAML reads the key 0.5 as a number."""
         return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class PrimaryClaim(Strict):
+    """What an experiment sets out to show of two runs, named before they are run."""
+
+    run: Name
+    kind: Literal["lower", "comparable", "faster"] = Field(
+        "lower",
+        description="lower: its distance is; comparable: it is faster as the paper counts time, its distance "
+        "at most a tenth above; faster: it takes less device time, search included.",
+    )
+    against: Name = Field(description="The run that it is compared with, seed by seed.")
+
+
+PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterValidator(_distinct)]
 
 
 class Published(Strict):

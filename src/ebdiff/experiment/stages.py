@@ -144,12 +144,12 @@ def _rule(e: Experiment, search: str) -> list[Any]:
 
 
 def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> Iterator[Path]:
-    """A random ticket has no masks, but stands where the magnitude ticket of its search does."""
+    """A random ticket has no masks, but stands where the magnitude ticket does unless it is told where."""
     yield places.snapshots(e, search, where["seed"])
     yield from _of_dataset(e, layout.MANIFEST)  # tells an epoch's steps
     if criterion != "random":
         yield layout.path(layout.MASKS, search=search, criterion=criterion, **where)
-    elif search != FINAL:
+    elif search != FINAL and layout.asked(where["rate"])[1] is None:
         yield layout.path(layout.STORY, search=search, criterion="magnitude", **where)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
 from ebdiff.cost.accounting import Speedups, TrainedExpert, average
 from ebdiff.diffusion.schedule import visited
+from ebdiff.experiment import places
 from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import FINAL
 from ebdiff.report.results import Results
@@ -21,13 +24,20 @@ class RunFacts:
 
     Values that depend on the seed are tuples, one entry per seed; in a partial report they hold the seeds
     that are there. Everything else is one value, and asking for it raises `Missing` while its file isn't
-    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network.
+    there. Speed-ups are over `unpruned`, or else the experiment's unpruned network; `seeds` are those of the
+    run, or of these the given ones.
     """
 
-    def __init__(self, results: Results, name: str, unpruned: Expert | None = None) -> None:
+    def __init__(
+        self,
+        results: Results,
+        name: str,
+        unpruned: Expert | None = None,
+        seeds: tuple[int, ...] | None = None,
+    ) -> None:
         experiment = results.experiment
         self.results, self.name = results, name
-        self.run, self.seeds = experiment.runs[name], experiment.seeds_of(name)
+        self.run, self.seeds = experiment.runs[name], seeds or experiment.seeds_of(name)
         self.experts = tuple(sorted(self.run.experts, key=lambda e: e.serve))  # lowest timesteps first
         # Asked pruning rates, 0 of networks that keep all their channels; and over timesteps.
         self.rates = tuple(0.0 if e.network == "dense" else e.rate or 0.0 for e in self.experts)
@@ -35,6 +45,10 @@ class RunFacts:
         self.overlaps = any(e.span != e.serve for e in self.experts)  # trains on more than is served
         self.law = self.experts[0].law if len({e.law for e in self.experts}) == 1 else "mixed"
         self._unpruned = unpruned or experiment.final_expert
+
+    def of_seed(self, seed: int) -> RunFacts:
+        """The same of one seed alone."""
+        return RunFacts(self.results, self.name, self._unpruned, (seed,))
 
     @property
     def criterion(self) -> str:
@@ -80,6 +94,16 @@ class RunFacts:
         """Speed-ups over the unpruned run by measured step times, or as if a step's time followed `macs`."""
         return self._per_seed(lambda seed: self._speedups(seed, unit))
 
+    @property
+    def spread(self) -> float:
+        """How far off its speed-ups may be, as a share of them, by the spread of the measured step times.
+
+        The interquartile ranges of both step times in a ratio are added in quadrature; no mean over experts
+        is further off than the worst of them. The unpruned network's over its own is 1.
+        """
+        pruned = {e.network for e in self.experts} - {"dense"}
+        return max((spread_of_ratio(self.results, network) for network in pruned), default=0.0)
+
     @cached_property
     def seconds(self) -> tuple[float, ...]:
         """Seconds really spent in training, on all devices together, search and masks included."""
@@ -98,8 +122,8 @@ class RunFacts:
 
     @property
     def unsettled(self) -> tuple[dict, ...]:
-        """Those of its tickets that were cut before they had settled."""
-        return tuple(s for s in self.tickets if not s["settled"])
+        """Those of its tickets that were cut before they had settled, unasked."""
+        return tuple(s for s in self.tickets if s["settled"] is False)
 
     def executed(self, use: str) -> list[str]:
         """How and on what the `training` of its searches and experts, or its `sampling`, really ran."""
@@ -180,8 +204,48 @@ def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
     return f"{', '.join(words)} on {where['device']}"
 
 
+def spread_of_ratio(results: Results, network: str) -> float:
+    """The relative spread of a network's step time over the unpruned one's, by propagation of errors."""
+    both = (results.network(name) for name in (network, "dense"))
+    return math.hypot(*(n["spread_ms"] / n["step_ms"] for n in both))
+
+
+def of_table(results: Results, table: str) -> list[RunFacts]:
+    """The runs in the rows of a table: speed-ups over its own unpruned run, seeds that all of them have."""
+    names = results.experiment.tables[table]
+    own = [results.experiment.seeds_of(name) for name in names]
+    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
+    unpruned = places.unpruned(results.experiment, names)
+    return [RunFacts(results, name, unpruned, common) for name in names]
+
+
+def paired(
+    a: RunFacts, b: RunFacts, value: Callable[[RunFacts], tuple[Value, ...]]
+) -> list[tuple[Value, Value]]:
+    """A value of two runs for each seed that both have: same seed, same noise and order of the data."""
+    both = ((value(a.of_seed(s)), value(b.of_seed(s))) for s in a.seeds if s in b.seeds)
+    return [(*x, *y) for x, y in both if x and y]
+
+
+def faster(a: RunFacts, b: RunFacts, way: str) -> tuple[float, ...]:
+    """How many times faster a is than b, for each common seed; `way` is a count of `Speedups`."""
+    return tuple(getattr(x, way) / getattr(y, way) for x, y in paired(a, b, RunFacts.speedups))
+
+
+def baseline(rows: Sequence[RunFacts], method: str) -> RunFacts | None:
+    """The row that the paper's text takes for its ratios to a baseline method, if there is one.
+
+    The ends of its ranges (2.57-4.38 in Table 4) are over the fastest prune-and-finetune row and over the
+    slowest scratch row, whatever their rates.
+    """
+    speeds = {f: f.speedups() for f in rows if f.run.method == method}
+    means = {f: statistics.fmean(s.as_paper for s in found) for f, found in speeds.items() if found}
+    return (min if method == "scratch" else max)(means, key=means.__getitem__, default=None)
+
+
 def stories(runs: Iterable[RunFacts]) -> list[dict]:
-    """The stories of the tickets of some runs, each once, but for those of the finished network."""
+    """The stories of the tickets of some runs that the early-bird rule drew, each once."""
     key = ("search", "criterion", "weights", "rate", "seed")
-    found = {tuple(s[k] for k in key): s for f in runs for s in f.tickets if s["search"] != FINAL}
+    drawn = (s for f in runs for s in f.tickets if s["search"] != FINAL and s["settled"] is not None)
+    found = {tuple(s[k] for k in key): s for s in drawn}
     return [found[k] for k in sorted(found)]

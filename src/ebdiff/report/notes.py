@@ -78,6 +78,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
         few=any(facts.ill_conditioned for facts in rows),
         seeds=sorted({len(facts.seeds) for facts in rows}),
+        common=rows[0].seeds if any(f.seeds != experiment.seeds_of(f.name) for f in rows) else (),
         letters=_letters(rows),
         unsettled=unsettled(rows),
         comparable=comparable(experiment),

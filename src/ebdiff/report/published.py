@@ -31,6 +31,18 @@ def both(row: Row, column: str) -> Corrected | None:
     return Corrected(number(row, column), float(row.get(f"{column}_printed") or row[column]))
 
 
+def ratio(experiment: Experiment, table: str, run: str, method: str) -> Row:
+    """What the paper's text says of a run's cell against a baseline method; empty where it says nothing."""
+    cell = experiment.runs[run].paper or ""
+    return paper.ratios(table, experiment.published.dataset).get((cell, method), {})
+
+
+def headline(experiment: Experiment, run: str, against: str) -> tuple[Row, Row] | None:
+    """The rows of the first of the paper's tables that has a distance of both runs' cells."""
+    both = ([row(experiment, table, name) for name in (run, against)] for table in paper.TABLES)
+    return next(((a, b) for a, b in both if a and b and "fid" in a), None)
+
+
 def iterations(row: Row, experts: int) -> list[int]:
     """The paper's iterations of each expert of a row, lowest timesteps first; none of an empty row."""
     if "iterations_rate30" in row:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import notes, published, shown, text
-from ebdiff.report.facts import RunFacts
+from ebdiff.report.facts import RunFacts, baseline, faster, of_table
 from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
 from ebdiff.system.files import write_json, write_text
@@ -37,12 +38,11 @@ def write(results: Results, tables: Iterable[str], folder: Path) -> list[Path]:
 
 
 def build(results: Results, table: str) -> Table:
-    """Fill a table of the experiment.
+    """Fill a table of the experiment: from the seeds that all its rows have, where there are such.
 
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
-    names, told = dict(results.experiment.tables)[table], shown.data("tables.yaml")
-    rows = [RunFacts(results, name, places.unpruned(results.experiment, names)) for name in names]
+    rows, told = of_table(results, table), shown.data("tables.yaml")
     offered = {column.key: column for column in _columns(results, table, rows)}
     quality = notes.measure(results.experiment).key
     order = told["columns"][table].replace("quality", quality).split()
@@ -110,9 +110,29 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
     yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
     yield from SPEEDUPS
+    yield from _over_baselines(results.experiment, table, rows)
     for i in range(max(len(f.experts) for f in rows)):
         yield from _of_expert(i, rows)
     yield from _published(results.experiment, table)
+
+
+def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) -> Iterator[Column]:
+    """How many times faster early-bird runs are than baselines as the paper counts; what its text says."""
+
+    def column(key: str, heading: str, read: Callable[[RunFacts], Any], show: Callable[..., str]) -> Column:
+        def value(facts: RunFacts) -> Any:
+            return read(facts) if facts.run.method in ("eb", "ta-eb") else None
+
+        return Column(key, heading, value, show, absent="")
+
+    def printed(facts: RunFacts, method: str) -> float | None:
+        return published.number(published.ratio(experiment, table, facts.name, method), "printed")
+
+    for method in ("scratch", "finetune"):
+        if base := baseline(rows, method):
+            ours, theirs = partial(faster, b=base, way="as_paper"), partial(printed, method=method)
+            yield column(f"vs_{method}", f"Over\n{method}", ours, text.over_seeds(text.two))
+            yield column(f"paper_vs_{method}", f"Paper over\n{method}", theirs, text.two)
 
 
 def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
@@ -182,11 +202,12 @@ def _iterations(facts: RunFacts) -> str | None:
 
 
 def _ticket_at(facts: RunFacts) -> str | None:
-    """When the tickets were found: 0-based epochs, as the paper prints them, or the iteration."""
+    """When the tickets were found: 0-based epochs, as the paper prints them, the iteration, or as asked."""
     if not facts.tickets:
         return None
-    unit = facts.tickets[0]["unit"]
-    return f"{text.span(s['step' if unit == 'iteration' else 'interval'] for s in facts.tickets)} ({unit})"
+    unit, asked = facts.tickets[0]["unit"], facts.tickets[0]["settled"] is None
+    key = "step" if unit == "iteration" else "intervals_completed" if asked else "interval"
+    return f"{'after ' if asked else ''}{text.span(s[key] for s in facts.tickets)} ({unit})"
 
 
 def _rate_block(facts: RunFacts) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
+from ebdiff.experiment.schema import INITIAL
 from ebdiff.system.errors import Unusable
 from ebdiff.system.files import read_arrays, read_json, write_arrays, write_json
 
@@ -134,8 +135,8 @@ class History:
         return np.stack([masks[row] for masks in self.masks[first:until]])
 
     def mask(self, rate: float, interval: int) -> np.ndarray:
-        """One mask, unpacked: bool (length,), True = kept."""
-        packed = self.masks[interval][self.rates.index(rate)]
+        """One mask, unpacked: bool (length,), True = kept; at `INITIAL` that of the initial weights."""
+        packed = (self.initial if interval == INITIAL else self.masks[interval])[self.rates.index(rate)]
         return np.unpackbits(packed, count=self.length).astype(bool)
 
     def distances(self, rate: float) -> np.ndarray:

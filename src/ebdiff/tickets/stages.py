@@ -18,7 +18,7 @@ from ebdiff.diffusion.process import Process
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
-from ebdiff.experiment.schema import FINAL
+from ebdiff.experiment.schema import FINAL, INITIAL
 from ebdiff.experiment.stages import taken_while_training
 from ebdiff.nets import store
 from ebdiff.pruning.count import count
@@ -33,7 +33,6 @@ from ebdiff.tickets.history import (
     History,
     chance,
     first_settled,
-    hamming,
     interval_steps,
     last_distances,
     load_history,
@@ -107,30 +106,40 @@ def _fixed_batch(experiment: Experiment, seed: int, device: torch.device) -> tup
 
 
 def select_eb_epoch(
-    experiment: Experiment, search: str, criterion: str, weights: str, rate: float, seed: int
+    experiment: Experiment,
+    search: str,
+    criterion: str,
+    weights: str,
+    rate: float,
+    seed: int,
+    after: int | None = None,
 ) -> dict[str, Any]:
     """Draw a ticket: the first settled mask and the network cut from that interval's weights.
 
     A search that hasn't settled at its horizon gives its last mask, marked `settled: false`. A
     random ticket is cut at the magnitude ticket's interval, with a mask drawn from (seed, rate).
+    Where it is told `after` how many intervals a ticket is cut, the rule has no say (`settled: null`):
+    the control that tells what waiting for the rule is worth.
 
     Returns:
         the ticket's story, as written to its JSON.
     """
     where = dict(seed=seed, search=search, criterion=criterion, weights=weights, rate=rate)
-    work = Work(experiment, "select-eb-epoch", **where)
+    work = Work(experiment, "select-eb-epoch", **{**where, "rate": layout.ticket(rate, after)})
     groups = trace(experiment.architecture)
     if criterion == "random":
         rng = generator(seed, f"ticket/random/{search}/{weights}/{rate}")
         mask, found = select_random(groups, rng, rate), _final_story()
-        if search != FINAL:
+        if after is not None:
+            found = _cut_at(experiment, search, after - 1)
+        elif search != FINAL:
             magnitude_story = read_json(work.path(layout.STORY, criterion="magnitude"))
             found = {key: magnitude_story[key] for key in found}
+        if search != FINAL:
             found |= {"to_initial": None, "to_last": None, "kind": "drawn at random"}
     else:
-        mask, found = _apply_rule(
-            experiment, search, load_history(work.path(layout.MASKS), weights, groups), rate
-        )
+        history = load_history(work.path(layout.MASKS), weights, groups)
+        mask, found = _apply_rule(experiment, search, history, rate, after)
 
     path = places.snapshot(experiment, search, seed, found["interval"])
     tensors, architecture, source = store.load(path, f"{weights}.")
@@ -169,29 +178,39 @@ def _final_story() -> dict[str, Any]:
     }
 
 
-def _apply_rule(
-    experiment: Experiment, search: str, history: History, rate: float
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The ticket's mask and what the rule and its controls say of it."""
-    if search == FINAL:
-        return history.mask(rate, 0), _final_story()
-    rule, masks = experiment.searches[search], history.of_rate(rate)
-    found = first_settled(masks, history.length, rule.window, rule.threshold)
-    interval = len(masks) - 1 if found is None else found
-    mask = history.mask(rate, interval)
-    to_initial = float(history.to_initial(rate)[interval])
-    known = history.initial is not None
-    learned = to_initial >= LEARNED * chance(mask, history.widths)
-    return mask, {
-        "settled": found is not None,
+def _cut_at(experiment: Experiment, search: str, interval: int) -> dict[str, Any]:
+    """What is known of any ticket of a search that is cut at an interval (0-based)."""
+    rule = experiment.searches[search]
+    return {
+        "settled": None,
         "interval": interval,
         "intervals_completed": interval + 1,
         "unit": rule.interval.unit,
         "interval_steps": interval_steps(experiment, search),
         "window": rule.window,
         "threshold": rule.threshold,
-        "last_distances": last_distances(masks[: interval + 1], history.length, rule.window).tolist(),
-        "to_initial": to_initial if known else None,
-        "to_last": float(hamming(masks[interval], masks[-1], history.length)),
+        "last_distances": [],
+    }
+
+
+def _apply_rule(
+    experiment: Experiment, search: str, history: History, rate: float, after: int | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The ticket's mask and what the rule, unless it is told where to cut, and its controls say of it."""
+    if search == FINAL:
+        return history.mask(rate, 0), _final_story()
+    rule, masks = experiment.searches[search], history.of_rate(rate)
+    found = first_settled(masks, history.length, rule.window, rule.threshold)
+    interval = after - 1 if after is not None else len(masks) - 1 if found is None else found
+    story = _cut_at(experiment, search, interval)
+    if after is None:
+        story["settled"] = found is not None
+        story["last_distances"] = last_distances(masks[: interval + 1], history.length, rule.window).tolist()
+    mask, known = history.mask(rate, interval), history.initial is not None
+    to_initial = float(np.mean(mask != history.mask(rate, INITIAL))) if known else None
+    learned = known and to_initial >= LEARNED * chance(mask, history.widths)
+    return mask, story | {
+        "to_initial": to_initial,
+        "to_last": float(np.mean(mask != history.mask(rate, len(masks) - 1))),
         "kind": ("learned" if learned else "near its initialisation") if known else "unknown",
     }

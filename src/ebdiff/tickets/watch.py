@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.schema import Search
+from ebdiff.experiment.schema import INITIAL, Search
 from ebdiff.nets import store
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
@@ -54,13 +54,15 @@ class Watch(Hook):
         return np.packbits(self.selector(magnitude(state.view(kind))), axis=1)
 
     def begin(self, state: State) -> None:
-        """Record the initial masks, or take up the ones that travelled with a resumed state."""
+        """Record what is initial, or take up the masks that travelled with a resumed state."""
         for kind, history in self.histories.items():
             if state.step == 0:
                 history.initial = self.masks(state, kind)
             else:
                 history.initial = state.extra[f"watch.{kind}.initial"].numpy()
                 history.masks = list(state.extra[f"watch.{kind}.masks"].numpy())
+        if state.step == 0 and 0 in self.search.tickets_at and parallel.first():
+            self._save_snapshot(state, INITIAL)
         for interval in range(len(self.histories["raw"].masks)):
             self._settle(interval)
 
@@ -91,16 +93,17 @@ class Watch(Hook):
         """Masks, a snapshot where a ticket may need one, and whether to stop."""
         for kind, history in self.histories.items():
             history.masks.append(self.masks(state, kind))
-        interval = len(self.histories["raw"].masks) - 1
-        new = self._settle(interval)
+        completed, asked = len(self.histories["raw"].masks), self.search.tickets_at
+        new = self._settle(completed - 1)
         all_settled = len(self.first_settled) == len(self.search.weights) * len(self.search.rates)
-        at_horizon = interval + 1 == self.search.horizon
+        at_horizon = completed == self.search.horizon
         wanted = self.search.gradient_criteria or new or (at_horizon and not all_settled)
-        if wanted and parallel.first():
-            self._save_snapshot(state, interval)
+        if (wanted or completed in asked) and parallel.first():
+            self._save_snapshot(state, completed - 1)
         if self.search.gradient_criteria or not all_settled:
             return at_horizon
-        return at_horizon or interval >= max(self.first_settled.values()) + self.search.watch
+        watched = max(self.first_settled.values()) + 1 + self.search.watch
+        return at_horizon or completed >= max([watched, *asked])
 
     def publish(self, folder: Path) -> None:
         """Put the snapshots under their final name; the kept ones stay until everything is written."""
@@ -114,5 +117,5 @@ class Watch(Hook):
         tensors = {f"{kind}.{n}": t for kind in KINDS for n, t in state.view(kind).items()}
         tensors |= store.buffers(state.network)
         story = {"step": state.step, "interval": interval}
-        path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=interval)
+        path = self.snapshots / Path(layout.SNAPSHOT).name.format(interval=layout.weights_at(interval))
         store.save(path, tensors, self.architecture, story)
