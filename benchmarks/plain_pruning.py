@@ -9,7 +9,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from ebdiff.experiment.members import Architecture
 from ebdiff.nets.unet import UNet
+from ebdiff.pruning.graph import trace
 
 PRUNABLE = [nn.Conv2d, nn.Linear]
 
@@ -30,13 +32,16 @@ def prune(network: UNet, rate: float) -> tuple[np.ndarray, UNet]:
     """The mask (True = kept) and the pruned copy of a network, group after group.
 
     The number of channels a group loses is the paper's: n = C - int(C (1 - rate)), in whole norm groups.
+    Groups come in the official code's order, as in `graph.trace`.
     """
+    roots = [group.name for group in trace(Architecture(network.config, network.items))]
     network = copy.deepcopy(network)
     device, example = network.conv_in.weight.device, network.example(1)
     graph = tp.DependencyGraph().build_dependency(network, example)
     masks = []
-    for group in graph.get_all_groups(ignored_layers=[network.conv_out], root_module_types=PRUNABLE):
-        root, handler = group[0].dep.target.module, group[0].dep.handler
+    for root in map(network.get_submodule, roots):
+        handler = graph.get_pruner_of_module(root).prune_out_channels
+        group = graph.get_pruning_group(root, handler, range(root.weight.shape[0]))
         norms = [d.target.module.num_groups for d, _ in group if isinstance(d.target.module, nn.GroupNorm)]
         blocks = norms[0] if norms else 1
         channels = root.weight.shape[0]

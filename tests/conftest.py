@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     "name": "tiny",
     "dataset": {"name": "digits", "source": "bundled-digits", "flip": True, "subset": 160,
-                "image_size": 8, "channels": 1},
+                "image_size": 8, "channels": 1, "held_out": 0.2},
     "network": {
         "width": 8, "multipliers": [1, 1], "blocks": 1,
         "attention": [], "dropout": 0.1, "norm_groups": 4,

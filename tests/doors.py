@@ -33,21 +33,24 @@ LENGTH, CLASSES, SIDE = 12, 3, 8
 # --- data: sequences of variable length, with a class -----------------------------------------------------
 
 
-def write(experiment, images, labels, manifest, threads=1):
+def write(experiment, images, labels, held_out, manifest, threads=1):
     """Strokes of three classes, and their pictures for the metrics."""
-    rng, n = generator(0, "strokes"), 96
-    lengths, classes = rng.integers(4, LENGTH + 1, n), rng.integers(0, CLASSES, n)
-    x = (0.3 * rng.standard_normal((n, LENGTH, 3)) + 0.3 * classes[:, None, None]).astype(np.float32)
+    rng, n, whole = generator(0, "strokes"), 96, 112
+    lengths, classes = rng.integers(4, LENGTH + 1, whole), rng.integers(0, CLASSES, whole)
+    x = (0.3 * rng.standard_normal((whole, LENGTH, 3)) + 0.3 * classes[:, None, None]).astype(np.float32)
     inside = np.arange(LENGTH) < lengths[:, None]
     x[~inside] = 0
     cond = Cond(mask=torch.from_numpy(inside))
-    write_array(images, Raster(experiment, torch.device("cpu")).decode(torch.from_numpy(x), cond))
-    write_array(labels, classes.astype(np.int64))
-    write_array(images.with_name("strokes.npy"), x)
-    write_array(images.with_name("lengths.npy"), lengths)
+    pictures = Raster(experiment, torch.device("cpu")).decode(torch.from_numpy(x), cond)
+    write_array(images, pictures[:n])
+    write_array(held_out, pictures[n:])
+    write_array(labels, classes[:n].astype(np.int64))
+    write_array(images.with_name("strokes.npy"), x[:n])
+    write_array(images.with_name("lengths.npy"), lengths[:n])
     entry = {
         "dataset": experiment.dataset.name, "source": "strokes", "title": "Strokes", "origin": "drawn",
-        "licence": "none", "count": n, "skipped": 0, "shape": [SIDE, SIDE, 1], "classes": CLASSES,
+        "licence": "none", "count": n, "held_out": whole - n, "skipped": 0,
+        "shape": [SIDE, SIDE, 1], "classes": CLASSES,
     }  # fmt: skip
     write_json(manifest, entry)
     return entry

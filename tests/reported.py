@@ -12,6 +12,7 @@ from ebdiff.report import page, style
 from ebdiff.report.results import Results
 from ebdiff.system.errors import Missing
 from ebdiff.system.files import write_array, write_arrays, write_json, write_text
+from ebdiff.tickets.history import History, save_histories
 
 HOSTILE = r"EB <script>alert(1)</script> 50% & $\frac | _x_ {é} 漢"
 STEP_MS = {
@@ -95,6 +96,11 @@ ALL_TABLES = {
     "controls": ["narrow", "short", "ta-dense", "at-2"],
 }
 
+EXECUTION = {
+    "precision": "fp32", "channels_last": False, "compile": False,
+    "micro_batch": None, "deterministic": False,
+}  # fmt: skip
+
 
 def make(seeds=(0,), more=False, name="digits"):
     raw = deepcopy(RAW)
@@ -136,7 +142,9 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
             )
             samples = at(layout.SAMPLES, run=name, seed=seed)
             write_array(samples, rng.integers(0, 256, (30, 8, 8, 1), np.uint8))
-            write_json(at(layout.SAMPLE_LEDGER, run=name, seed=seed), {})
+            drawn = {"device": "a quiet test machine", "world": 1}
+            drawn["execution"] = {x.network: EXECUTION for x in run.experts}
+            write_json(at(layout.SAMPLE_LEDGER, run=name, seed=seed), drawn)
             for x in run.experts:
                 steps = x.iterations if isinstance(x.iterations, int) else 500 + seed
                 parts = {"seed": seed, "expert": x.key, "milestone": str(x.iterations)}
@@ -153,6 +161,12 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                         asked = {"interval": x.interval - 1, "intervals_completed": x.interval}
                         told |= {**asked, "settled": None, "step": 29 * x.interval}
                     write_json(places.ticket_of(e, x, layout.STORY, seed), told)
+                    kind = {k: ticket[k] for k in ("search", "criterion", "weights")}
+                    for path in places.masks_beside(e, seed, **kind):
+                        save_histories(path, {x.weights: history(e, path.parts[-4], seed)})
+            for path in places.mask_ledgers(e, name, seed):  # two seconds an interval
+                intervals = 1 if (search := path.parts[-4]) == schema.FINAL else 24
+                write_json(path, {"seconds": 2.0 * intervals, "masks": intervals * len(e.rates_of(search))})
     for seed in e.seeds:
         for search, s in e.searches.items():
             write_json(at(layout.DENSE_LEDGER, seed=seed, search=search), {
@@ -164,7 +178,10 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
 
 
 def ledger(steps):
-    process = {"started": "2026-01-02T03:04:05", "world": 2, "seconds": steps / 10, "steps": steps}
+    process = {
+        "started": "2026-01-02T03:04:05", "device": "a quiet test machine", "world": 2,
+        "execution": EXECUTION, "seconds": steps / 10, "steps": steps,
+    }  # fmt: skip
     return {
         "steps": steps, "seconds": steps / 10, "device_seconds": steps / 5, "images": 64 * steps,
         "peak_mb": 300.0,
@@ -177,7 +194,12 @@ def metrics(fd, run, seed, protocols=("classifier",)):
     """As `fid` writes them; of the classifier where its protocol is among them."""
     number = {
         "fd": fd, "kid": fd / 100, "ill_conditioned": False, "images": 30, "reference_images": 100,
-        "floor": {"fd": 1.9, "kid": 0.0}, "ceiling": {"fd": 561.0, "kid": 3.0},
+        "floor": {"fd": 1.9, "kid": 0.0, "images": 20, "held_out": True},
+        "at_floor": {"fd": fd + 1, "kid": fd / 50, "images": 20, "held_out": True},
+        "ceiling": {"fd": 561.0, "kid": 3.0, "images": 100},
+        "memorisation": {
+            "images": 20, "nearest": 1.5, "held_out_nearest": 1.0, "bound": 0.05, "nearer": 0.02,
+        },
     }  # fmt: skip
     measured = {
         **number, "precision": 0.6, "recall": 0.5, "split": "all train images", "mode": "bilinear",
@@ -206,6 +228,16 @@ def story(e, ticket, seed, settled):
         "to_initial": None if final else 0.45, "to_last": 0.1, "chance": 0.5, "kind": "learned",
         "params": 1, "macs": 1, "widths": {}, "seed": seed,
     }  # fmt: skip
+
+
+def history(e, search, seed):
+    """Masks of 40 entries: the ticket's is 5 entries, of seed 1 on 3, from the finished network's."""
+    rates = tuple(e.rates_of(search))
+    mask = np.arange(40) < 20
+    mask[: (0 if search == schema.FINAL else 3 if seed else 5)] = False
+    masks = np.packbits(np.stack([mask] * len(rates)), axis=1)
+    far = np.zeros_like(masks)  # every mask but a ticket's own
+    return History(rates, ("a", "b"), (20, 20), None, [*[far] * (8 + seed) * (search != schema.FINAL), masks])
 
 
 def hamming(rates, unit, n=14):

@@ -23,6 +23,7 @@ STAGES = [
     ("train-dense", "tiny"), ("prune-per-epoch", "tiny"), ("hamming-matrix", "tiny"),
     ("prune-per-epoch", "tiny", "--weights", "raw"), ("hamming-matrix", "tiny", "--weights", "raw"),
     *(("select-eb-epoch", "tiny", "--rate", rate) for rate in ("0.3", "0.5", "0.8")), EB, DENSE,
+    ("prune-per-epoch", "tiny", "--search", "final"),
     ("finetune-region", "tiny", "--expert", "full-magnitude-ema-0.3-t0-260", "--milestone", "20"),
     ("finetune-region", "tiny", "--expert", "full-magnitude-ema-0.8-t240-1000", "--milestone", "20"),
     *((verb, "tiny", "--run", run) for run in ("unpruned", "eb-50", "ta-eb") for verb in ("sample", "fid")),

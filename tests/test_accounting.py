@@ -10,6 +10,7 @@ from ebdiff.cost.accounting import (
     average,
     average_visited,
     like_iterations,
+    mask_seconds,
     search_steps,
     speedups,
 )
@@ -125,6 +126,21 @@ def test_a_search_is_charged_once_up_to_its_last_ticket():
     assert search_steps(stories) == {"full": 261}
     assert search_steps([*stories, {"search": "r1", "step": 100}]) == {"full": 261, "r1": 100}
     assert search_steps([{"search": "final", "step": 800}]) == {}
+
+
+def test_a_gradient_criterions_masks_are_charged_in_proportion_to_the_intervals(vary):
+    e = vary({"searches.full.criteria": ["magnitude", "taylor"]})  # at three rates
+    ledgers = {
+        ("full", "taylor", "ema"): {"seconds": 120.0, "masks": 3 * 10},
+        ("full", "taylor", "raw"): {"seconds": 50.0, "masks": 3 * 10},
+    }
+    tickets = [("magnitude", "ema", 9), ("random", "ema", 9), ("taylor", "ema", 3), ("taylor", "ema", 7)]
+    tickets.append(("taylor", "raw", 4))
+    stories = [{"search": "full", "criterion": c, "weights": w, "interval": i} for c, w, i in tickets]
+    found = mask_seconds(e, stories, lambda *ticket: ledgers[ticket])
+    # 8 and 5 of 10 intervals.
+    assert found == {("full", "taylor", "ema"): pytest.approx(96), ("full", "taylor", "raw"): 25}
+    assert mask_seconds(e, stories[:2], lambda *ticket: 1 / 0) == {}
 
 
 def test_like_iterations_cost_the_same_device_time():

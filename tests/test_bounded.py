@@ -88,6 +88,7 @@ def measured(tmp_path, monkeypatch):
     images.parent.mkdir(parents=True)
     np.save(images, pixels)
     np.save(images.with_name("labels.npy"), np.arange(40) % 4)
+    np.save(images.with_name("held_out.npy"), pixels[:0])
     write_json(layout.path(layout.MANIFEST, dataset="data"), {"count": 40})
     experiment = load.parse(RAW, "x.yaml")
     vouch(experiment, "prepare-data")

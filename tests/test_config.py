@@ -325,6 +325,50 @@ def test_scale_never_takes_the_last_step(vary):
     assert small.runs["eb-50"].experts[0].iterations == 1
 
 
+# --- primary claims ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ([{"run": "eb-5", "against": "ta-eb"}], "claims[0].run: 'eb-5' is not known; did you mean 'eb-50'?"),
+        ([{"run": "eb-50", "against": "ta"}], "claims[0].against: 'ta' is not known; known: eb-50, ta-eb"),
+        ([{"run": "eb-50", "against": "eb-50"}], "claims[0].against: 'eb-50' is the run itself"),
+        ([{"run": "eb-50"}], "claims.0.against: this key is missing"),
+        (
+            [{"run": "eb-50", "agianst": "ta-eb"}],
+            "claims.0.agianst: unknown key; 'agianst' is not known; did you mean 'against'?",
+        ),
+        (
+            [{"run": "eb-50", "kind": "fastre", "against": "ta-eb"}],
+            "claims.0.kind: 'fastre' is not known; did",
+        ),
+        ([{"run": "eb-50", "against": "ta-eb"}] * 2, "claims: run='eb-50' kind='lower' against='ta-eb'"),
+        ([{"run": "eb-50", "against": "ta-eb"}] * 5, "claims: Tuple should have at most 4 items"),
+        ({"run": "eb-50", "against": "ta-eb"}, "claims: must be a list"),
+    ],
+)
+def test_a_claim_about_no_two_runs_is_refused(claims, words):
+    assert words in refusal(changed(TINY, {"claims": claims}))
+
+
+def test_claims_of_a_base_go_with_the_runs_that_are_removed(tmp_path):
+    both = [{"run": "eb-50", "against": "unpruned"}, {"run": "ta-eb", "against": "eb-50"}]
+
+    def loaded(**more):
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump({**TINY, "claims": both}))
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": "base", **more}))
+        return [(c.run, c.kind, c.against) for c in load.load("mine", tmp_path).claims]
+
+    assert loaded() == [("eb-50", "lower", "unpruned"), ("ta-eb", "lower", "eb-50")]
+    tables = {name: ["unpruned", "eb-50"] for name in TINY["tables"]}
+    without = {"runs": {"ta-eb": None}, "tables": tables}
+    assert loaded(**without) == [("eb-50", "lower", "unpruned")]
+    assert loaded(claims=[]) == []
+    with pytest.raises(UserError, match=r"mine\.yaml: claims\[0\]\.run: 'ta-eb' is not known"):
+        loaded(**without, claims=both[1:])
+
+
 # --- defaults and names -----------------------------------------------------------------------------------
 
 

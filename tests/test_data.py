@@ -19,7 +19,8 @@ from conftest import TINY, changed
 from PIL import Image
 
 from ebdiff.data import archives, cifar10, images, sources
-from ebdiff.experiment import load, places
+from ebdiff.experiment import layout, load, places
+from ebdiff.experiment.members import ImagesConfig
 from ebdiff.system import files
 from ebdiff.system.errors import UserError
 
@@ -48,10 +49,11 @@ def prepare(tmp_path):
         dataset = {"name": "data", "source": source, **{k: str(v) for k, v in dataset.items()}}
         raw = changed(TINY, {"dataset": {**dataset, "image_size": size, "channels": channels}})
         out = tmp_path / "out"
-        paths = out / "images.npy", out / "labels.npy", out / "manifest.json"
+        paths = [out / layout.path(t, dataset="data").name for t in layout.DATA_FILES]
         manifest = sources.write(load.parse(raw, "x.yaml"), *paths, threads=threads)
-        assert files.read_json(paths[2]) == manifest
-        assert sorted(p.name for p in out.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
+        assert files.read_json(paths[-1]) == manifest
+        assert sorted(out.iterdir()) == sorted(paths)
+        assert manifest["held_out"] == len(files.load_memmap(paths[2]))
         return files.load_memmap(paths[0]), np.load(paths[1]), manifest
 
     return run
@@ -177,23 +179,82 @@ def item(data, name="x.png"):
 
 def test_crop_celeba_is_a_slice():
     pixels = picture(0, 178, 218)
-    found = images.pixels(item(encoded(pixels)), 128, 3, "celeba")
+    found = images.pixels(item(encoded(pixels)), 128, 3, "celeba", "bilinear")[0]
     np.testing.assert_array_equal(found, pixels[121 - 64 : 121 + 64, 89 - 64 : 89 + 64])
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 16), (16, 20), (21, 16), (16, 16)])
 def test_crop_centre_is_the_central_square(width, height):
     pixels = picture(0, width, height)
-    found = images.pixels(item(encoded(pixels)), 16, 3, "centre")
+    found = images.pixels(item(encoded(pixels)), 16, 3, "centre", "bilinear")[0]
     top, left = (height - 16) // 2, (width - 16) // 2
     np.testing.assert_array_equal(found, pixels[top : top + 16, left : left + 16])
 
 
-def test_shrinking_averages():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    found = images.pixels(item(encoded(stripes)), 16, 3, "none")
-    assert abs(found[2:-2, 2:-2].astype(int) - 127.5).max() < 2
+def bilinear(x):
+    return np.clip(1 - abs(x), 0, None)
+
+
+def bicubic(x):
+    """Keys (1981) with a = -1/2."""
+    x = abs(x)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, 2 - 4 * x + 2.5 * x**2 - x**3 / 2, 0))
+
+
+def resized(pixels, size, kernel):
+    """Two passes of weighted means, by a kernel as wide as an output pixel where that is the larger one."""
+
+    def weights(count):
+        scale = count / size
+        middles, places = (np.arange(size) + 0.5) * scale, np.arange(count) + 0.5
+        found = kernel((places - middles[:, None]) / max(scale, 1))
+        return found / found.sum(1, keepdims=True)
+
+    height, width, _ = pixels.shape
+    return np.einsum("yh,xw,hwc->yxc", weights(height), weights(width), pixels)
+
+
+@pytest.mark.parametrize("kernel", [bilinear, bicubic])
+@pytest.mark.parametrize("side", [128, 37, 11])
+def test_filters_are_those_of_their_formulas(kernel, side):
+    pixels = picture(side, side, side) // 2 + 64  # Pillow clips between its two passes
+    found, scaled = images.pixels(item(encoded(pixels)), 16, 3, "none", kernel.__name__)
+    assert scaled
+    assert abs(found - resized(pixels, 16, kernel)).max() < 1.6  # and rounds there
+
+
+def test_celeba_is_resized_as_the_public_pipeline_does_it(prepare, tmp_path):
+    """A crop around the face, then torchvision's Resize of a Pillow image: `bilinear`, the default."""
+    faces = [picture(i, 178, 218) for i in range(4)]
+    fill(tmp_path / "in", faces, [f"{i}.png" for i in range(4)])
+    found, _, manifest = prepare(path=tmp_path / "in", size=64, crop="celeba")
+    for face, small in zip(faces, found, strict=True):
+        square = Image.fromarray(face[57:185, 25:153])
+        np.testing.assert_array_equal(small, np.asarray(square.resize((64, 64), Image.BILINEAR)))
+    assert manifest["resize"] == "bilinear"
+
+
+@pytest.mark.parametrize("preset", ["celeba", "lsun_church", "lsun_bedroom"])
+def test_presets_resize_as_the_public_pipeline_does(preset):
+    assert load.load(preset).dataset.resize == "bilinear"
+
+
+def test_the_filter_is_named_where_an_image_was_resized(prepare, tmp_path):
+    fill(tmp_path / "in")
+    assert "resize" not in prepare(path=tmp_path / "in", resize="bicubic")[2]
+    (tmp_path / "in/c.png").write_bytes(encoded(picture(0, 20, 20)))
+    assert prepare(path=tmp_path / "in", resize="bicubic")[2]["resize"] == "bicubic"
+
+
+def test_a_filter_prepares_other_data_only_where_there_is_something_to_resize():
+    def content(source, size, resize):
+        keys = {"name": "x", "source": source, "image_size": size, "resize": resize, "path": "x"}
+        return ImagesConfig(**keys).content
+
+    for source, size in [("bundled-digits", 8), ("cifar10", 32)]:
+        assert content(source, size, "bilinear") == content(source, size, "bicubic")
+    for source, size in [("bundled-digits", 16), ("cifar10", 64), ("images", 32)]:
+        assert content(source, size, "bilinear") != content(source, size, "bicubic")
 
 
 def test_modes_are_converted_by_rule():
@@ -203,7 +264,7 @@ def test_modes_are_converted_by_rule():
     def found(image, channels=3):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        return images.pixels(item(buffer.getvalue()), 16, channels, "none").astype(int)
+        return images.pixels(item(buffer.getvalue()), 16, channels, "none", "bilinear")[0].astype(int)
 
     assert (found(Image.fromarray(grey[..., 0])) == grey).all()
     luma = colour @ np.array([0.299, 0.587, 0.114])
@@ -229,7 +290,8 @@ def test_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
-    np.testing.assert_array_equal(images.pixels(item(buffer.getvalue()), 16, 3, "none"), pixels)
+    found, _ = images.pixels(item(buffer.getvalue()), 16, 3, "none", "bilinear")
+    np.testing.assert_array_equal(found, pixels)
 
 
 def test_formats_that_run_other_programs_are_not_opened():
@@ -435,11 +497,11 @@ def test_only_a_few_images_are_in_memory_at_a_time():
 @pytest.fixture
 def tiny_cifar(tmp_path, monkeypatch):
     """A small archive in CIFAR-10's binary layout, with its checksum taken for the published one."""
-    pixels = np.stack([picture(i, 32, 32) for i in range(20)])
-    labels = np.arange(20, dtype=np.uint8) % 10
+    pixels = np.stack([picture(i, 32, 32) for i in range(24)])
+    labels = np.arange(24, dtype=np.uint8) % 10
     path = tmp_path / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for k, name in enumerate(cifar10.BATCHES):
+        for k, name in enumerate([*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]]):
             part = slice(4 * k, 4 * k + 4)
             data = np.hstack(
                 [labels[part, None], pixels[part].transpose(0, 3, 1, 2).reshape(4, -1)]
@@ -448,9 +510,9 @@ def tiny_cifar(tmp_path, monkeypatch):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar10, "COUNT", 20)
+    monkeypatch.setattr(cifar10, "COUNT", {"train": 20, "test": 4})
     monkeypatch.setattr(cifar10, "URL", path.as_uri())
-    return path, pixels, labels
+    return path, pixels[:20], labels[:20]
 
 
 def test_the_binary_archive(prepare, tiny_cifar):
@@ -467,6 +529,72 @@ def test_parquet_and_archive_give_the_same_file(prepare, tiny_cifar, tmp_path):
     parquet_of(tmp_path / "in/train-0.parquet", pixels, labels.astype(int))
     parquet_of(tmp_path / "in/test-0.parquet", pixels[:5])
     assert prepare(source="cifar10", path=tmp_path / "in", size=32)[2] == first
+
+
+@pytest.mark.parametrize("kind", ["archive", "parquet"])
+def test_the_test_split_is_held_out(prepare, tiny_cifar, tmp_path, kind):
+    path, pixels, labels = tiny_cifar
+    unseen = np.stack([picture(i, 32, 32) for i in range(20, 24)])
+    if kind == "parquet":
+        path = tmp_path / "in"
+        parquet_of(path / "train-0.parquet", pixels, labels.astype(int))
+        parquet_of(path / "test-0.parquet", unseen)
+    found, classes, manifest = prepare(source="cifar10", path=path, size=32, held_out="test")
+    np.testing.assert_array_equal(found, pixels)
+    np.testing.assert_array_equal(classes, labels)
+    np.testing.assert_array_equal(np.load(tmp_path / "out/held_out.npy"), unseen)
+    assert (manifest["count"], manifest["held_out"]) == (20, 4)
+
+
+# --- held out of training -----------------------------------------------------------------------------------
+
+
+def test_a_share_of_each_class_is_held_out(prepare, tmp_path):
+    from sklearn.datasets import load_digits
+
+    truth = load_digits()
+    pixels, labels, manifest = prepare(source="bundled-digits", size=8, channels=1, held_out=0.2)
+    unseen = np.load(tmp_path / "out/held_out.npy")
+    assert (manifest["count"], manifest["held_out"]) == (len(pixels), len(unseen)) == (1437, 360)
+    apart = np.bincount(truth.target) - np.bincount(labels)
+    np.testing.assert_allclose(apart, 0.2 * np.bincount(truth.target), atol=1)
+    every = [image.tobytes() for image in np.rint(truth.images * 255 / 16).astype(np.uint8)]
+    assert sorted(image.tobytes() for image in [*pixels, *unseen]) == sorted(every)
+    order = [every.index(image.tobytes()) for image in unseen]
+    assert order == sorted(order)
+
+
+def test_a_share_of_unlabelled_images_is_the_same_each_time(prepare, tmp_path):
+    folder = fill(tmp_path / "in")
+    first = prepare(path=folder, held_out=0.4)
+    unseen = np.load(tmp_path / "out/held_out.npy")
+    assert (len(first[0]), len(unseen)) == (5, 4)
+    np.testing.assert_array_equal(prepare(path=folder, held_out=0.4, threads=3)[0], first[0])
+    every = {image.tobytes() for image in PICTURES}
+    assert {image.tobytes() for image in [*first[0], *unseen]} == every
+
+
+def test_what_cannot_be_held_out_is_refused(refused, tmp_path):
+    folder = fill(tmp_path / "in")
+    assert "held_out to a share" in refused(path=folder, held_out="test")
+    assert "1 images can be read" in refused(path=folder, held_out=0.1)
+    whole = parquet_of(tmp_path / "in.parquet", PICTURES, [0] * 8 + [1])
+    assert f"dataset.held_out 0.4 of {whole}: The least populated class" in refused(path=whole, held_out=0.4)
+    with pytest.raises(UserError, match="bundled-digits have no test split"):
+        load.parse(changed(TINY, {"dataset.held_out": "test"}), "x.yaml")
+
+
+def test_the_count_that_is_planned_with_is_of_what_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for dataset, count in (
+        ({"dataset.held_out": 0.2}, 1437),
+        (
+            {"dataset.source": "images", "dataset.path": str(fill(tmp_path / "in")), "dataset.held_out": 0.4},
+            5,
+        ),
+    ):
+        raw = changed(TINY, {**dataset, "dataset.subset": ...})
+        assert sources.count(load.parse(raw, "x.yaml").dataset) == count
 
 
 def test_the_archive_is_fetched_once_and_checked(prepare, tiny_cifar, tmp_path, monkeypatch):
@@ -504,7 +632,7 @@ def test_a_truncated_archive_and_that_of_pickles(refused, tiny_cifar, monkeypatc
 def test_an_archive_with_a_good_checksum_and_bad_content(refused, tiny_cifar, monkeypatch):
     path, *_ = tiny_cifar
     with tarfile.open(path, "w:gz") as archive:
-        member = tarfile.TarInfo(cifar10.BATCHES[0])
+        member = tarfile.TarInfo(cifar10.BATCHES["train"][0])
         member.size = 10
         archive.addfile(member, io.BytesIO(bytes(10)))
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
@@ -514,7 +642,7 @@ def test_an_archive_with_a_good_checksum_and_bad_content(refused, tiny_cifar, mo
 def test_half_of_cifar_is_not_cifar(refused, tiny_cifar, tmp_path):
     parquet_of(tmp_path / "in.parquet", tiny_cifar[1][:10])
     message = refused(source="cifar10", path=tmp_path / "in.parquet", size=32)
-    assert "in.parquet: 10 images, but CIFAR-10's training split has 20" in message
+    assert "in.parquet: 10 images, but CIFAR-10's train split has 20" in message
 
 
 @pytest.mark.slow
@@ -568,7 +696,8 @@ from ebdiff.data.sources import write
 import yaml
 out = Path(sys.argv[1])
 experiment = load.parse(yaml.safe_load(Path(sys.argv[2]).read_text()), "x.yaml")
-write(experiment, out / "images.npy", out / "labels.npy", out / "manifest.json", threads=2)
+names = "images.npy", "labels.npy", "held_out.npy", "manifest.json"
+write(experiment, *(out / name for name in names), threads=2)
 # Not getrusage: its peak is inherited from the parent process.
 print(int(re.search("VmHWM: *\\t* *(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10)
 """

@@ -22,6 +22,7 @@ from ebdiff.nets import store
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.system.devices import device_name
 from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json
 from ebdiff.training.loop import train
 from ebdiff.training.state import State
 
@@ -125,6 +126,21 @@ def test_defaults_are_fp32_on_a_cpu_and_bf16_on_a_gpu(tiny):
     assert Runtime.of(tiny, "training", "dense", CPU).how == Execution()
     assert Runtime.of(tiny, "sampling", "0.5", torch.device("cuda")).how == GPU
     assert GPU.precision == "bf16"
+
+
+def test_ledgers_tell_a_compilation_that_failed(tiny, monkeypatch):
+    def failing(network):
+        def run(*inputs):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    runtime, network = Runtime(CPU, Execution(compile=True)), store.fresh(tiny.architecture, 0, "x").eval()
+    assert runtime.told()["compile"]
+    run, inputs = runtime.compiled(network), network.example(2)
+    assert torch.equal(run(*inputs), network(*inputs))
+    assert not runtime.told()["compile"]
 
 
 @pytest.mark.slow
@@ -292,4 +308,7 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
         vouch(e, "finetune-region", **where)
     sample.sample(e, "ta-eb", 0, CPU)
     assert asked == [("sampling", "0.3"), ("sampling", "0.8")]
+    ledger = read_json(layout.path(layout.SAMPLE_LEDGER, experiment="tiny", seed=0, run="ta-eb"))
+    precisions = {network: how["precision"] for network, how in ledger["execution"].items()}
+    assert precisions == {"0.3": "bf16", "0.8": "fp32"}
     assert yaml.safe_load("0.3") == 0.3

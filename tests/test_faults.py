@@ -375,7 +375,9 @@ def test_a_damaged_parquet_source_is_one_line(tmp_path, fault):
         "dataset.subset": ...,
     }
     experiment = load.parse(changed(TINY, changes), "tiny.yaml")
-    outputs = [tmp_path / "data" / name for name in ("images.npy", "labels.npy", "manifest.json")]
+    outputs = [
+        tmp_path / "data" / name for name in ("images.npy", "labels.npy", "held_out.npy", "manifest.json")
+    ]
     FAULTS[fault](path, path.read_bytes())
     with pytest.raises(UserError, match=r"train\.parquet") as caught:
         write(experiment, *outputs)

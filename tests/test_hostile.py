@@ -52,9 +52,11 @@ def prepare(tmp_path):
     def run(path, **dataset):
         dataset = {"name": "data", "source": "images", "path": str(path), "image_size": 8, **dataset}
         raw = changed(TINY, {"dataset": dataset})
-        paths = [tmp_path / "out" / name for name in ("images.npy", "labels.npy", "manifest.json")]
+        paths = [
+            tmp_path / "out" / name for name in ("images.npy", "labels.npy", "held_out.npy", "manifest.json")
+        ]
         sources.write(load.parse(raw, "x.yaml"), *paths)
-        return np.load(paths[0]), read_json(paths[2])
+        return np.load(paths[0]), read_json(paths[-1])
 
     return run
 

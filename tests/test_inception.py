@@ -274,9 +274,10 @@ def test_every_protocol_stands_in_the_metrics(workspace, vary, stand_in):
     assert metrics["fd"] == legacy["fd"]
     assert clean["fd"] == pytest.approx(4 * legacy["fd"], rel=1e-4)  # features twice as large
     assert metrics["images"] == 100  # 14 batches of 7 and one of 2
-    assert metrics["reference_images"] == 1797
+    assert metrics["reference_images"] == 1437
     assert not metrics["ill_conditioned"]
-    assert metrics["floor"]["fd"] < metrics["fd"] < metrics["ceiling"]["fd"]
+    assert max(metrics[key]["fd"] for key in ("floor", "at_floor")) < metrics["ceiling"]["fd"]
+    assert clean["floor"]["fd"] == pytest.approx(4 * legacy["floor"]["fd"], rel=1e-4)
     assert metrics["ceiling"]["images"] == 256
     assert not {"confident", "real_confident", "class_shares", "classifier_accuracy"} & set(metrics)
     assert {"mode", "weights_sha256", "device", "split", "versions"} <= set(legacy)
@@ -307,14 +308,18 @@ def test_the_classifier_is_asked_for_by_its_protocol_alone(vary):
     def names(protocols, **more):
         experiment = vary({"evaluation": {"protocols": protocols, **more}})
         read = Job.of(experiment, "fid", run="eb-50", seed=0).reads
-        return {path.name for path in read if "resources" in path.parts}
+        return {"/".join(path.parts[3:]) for path in read if "resources" in path.parts}
 
     both = names(["legacy_pytorch", "classifier"], reference=500)
     assert both == {
-        "manifest.json", "classifier.safetensors", "legacy_pytorch-500.npz", "legacy_pytorch-500.npy",
-        "classifier-500.npz", "classifier-500.npy",
+        "manifest.json", "classifier.safetensors",
+        "reference/legacy_pytorch-500.npz", "reference/legacy_pytorch-500.npy",
+        "reference/held_out/legacy_pytorch-500.npy",
+        "reference/classifier-500.npz", "reference/classifier-500.npy",
+        "reference/held_out/classifier-500.npy",
     }  # fmt: skip
-    assert names(["clean"]) == {"manifest.json", "clean-all.npz", "clean-all.npy"}
+    clean = {f"reference/{name}" for name in ("clean-all.npz", "clean-all.npy", "held_out/clean-all.npy")}
+    assert names(["clean"]) == {"manifest.json", *clean}
 
 
 @pytest.mark.slow

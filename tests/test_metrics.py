@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from conftest import vouch
 
+from ebdiff.data import sources
 from ebdiff.experiment import layout
-from ebdiff.metrics import classifier, evaluate
+from ebdiff.metrics import classifier, distances, evaluate
 from ebdiff.metrics.distances import Gaussian, frechet_distance, kernel_distance, precision_recall, within
 from ebdiff.metrics.features import scratch
 from ebdiff.system import files
+from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 
 
@@ -250,7 +252,7 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     evaluate.reference_stats(tiny, "classifier")
     rng = np.random.default_rng(0)
     samples = {
-        "unpruned": images[rng.permutation(1797)[:400]],
+        "unpruned": images[rng.permutation(1437)[:400]],
         "eb-50": rng.integers(0, 256, (300, 8, 8, 1), np.uint8),
         "ta-eb": images[np.flatnonzero(np.load("resources/data/digits/labels.npy") == 3)],
     }
@@ -261,7 +263,7 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
         stored = files.read_json(layout.path(layout.METRICS, experiment="tiny", seed=0, run=run))
         assert stored == found[run]
     real, noise, threes = found["unpruned"], found["eb-50"], found["ta-eb"]
-    assert (real["images"], noise["images"], real["reference_images"]) == (400, 300, 1797)
+    assert (real["images"], noise["images"], real["reference_images"]) == (400, 300, 1437)
     assert real["distance_name"] == "classifier Fréchet distance"
     assert 0 < real["floor"]["fd"] < 0.1 * real["ceiling"]["fd"]
     assert real["fd"] < 0.1 * real["ceiling"]["fd"]
@@ -278,7 +280,79 @@ def test_an_evaluation_stands_between_floor_and_ceiling(pixels, workspace, tiny)
     assert entry["precision"] is entry["recall"] is None
     assert len(entry["weights_sha256"]) == 64
     assert entry["versions"]["torch"]
-    assert real["floor"]["images"] == 1797 // 2
+    assert real["floor"]["images"] == 360
+    assert real["memorisation"]["nearer"] > 0.9 > 0.1 > noise["memorisation"]["nearer"]  # copies, and noise
+
+
+@pytest.fixture
+def split(workspace, vary):
+    """Digits of which 360 are held out, with a classifier and reference statistics."""
+    experiment = vary({})
+    folder = workspace / "resources/data/digits"
+    images, unseen = np.load(folder / "images.npy"), np.load(folder / "held_out.npy")
+    put_classifier(experiment, images[:300], np.load(folder / "labels.npy")[:300])
+    evaluate.reference_stats(experiment, "classifier")
+    return experiment, images, unseen
+
+
+def plain_fd(x, y):
+    """The Fréchet distance of two sets of rows, by the eigenvalues of the product of their covariances."""
+    (m, c), (n, d) = ((a.mean(0), np.cov(a.T)) for a in (x.astype(float), y.astype(float)))
+    roots = np.sqrt(np.linalg.eigvals(c @ d).real.clip(0))
+    return np.square(m - n).sum() + np.trace(c + d) - 2 * roots.sum()
+
+
+@pytest.mark.parametrize("count", [200, 500])
+def test_floor_and_samples_are_compared_with_equally_many_images(split, monkeypatch, count):
+    monkeypatch.setattr(classifier, "EPOCHS", 6)
+    experiment, images, unseen = split
+    samples = np.random.default_rng(1).permutation(images)[:count]
+    put_samples(experiment, "eb-50", samples)
+    found = evaluate.evaluate(experiment, "eb-50", 0)
+    network, _ = classifier.load_classifier(layout.path(layout.CLASSIFIER, dataset="digits"))
+    n = min(count, 360)
+    seen = network.extract(images[np.sort(generator(0, "reference/floor").permutation(1437)[:n])])
+    held = network.extract(unseen[np.sort(generator(0, "reference/floor").permutation(360)[:n])])
+    assert found["floor"] | {"fd": 0, "kid": 0} == {"fd": 0, "kid": 0, "images": n, "held_out": True}
+    assert found["floor"]["fd"] == pytest.approx(plain_fd(held, seen), rel=1e-3)
+    assert found["at_floor"]["fd"] == pytest.approx(plain_fd(network.extract(samples)[:n], seen), rel=1e-3)
+    assert found["at_floor"]["images"] == n
+    assert found["fd"] == pytest.approx(plain_fd(network.extract(samples), network.extract(images)), rel=1e-3)
+
+
+def test_without_held_out_images_the_floor_is_between_two_halves(workspace, vary, monkeypatch):
+    monkeypatch.setattr(classifier, "EPOCHS", 6)
+    tiny = vary({"dataset.held_out": 0})
+    sources.prepare(tiny)
+    images = np.load("resources/data/digits/images.npy")
+    pixels = images[:300], np.load("resources/data/digits/labels.npy")[:300]
+    put_classifier(tiny, *pixels)
+    evaluate.reference_stats(tiny, "classifier")
+    put_samples(tiny, "eb-50", images)
+    found = evaluate.evaluate(tiny, "eb-50", 0)
+    assert (found["floor"]["images"], found["floor"]["held_out"]) == (898, False)
+    assert found["memorisation"] is None
+    assert 0 < found["floor"]["fd"] < 0.1 * found["ceiling"]["fd"]
+
+
+def test_copies_of_training_images_are_told_from_new_ones(split):
+    experiment, images, unseen = split
+    rng = np.random.default_rng(2)
+    near = {}
+    for run, drawn in (("eb-50", rng.permutation(images)[:400]), ("ta-eb", rng.permutation(unseen))):
+        put_samples(experiment, run, drawn)
+        near[run] = evaluate.evaluate(experiment, run, 0)["memorisation"]
+    assert (near["eb-50"]["nearest"], near["eb-50"]["nearer"]) == (pytest.approx(0, abs=1e-4), 1)
+    assert near["ta-eb"]["nearest"] == pytest.approx(near["ta-eb"]["held_out_nearest"])
+    assert near["ta-eb"]["nearer"] == pytest.approx(0.05, abs=1 / 360)
+    assert near["eb-50"]["images"] == near["ta-eb"]["images"] == 360
+
+
+def test_the_nearest_row_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((7, 4)), rng.standard_normal((9, 4))
+    plain = [min(np.sqrt(((a - b) ** 2).sum()) for b in y) for a in x]
+    np.testing.assert_allclose(distances.nearest(x, y), plain)
 
 
 def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace, vary, monkeypatch):

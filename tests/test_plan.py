@@ -91,6 +91,7 @@ def test_seconds_and_bytes_of_every_job_by_hand(vary):
         "reference-stats.classifier.all": (3, 0), "tabulate": (0.5 + 10, 0), "report": (0.5, 0),
         "train-dense.full": (3 + 60 * 2, 1000 * state + 6 * 2 * 4 * 1000),  # at most a snapshot a ticket
         f"prune-per-epoch.{masks}.ema": (0.5, 0), f"prune-per-epoch.{masks}.raw": (0.5, 0),
+        "prune-per-epoch.final.magnitude.ema": (3, 0),
         f"hamming-matrix.{masks}.ema": (0.5, 0), f"hamming-matrix.{masks}.raw": (0.5, 0),
         f"select-eb-epoch.{masks}.ema.0.3": (3, 4 * 600), f"select-eb-epoch.{masks}.ema.0.5": (3, 4 * 300),
         f"select-eb-epoch.{masks}.ema.0.8": (3, 4 * 100),
@@ -116,6 +117,13 @@ def test_gradient_masks_inception_and_several_gpus(vary):
     taylor = {"searches.full.criteria": ["magnitude", "taylor"], "runs.eb-50.criterion": "taylor"}
     # 6 intervals of 10 timesteps (stride 100) on 32 images, twice a batch of 16.
     assert tasks(vary(taylor))["prune-per-epoch.full.taylor.ema"].seconds == 3 + 60 * 2 * 2
+    # They are part of its search: 60 steps and as long as 120.
+    like = {"title": "L", "method": "control", "init": "fresh", "rate": 0.5, "iterations": "like-eb-50"}
+    found = forecast(vary({**taylor, "runs.like": like}))
+    eb, alike = (found.run(name, []) for name in ("eb-50", "like"))
+    assert eb["as_paper"] == pytest.approx(80 / (40 * 0.4))
+    assert eb["with_search"] == eb["device_time"] == pytest.approx(80 / (40 * 0.4 + 60 + 120))
+    assert alike["steps"] == [round((40 * 0.4 + 60 + 120) / 0.4)]
     clean = vary({"evaluation": {"protocols": ["clean", "legacy_pytorch"], "reference": 100}})
     assert tasks(clean)["fid.eb-50"].seconds == pytest.approx(3 + 2 * 23 * 0.2)
     on_gpu = tasks(clean, device=torch.device("cuda"))["reference-stats.clean.100"]
@@ -205,7 +213,10 @@ def test_images_are_counted_straight_after_init_or_asked_for(vary, alone):
     starter.init("mine", str(fill(alone / "photos", 12)), 16, force=False)
     assert run("plan", "mine", "--step-ms", "5") == 0
     assert json.loads((alone / "results/mine/plan.json").read_text())["images"] == 12
-    cifar, images = vary({"dataset.source": "cifar10"}), {"dataset.source": "images"}
+    cifar, images = (
+        vary({"dataset.source": "cifar10", "dataset.held_out": "test"}),
+        {"dataset.source": "images"},
+    )
     assert plan.make(cifar, CPU, 1, 5.0, None)["images"] == 50_000  # nothing is fetched
     hub, nowhere = vary({**images, "dataset.hub": "some/thing"}), vary({**images, "dataset.path": "nowhere"})
     for e in (hub, nowhere):

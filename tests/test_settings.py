@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, changed, vouch, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
-from ebdiff.experiment import layout, load, records
+from ebdiff.experiment import layout, load, records, stages
 from ebdiff.experiment.jobs import Job, maker
 from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Records
@@ -100,6 +100,16 @@ def test_settings_follow_every_stage_before_and_no_other(tiny):
             path = layout.path(template, **WHERE)
             same = settings(tiny, path) == settings(other, path)
             assert same == (i < after.index(first)), (key, template)
+
+
+def test_masks_and_tickets_depend_on_the_walk_and_searches_too(tiny, monkeypatch):
+    """Masks stop a search. Files and kept states from before the present walk are of other settings."""
+    verbs = ("prepare-data", "measure-cost", "train-dense", "prune-per-epoch", "select-eb-epoch")
+    digests = []
+    for walk in (stages.WALK, "another"):
+        monkeypatch.setattr(stages, "WALK", walk)
+        digests.append([Job.of(verb=verb, **{**WHERE, "experiment": tiny}).digest for verb in verbs])
+    assert [a == b for a, b in zip(*digests, strict=True)] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ebdiff.data.dataset import Images, open_pixels
+from ebdiff.data.sources import prepare
 from ebdiff.experiment.records import Work
 from ebdiff.nets import store
 from ebdiff.pruning.graph import trace
@@ -304,9 +305,10 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
 # --- the data ---------------------------------------------------------------------------------------------
 
 
-def test_prepared_digits_are_those_of_scikit_learn(workspace):
+def test_prepared_digits_are_those_of_scikit_learn(workspace, vary):
     from sklearn.datasets import load_digits
 
+    prepare(vary({"dataset.held_out": 0}))
     pixels = open_pixels("digits")
     truth = load_digits()
     np.testing.assert_allclose(pixels[..., 0], truth.images * 255 / 16, atol=0.5)

@@ -8,13 +8,15 @@ import torch
 from ebdiff.data.dataset import open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic
-from ebdiff.experiment import layout, places
+from ebdiff.experiment import layout, load, places
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector, select_random
 from ebdiff.pruning.surgery import cut
+from ebdiff.report.facts import RunFacts
+from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError
 from ebdiff.tickets import stages
 from ebdiff.tickets.history import (
@@ -170,12 +172,14 @@ def test_distances_of_a_history_match_the_unpacked_masks(history):
     np.testing.assert_allclose(history.to_initial(0.5), (masks != initial).mean(axis=1))
 
 
-def test_a_history_of_another_network_is_refused(tmp_path, vary, history):
+def test_a_history_of_another_network_or_order_is_refused(tmp_path, vary, history):
     path = tmp_path / "m.npz"
     save_histories(path, {"ema": history})
     for change in ({"network.width": 16}, {"network.blocks": 2}, {"network.middle_attention": False}):
         with pytest.raises(UserError, match=r"m\.npz: masks of another network"):
             load_history(path, "ema", trace(vary(change).architecture))
+    with pytest.raises(UserError, match=r"m\.npz: .* in another order"):
+        load_history(path, "ema", trace(vary({}).architecture)[::-1])
 
 
 def test_missing_weights_and_missing_files_are_named(tmp_path, tiny, history):
@@ -288,3 +292,20 @@ def test_a_random_ticket_is_cut_at_the_magnitude_tickets_interval(workspace, tin
         store.load(layout.path(layout.TICKET, criterion=c, **parts))[0] for c in ("magnitude", "random")
     )
     assert any(not torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+@pytest.mark.slow
+def test_a_ticket_is_as_far_from_the_finished_network_as_their_masks_differ(made, monkeypatch):
+    """On real trainings; the masks are read as plain bits."""
+    monkeypatch.chdir(made)
+    facts = RunFacts(Results(load.load("tiny")), "eb-50")
+
+    def bits(search, interval):
+        where = dict(experiment="tiny", seed=0, search=search, criterion="magnitude", weights="ema")
+        with np.load(layout.path(layout.MASKS, **where)) as file:
+            rate = file["ema.rates"].tolist().index(0.5)
+            return np.unpackbits(file["ema.masks"][interval, rate], count=file["ema.widths"].sum())
+
+    (story,) = facts.tickets
+    differing = np.count_nonzero(bits("full", story["interval"]) != bits("final", 0))
+    assert differing > 0 and facts.to_final == (differing / len(bits("final", 0)),)

@@ -228,6 +228,9 @@ def test_an_interrupted_search_ends_as_an_undisturbed_one(workspace, vary, monke
     assert f"going on from step {at}" in capsys.readouterr().out
     ledger = json.loads(layout.path(layout.DENSE_LEDGER, **DENSE).read_text())
     assert len(ledger["processes"]) == 2
+    for process in ledger["processes"]:  # each may run elsewhere and otherwise
+        assert process["device"] == ledger["device"]
+        assert process["execution"] == Runtime.of(tiny, "training", "dense", torch.device("cpu")).told()
     stats = layout.path(layout.DENSE_STATS, **DENSE).read_text().splitlines()
     steps = [json.loads(line)["step"] for line in stats]
     assert steps == sorted(set(steps))

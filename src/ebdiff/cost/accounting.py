@@ -7,17 +7,18 @@ network pruned at rate r divided by the dense one's, and D the steps of the unpr
     scratch, finetune       S = D / (D + I c)              (the dense network comes first)
     TA-EB                   S = D / max_k(I_k c_k)         (experts trained side by side)
 
-With search, each expert waits for its own search, and searches run side by side too; by device time
-everything is summed.
+With search, each expert waits for its own search and, where its criterion needs gradients, for their
+masks; searches run side by side too. By device time everything is summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebdiff.experiment.schema import AFTER_DENSE, FINAL, Span
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Span
 
 # A ticket at least this share of chance away from the initial mask was learned, not averaged into.
 LEARNED = 0.8
@@ -47,12 +48,12 @@ class TrainedExpert:
     Attributes:
         iterations: optimiser steps.
         step_time: time per step relative to the dense network's (c), dense = 1.
-        waited: dense steps of its search, before which it can't begin.
+        waited: dense steps that its search and masks took, before which it can't begin.
     """
 
     iterations: int
     step_time: float
-    waited: int = 0
+    waited: float = 0
 
     @property
     def cost(self) -> float:
@@ -70,7 +71,7 @@ class Speedups:
 
 
 def speedups(
-    method: str, dense_iterations: int, experts: Sequence[TrainedExpert], search_steps: int
+    method: str, dense_iterations: int, experts: Sequence[TrainedExpert], search_steps: float
 ) -> Speedups:
     """Speed-ups of a run over the unpruned one.
 
@@ -78,7 +79,7 @@ def speedups(
         method: the run's method; `scratch` and `finetune` are charged the dense training.
         dense_iterations: D, steps of the unpruned run.
         experts: the run's experts.
-        search_steps: dense steps of all its searches together.
+        search_steps: dense steps that all its searches and masks took together.
     """
     before = dense_iterations if method in AFTER_DENSE else 0
     return Speedups(
@@ -88,12 +89,12 @@ def speedups(
     )
 
 
-def like_iterations(experts: Sequence[TrainedExpert], search_steps: int, step_time: float) -> int:
+def like_iterations(experts: Sequence[TrainedExpert], search_steps: float, step_time: float) -> int:
     """Steps of a network that cost the same device time as a run, its search included.
 
     Args:
         experts: the run to be like.
-        search_steps: dense steps of that run's searches.
+        search_steps: dense steps that that run's searches and masks took.
         step_time: relative step time of the network to be trained (dense = 1).
     """
     return max(1, round((sum(e.cost for e in experts) + search_steps) / step_time))
@@ -113,3 +114,28 @@ def search_steps(stories: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         if story["search"] != FINAL:
             charged[story["search"]] = max(charged.get(story["search"], 0), story["step"])
     return charged
+
+
+def mask_seconds(
+    experiment: Experiment, stories: Iterable[Mapping[str, Any]], ledger: Callable[..., Mapping[str, Any]]
+) -> dict[tuple[str, str, str], float]:
+    """Seconds charged to the masks of gradient criteria, by search, criterion and weights.
+
+    As a search is, they are charged once, up to the last of the given tickets' own intervals: a proportional
+    share of what all intervals took. Magnitude masks are taken while training, within its time.
+
+    Args:
+        experiment: whose rates masks were taken at.
+        stories: ticket stories with `search`, `criterion`, `weights` and `interval` (0-based).
+        ledger: (search, criterion, weights) -> `seconds` and number of `masks`, over all intervals and rates.
+    """
+    intervals: dict[tuple[str, str, str], int] = {}
+    for story in stories:
+        if story["criterion"] in GRADIENT:
+            ticket = story["search"], story["criterion"], story["weights"]
+            intervals[ticket] = max(intervals.get(ticket, 0), story["interval"] + 1)
+    seconds = {}
+    for ticket, n in intervals.items():
+        spent, rates = ledger(*ticket), len(experiment.rates_of(ticket[0]))
+        seconds[ticket] = spent["seconds"] * n * rates / spent["masks"]
+    return seconds

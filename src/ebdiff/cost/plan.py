@@ -30,6 +30,7 @@ from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs, maker
+from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.experiment.stages import taken_while_training
 from ebdiff.metrics import classifier, inception
 from ebdiff.nets.execution import Runtime
@@ -105,6 +106,24 @@ class Forecast:
             told.append({"search": x.search, "step": step})
         return told
 
+    def mask_seconds(self, search: str) -> float:
+        """A gradient criterion's masks of a search to its horizon: a backward pass at every timestep."""
+        e = self.experiment
+        intervals = 1 if search == FINAL else e.searches[search].horizon
+        passes = intervals * e.diffusion.timesteps / e.pruning.stride
+        return (
+            passes
+            * min(e.pruning.images, self.count)
+            / e.training.batch
+            * self.networks["dense"]["step_ms"]
+            / 1e3
+        )
+
+    def masked(self, run: str) -> dict[tuple[str, str, str], float]:
+        """Seconds of the masks of a run's tickets, by search, criterion and weights."""
+        ranked = [x for x in self.experiment.runs[run].experts if x.needs_ticket and x.criterion in GRADIENT]
+        return {(x.search, x.criterion, x.weights): self.mask_seconds(x.search) for x in ranked}
+
     def end(self, where: Mapping[str, str]) -> int:
         """The step at which a search or an expert's milestone ends, at most."""
         if "milestone" not in where:
@@ -112,7 +131,8 @@ class Forecast:
         if not where["milestone"].startswith("like-"):
             return int(where["milestone"])
         e, run = self.experiment, where["milestone"].removeprefix("like-")
-        return like_steps(e, e.experts()[where["expert"]], e.runs[run], self.networks, self.stories(run))
+        expert, masks = e.experts()[where["expert"]], sum(self.masked(run).values())
+        return like_steps(e, expert, e.runs[run], self.networks, self.stories(run), masks)
 
     def steps(self, job: Job) -> int:
         """The steps of an expert's training from the furthest of the states that it may go on from."""
@@ -154,9 +174,8 @@ class Forecast:
                 kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)
                 kept = min(kept, search.horizon) + len(search.tickets_at)
                 return self.end(where) * step["dense"], (STATE + 8 * kept) * dense
-            case "prune-per-epoch" if where["criterion"] != "magnitude":  # a backward pass at every timestep
-                passes = (search.horizon if search else 1) * e.diffusion.timesteps / e.pruning.stride
-                return passes * min(e.pruning.images, self.count) / e.training.batch * step["dense"], 0
+            case "prune-per-epoch" if where["criterion"] != "magnitude":
+                return self.mask_seconds(where["search"]), 0
             case "select-eb-epoch":
                 return 0, 4 * networks[str(layout.asked(where["rate"])[0])]["params"]
             case "finetune-region":
@@ -182,11 +201,14 @@ class Forecast:
                 wanted |= task.needs
                 seconds += task.seconds * task.devices if "seed" in task.job.where else 0
         searched, dense = search_steps(self.stories(name)), self.networks["dense"]["step_ms"]
+        masked = {ticket: 1e3 * s / dense for ticket, s in self.masked(name).items()}
         for x in e.runs[name].experts:
             steps = self.end({"expert": x.key, "milestone": str(x.iterations)})
-            waited = searched.get(x.search, 0) if x.needs_ticket else 0
-            costs.append(TrainedExpert(steps, self.networks[x.network]["step_ms"] / dense, waited))
-        found = speedups(e.runs[name].method, e.dense.iterations, costs, sum(searched.values()))
+            waited = searched.get(x.search, 0) + masked.get((x.search, x.criterion, x.weights), 0)
+            step = self.networks[x.network]["step_ms"] / dense
+            costs.append(TrainedExpert(steps, step, waited if x.needs_ticket else 0))
+        before = sum(searched.values()) + sum(masked.values())
+        found = speedups(e.runs[name].method, e.dense.iterations, costs, before)
         ends = [cost.iterations for cost in costs]
         return {"seeds": len(e.seeds_of(name)), "steps": ends, "device_seconds": seconds, **asdict(found)}
 

@@ -198,20 +198,28 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def open_path(path: Path) -> Collection:
+def open_path(path: Path, split: str = "train") -> Collection:
     """Whatever images are at a path: a folder of images, a zip, a parquet file or a folder of them.
 
-    Of a folder of parquet files those are taken whose name begins with `train`, or all if none does.
+    Of a folder of parquet files those are taken whose name begins with the split's; for `train` all if
+    none does. Nothing else has a test split.
 
     Raises:
-        UserError: nothing there, or nothing of these kinds.
+        UserError: nothing there, nothing of these kinds, or no test split.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
     if path.is_dir():
         images = folder(path)
         if images.count == 0 and (tables := sorted(path.rglob("*.parquet"))):
-            return parquet([p for p in tables if p.name.startswith("train")] or tables)
+            named = [p for p in tables if p.name.startswith(split)]
+            if named or split == "train":
+                return parquet(named or tables)
+    if split != "train":
+        raise UserError(
+            f"{path}: holds no parquet files named {split}*; set dataset.held_out to a share, such as 0.1"
+        )
+    if path.is_dir():
         return images
     if path.suffix.lower() == ".parquet":
         return parquet([path])
@@ -222,8 +230,8 @@ def open_path(path: Path) -> Collection:
     )
 
 
-def from_hub(name: str) -> Collection:
-    """The `train` split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
+def from_hub(name: str, split: str = "train") -> Collection:
+    """A split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
 
     Raises:
         UserError: the library is missing, the dataset can't be had, or it has no images.
@@ -236,7 +244,7 @@ def from_hub(name: str) -> Collection:
             "or set dataset.path to a local copy"
         ) from None
     try:
-        rows = datasets.load_dataset(name, split="train")
+        rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"dataset.hub {name}: can't be had ({_line(error)}); check name and network, "

@@ -1,4 +1,4 @@
-"""CIFAR-10's training split: the official binary archive, or parquet files.
+"""CIFAR-10's training and test split: the official binary archive, or parquet files.
 
 The archive's python version holds pickles and is refused.
 """
@@ -26,8 +26,11 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 PYTHON_MD5 = "c58f30108f718f92721af3b95e74349a"  # cifar-10-python.tar.gz
-BATCHES = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
-COUNT = 50_000
+BATCHES = {
+    "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
+    "test": ["cifar-10-batches-bin/test_batch.bin"],
+}
+COUNT = {"train": 50_000, "test": 10_000}
 STORY = {
     "title": "CIFAR-10, training split",
     "origin": "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
@@ -80,8 +83,8 @@ def download(target: Path) -> None:
             raise UserError(f"{URL}: wrong checksum: md5 {found}, expected {MD5}; try again")
 
 
-def binary(path: Path) -> Collection:
-    """The archive's training batches: 10,000 records each of a label byte and 3 x 32 x 32 bytes.
+def binary(path: Path, split: str = "train") -> Collection:
+    """The archive's batches of a split: 10,000 records each of a label byte and 3 x 32 x 32 bytes.
 
     Raises:
         UserError: wrong checksum, or not such an archive.
@@ -91,7 +94,7 @@ def binary(path: Path) -> Collection:
     def items() -> Iterator[Item]:
         try:
             with tarfile.open(path, "r:gz") as archive:
-                for name in BATCHES:
+                for name in BATCHES[split]:
                     data = np.frombuffer(archive.extractfile(name).read(), np.uint8).reshape(-1, 1 + 3072)
                     images = data[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
                     for i, (image, label) in enumerate(zip(images, data[:, 0], strict=True)):
@@ -99,11 +102,11 @@ def binary(path: Path) -> Collection:
         except (tarfile.TarError, KeyError, ValueError, OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: not the archive of {URL} ({error}); delete it and take that") from None
 
-    return Collection(str(path), COUNT, items, STORY)
+    return Collection(str(path), COUNT[split], items, STORY)
 
 
-def cifar10(path: Path | None) -> Collection:
-    """The 50,000 training images, from a local copy or the network.
+def cifar10(path: Path | None, split: str = "train") -> Collection:
+    """The 50,000 training or 10,000 test images, from a local copy or the network.
 
     Raises:
         UserError: the copy is damaged or not CIFAR-10; without a copy, no network.
@@ -112,10 +115,11 @@ def cifar10(path: Path | None) -> Collection:
         path = layout.path(layout.DOWNLOAD, file=ARCHIVE)
         download(path)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
-        return binary(path)
-    found = open_path(path)
-    if found.count != COUNT:
+        return binary(path, split)
+    found = open_path(path, split)
+    if found.count != COUNT[split]:
         raise UserError(
-            f"{path}: {found.count:,} images, but CIFAR-10's training split has {COUNT:,}; give all of it"
+            f"{path}: {found.count:,} images, but CIFAR-10's {split} split has {COUNT[split]:,}; "
+            "give all of it"
         )
     return Collection(found.where, found.count, found.items, STORY)

@@ -182,6 +182,15 @@ def open_pixels(dataset: str) -> np.ndarray:
     return load_memmap(layout.path(layout.IMAGES, dataset=dataset))
 
 
+def open_held_out(dataset: str) -> np.ndarray:
+    """The images that no training sees, uint8 (M, H, W, C), memory-mapped; M = 0 where there are none.
+
+    Raises:
+        Missing, Unusable: as `open_pixels`.
+    """
+    return load_memmap(layout.path(layout.HELD_OUT, dataset=dataset))
+
+
 def open_labels(dataset: str) -> np.ndarray:
     """All labels of `resources/data/{dataset}`, int64 (N,), or (0,) where there are none.
 

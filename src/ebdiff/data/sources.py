@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -59,8 +60,8 @@ def bundled_digits() -> Collection:
     return Collection("bundled digits", len(images), items, story)
 
 
-def find(dataset: ImagesConfig) -> Collection:
-    """The images that `dataset` names, not yet read.
+def find(dataset: ImagesConfig, split: str = "train") -> Collection:
+    """The images that `dataset` names, not yet read; `split` test: of its source's test split.
 
     Raises:
         UserError: they can't be found, or there are too few.
@@ -69,11 +70,11 @@ def find(dataset: ImagesConfig) -> Collection:
     if dataset.source == "bundled-digits":
         return bundled_digits()
     if dataset.source == "cifar10":
-        return cifar10.cifar10(path)
+        return cifar10.cifar10(path, split)
     if path is not None:
-        found = archives.open_path(path)
+        found = archives.open_path(path, split)
     elif dataset.hub:
-        found = archives.from_hub(dataset.hub)
+        found = archives.from_hub(dataset.hub, split)
     else:
         raise UserError(f"dataset {dataset.name}: set dataset.path (folder, zip or parquet) or dataset.hub")
     if found.count < FEWEST:
@@ -84,8 +85,46 @@ def find(dataset: ImagesConfig) -> Collection:
     return found
 
 
+def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
+    """The images to train on, and those held out: the source's test split, or a share of each class.
+
+    Which ones is a function of their number, labels and the share alone.
+
+    Raises:
+        UserError: as `find`; or a class has too few images to be divided.
+    """
+    found = find(dataset)
+    if dataset.held_out == "test":
+        return found, find(dataset, "test")
+    if not dataset.held_out:
+        return found, _some(found, np.zeros(0, np.int64))
+    labels = [item.label for item in found.items()]
+    try:
+        from sklearn.model_selection import train_test_split
+
+        kept, out = train_test_split(
+            np.arange(len(labels)),
+            test_size=dataset.held_out,
+            stratify=None if None in labels else labels,
+            random_state=0,
+        )
+    except ValueError as error:
+        raise UserError(f"dataset.held_out {dataset.held_out:g} of {found.where}: {error}") from None
+    return _some(found, kept), _some(found, out)
+
+
+def _some(found: Collection, rows: np.ndarray) -> Collection:
+    """Those images of a collection, in its order."""
+    chosen = frozenset(rows.tolist())
+
+    def items() -> Iterator[Item]:
+        return (item for i, item in enumerate(found.items()) if i in chosen)
+
+    return replace(found, count=len(chosen), items=items if chosen else lambda: iter(()))
+
+
 def count(dataset: DatasetConfig) -> int:
-    """How many items `dataset` names: by its manifest where it is prepared, else at most, by its source.
+    """How many items there are to train on: by the manifest, else at most, by the source.
 
     Raises:
         UserError: they aren't here, and how many there are isn't known.
@@ -98,7 +137,8 @@ def count(dataset: DatasetConfig) -> int:
     try:
         if not (isinstance(dataset, ImagesConfig) and dataset.path):
             raise UserError(f"dataset {dataset.name}: isn't here yet")
-        return find(dataset).count
+        found = find(dataset).count
+        return found - dataset.kept_out(found)
     except UserError as error:
         raise UserError(f"{error}; or say how many images there are, with --images") from None
 
@@ -116,11 +156,11 @@ def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _decoded(item: Item, size: int, channels: int, crop: str) -> tuple[Item, np.ndarray | Broken]:
+def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, np.ndarray | Broken, bool]:
     try:
-        return item, pixels(item, size, channels, crop)
+        return item, *pixels(item, dataset.image_size, dataset.channels, dataset.crop, dataset.resize)
     except Broken as error:
-        return item, error
+        return item, error, False
 
 
 def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
@@ -129,31 +169,38 @@ def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_images(found: Collection, file: BinaryIO, experiment: Experiment, threads: int) -> tuple[list, int]:
+def write_images(
+    found: Collection, file: BinaryIO, experiment: Experiment, threads: int
+) -> tuple[list, int, bool]:
     """Decode a collection into an npy file of uint8 (count, size, size, channels).
 
     Writing goes through the file, not a memory map, whose touched pages would count as memory.
 
     Returns:
-        the labels (None where an image has none) of the images written, and how many were skipped.
+        the labels (None where an image has none) of the images written, how many were skipped, and whether
+        any was resized.
 
     Raises:
         UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
     """
     dataset = experiment.dataset
-    decode = partial(_decoded, size=dataset.image_size, channels=dataset.channels, crop=dataset.crop)
+    decode = partial(_decoded, dataset=dataset)
     _write_header(file, found.count, dataset.image_size, dataset.channels)
     labels: list[int | None] = []
     broken: list[str] = []
+    resized = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
-        bar = progress(in_order(decode, found.items(), threads), total=found.count, desc="images")
-        for item, result in bar:
+        decoded = in_order(decode, found.items(), threads)
+        for item, result, scaled in (
+            progress(decoded, total=found.count, desc="images") if found.count else ()
+        ):
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
                 file.write(result.data)
                 labels.append(item.label)
+                resized |= scaled
     if broken:
         if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
             print(*(f"broken image {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
@@ -163,11 +210,11 @@ def write_images(found: Collection, file: BinaryIO, experiment: Experiment, thre
                 f"broken images: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
                 "or set dataset.broken to skip"
             )
-    if len(labels) < FEWEST:
+    if found.count and len(labels) < FEWEST:
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
     _write_header(file, len(labels), dataset.image_size, dataset.channels)
-    return labels, len(broken)
+    return labels, len(broken), resized
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -201,18 +248,24 @@ def prepare(experiment: Experiment, threads: int = 1) -> dict:
     return entry
 
 
-def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, threads: int = 1) -> dict:
-    """Images as uint8 (N, H, W, C), their labels as int64 (N,), or (0,) without, and last the manifest."""
+def write(
+    experiment: Experiment, images: Path, labels: Path, held_out: Path, manifest: Path, threads: int = 1
+) -> dict:
+    """Images as uint8 (N, H, W, C), their labels as int64 (N,), or (0,) without, images held out of
+    training as uint8 (M, H, W, C), and last the manifest.
+    """  # fmt: skip
     dataset = experiment.dataset
     if dataset.channels not in (1, 3):
         raise UserError(f"dataset.channels is {dataset.channels}; images have 1 (grey) or 3 (RGB)")
-    found = find(dataset)
+    found, kept_out = divided(dataset)
     images.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(images)  # they take room
-    _check_room(images.parent, found.count * dataset.image_size**2 * dataset.channels)
-    with replacing(images) as temporary:
-        with temporary.open("wb") as file:
-            classes, skipped = write_images(found, file, experiment, threads)
+    for path in (images, held_out):
+        remove_leftovers(path)  # they take room
+    _check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
+    with replacing(images) as temporary, replacing(held_out) as apart:
+        with temporary.open("wb") as file, apart.open("wb") as other:
+            classes, skipped, resized = write_images(found, file, experiment, threads)
+            unseen, skipped_too, resized_too = write_images(kept_out, other, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
@@ -221,8 +274,10 @@ def write(experiment: Experiment, images: Path, labels: Path, manifest: Path, th
         "source": dataset.source,
         **{"title": dataset.name, "origin": found.where, "licence": "not stated", **found.story},
         "count": len(classes),
-        "skipped": skipped,
+        "held_out": len(unseen),
+        "skipped": skipped + skipped_too,
         "shape": [dataset.image_size, dataset.image_size, dataset.channels],
+        **({"resize": dataset.resize} if resized or resized_too else {}),
         "classes": max(classes) + 1 if labelled else 0,
     }
     write_json(manifest, entry)

@@ -80,13 +80,12 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     """
     work = Work(experiment, "sample", seed=seed, run=run)
     output, experts = work.path(layout.SAMPLES), experiment.runs[run].experts
-    networks, execution = [], {}
+    networks, runtimes = [], {}
     for expert in experts:
         path = work.path(layout.MILESTONE, expert=expert.key, milestone=expert.iterations)
         tensors, architecture, _ = store.load(path, "ema.")
-        runtime = Runtime.of(experiment, "sampling", expert.network, device)
-        execution[expert.network] = runtime.how.model_dump()
-        networks.append(runtime.denoiser(store.build(architecture, tensors)))
+        runtimes[expert.network] = Runtime.of(experiment, "sampling", expert.network, device)
+        networks.append(runtimes[expert.network].denoiser(store.build(architecture, tensors)))
     router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
     dataset = open_dataset(experiment) if experiment.dataset.items.conditional else None
 
@@ -138,7 +137,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
             evaluations=len(visited(experiment.diffusion, experiment.sampling)),
-            execution=execution,
+            execution={network: runtime.told() for network, runtime in runtimes.items()},
             **kept,
         )
         write_json(work.path(layout.SAMPLE_LEDGER), entry)

@@ -33,6 +33,7 @@ from ebdiff.experiment.schema import (
     Distinct,
     Evaluation,
     Name,
+    PrimaryClaims,
     Pruning,
     Published,
     Sampling,
@@ -73,6 +74,11 @@ class Experiment(Strict):
     seeds: Distinct[Seed] = (0,)
     runs: dict[Name, Run] = Field(min_length=1)
     tables: dict[Table, Distinct[Name]] = Field({}, description="Rows of each table, in order.")
+    claims: PrimaryClaims = Field(
+        (),
+        description="The primary claims, at most four: Holm's correction holds over them, all others are "
+        "exploratory. Those of a base go with the runs that are removed.",
+    )
 
     @field_validator("dataset", "codec", "network", mode="before")
     @classmethod
@@ -133,6 +139,12 @@ class Experiment(Strict):
             for name in names:
                 if name not in self.runs:
                     raise ValueError(f"tables.{table}: {unknown(name, self.runs)}")
+        for i, claim in enumerate(self.claims):
+            for key, name in (("run", claim.run), ("against", claim.against)):
+                if name not in self.runs:
+                    raise ValueError(f"claims[{i}].{key}: {unknown(name, self.runs)}")
+            if claim.run == claim.against:
+                raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
 
     def _check_span(self, where: str, span: Span) -> None:
@@ -270,10 +282,14 @@ class Experiment(Strict):
         return self.runs[run].seeds or self.seeds
 
     def rates_of(self, search: str) -> list[float]:
-        """The rates at which a search takes masks; for `final`, those that some run asks of it."""
+        """The rates at which a search takes masks.
+
+        For `final` those of tickets cut from it, and of tickets that its own mask stands beside.
+        """
         if search != FINAL:
             return list(self.searches[search].rates)
-        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search == FINAL})
+        asked = (FINAL, self.dense.search)
+        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search in asked})
 
     def rates(self) -> list[float]:
         """Every rate that some expert uses, ascending."""

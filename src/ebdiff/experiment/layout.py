@@ -19,12 +19,14 @@ DOWNLOAD = "resources/downloads/{file}"
 DATA = "resources/data/{dataset}"
 IMAGES = DATA + "/images.npy"
 LABELS = DATA + "/labels.npy"
+HELD_OUT = DATA + "/held_out.npy"  # images that no training sees
 MANIFEST = DATA + "/manifest.json"
-DATA_FILES = (IMAGES, LABELS, MANIFEST)
+DATA_FILES = (IMAGES, LABELS, HELD_OUT, MANIFEST)
 CLASSIFIER = DATA + "/classifier.safetensors"
 CLASSIFIER_LEDGER = DATA + "/classifier.json"
 REFERENCE = DATA + "/reference/{protocol}-{number}.npz"  # number: how many images, or `all`
 REFERENCE_FEATURES = DATA + "/reference/{protocol}-{number}.npy"
+HELD_OUT_FEATURES = DATA + "/reference/held_out/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ that are no experiment's

@@ -17,7 +17,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import SECTIONS, config_of
 from ebdiff.experiment.registry import first_wrong
 from ebdiff.experiment.runs import Expert, Run
-from ebdiff.experiment.schema import Execution, Interval, Search, Tuning, is_name
+from ebdiff.experiment.schema import Execution, Interval, PrimaryClaim, Search, Tuning, is_name
 from ebdiff.system.errors import UserError, unknown
 
 EXPERIMENTS = Path("config/experiments")
@@ -31,7 +31,10 @@ def names(folder: Path = EXPERIMENTS) -> list[str]:
 
 
 def _merge(base: dict, over: dict) -> dict:
-    """`over` on top of `base`, dictionaries merged key by key; null removes a named entry."""
+    """`over` on top of `base`, dictionaries merged key by key; null removes a named entry.
+
+    With a run, the claims of `base` about it are removed.
+    """
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -41,6 +44,11 @@ def _merge(base: dict, over: dict) -> dict:
     for table in ("runs", "searches", "tables"):
         if isinstance(merged.get(table), dict):
             merged[table] = {k: v for k, v in merged[table].items() if v is not None}
+    if "claims" not in over and isinstance(base.get("claims"), list) and isinstance(over.get("runs"), dict):
+        gone = [name for name, run in over["runs"].items() if run is None]
+        merged["claims"] = [
+            c for c in base["claims"] if not isinstance(c, dict) or not any(v in gone for v in c.values())
+        ]
     return merged
 
 
@@ -165,6 +173,8 @@ def _fields_at(location: list[str], raw: dict) -> list[str]:
         return [*Expert.model_fields, *Run.model_fields]
     if location[0] == "tuning" and len(location) > 1:
         return list(Execution.model_fields)
+    if location[0] == "claims":
+        return list(PrimaryClaim.model_fields)
     if location[0] == "searches":
         return list((Interval if location[-1] == "interval" else Search).model_fields)
     if location[0] in SECTIONS:

@@ -5,8 +5,9 @@ Built-in members come in by the same `register` as any other. This module import
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -181,24 +182,48 @@ class ImagesConfig(DatasetConfig):
         description="Before resizing to image_size. none: images must be square; centre: "
         "largest central square; celeba: 128x128 around row 121, column 89 of an aligned 178x218 image.",
     )
+    resize: Literal["bilinear", "bicubic"] = Field(
+        "bilinear",
+        description="Pillow's filter where images aren't of image_size; it averages when it shrinks. "
+        "bilinear: as torchvision resizes, so the public pipelines of CelebA and LSUN; bicubic: sharper.",
+    )
     broken: Literal["refuse", "skip"] = Field(
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+    held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
+        0.0,
+        description="Images that no training sees, for what real images reach against real ones and for the "
+        "check of memorisation: a share, of each class where there are labels, or `test`: the source's own "
+        "test split (cifar10, parquet files, the hub).",
+    )
 
     @model_validator(mode="after")
     def _place_given(self) -> ImagesConfig:
         if self.source == "images" and not (self.path or self.hub):
             raise ValueError("give `path` (folder, zip or parquet) or `hub` with source images")
+        if self.source == "bundled-digits" and self.held_out == "test":
+            raise ValueError("held_out: bundled-digits have no test split; give a share, such as 0.2")
         return self
 
     @property
     def known_count(self) -> int | None:
-        return {"bundled-digits": 1797, "cifar10": 50_000}.get(self.source)
+        known = {"bundled-digits": 1797, "cifar10": 50_000}.get(self.source)
+        return known and known - self.kept_out(known)
+
+    def kept_out(self, count: int) -> int:
+        """How many of `count` images of the source training doesn't see."""
+        return 0 if self.held_out == "test" else math.ceil(self.held_out * count)
 
     @property
     def items(self) -> Items:
         return Items((self.channels, self.image_size, self.image_size))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The keys that say what is prepared: a filter only where an image may have another size."""
+        own = {"bundled-digits": 8, "cifar10": 32}.get(self.source)
+        return {k: v for k, v in super().content.items() if k != "resize" or self.image_size != own}
 
 
 for _source in ("bundled-digits", "cifar10", "images"):

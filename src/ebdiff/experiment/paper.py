@@ -2,7 +2,7 @@
 
 `report/paper/table*.csv` holds their rows, every number as printed (Tables 3 and 8 leave their iterations to
 the text). Where the paper contradicts itself, a column `..._corrected` stands beside. `cell` names what a row
-is about, the same in every table that has it.
+is about, the same in every table that has it. `ratios.csv` holds the ratios to baselines of its text.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ TABLES = tuple(f"table{i}" for i in range(1, 10))
 
 Row = dict[str, str]
 
+_PRINTED = Path(__file__).parents[1] / "report/paper"
+
 
 @cache
 def rows(table: str, dataset: str) -> dict[str, Row]:
     """The rows of a table about one of the paper's datasets, by cell; none where it isn't the paper's."""
     if table not in TABLES:
         return {}
-    file = Path(__file__).parents[1] / "report/paper" / f"{table}.csv"
-    found = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    found = csv.DictReader(_PRINTED.joinpath(f"{table}.csv").read_text(encoding="utf-8").splitlines())
     return {row["cell"]: row for row in found if row["dataset"] == dataset}
+
+
+@cache
+def ratios(table: str, dataset: str) -> dict[tuple[str, str], Row]:
+    """How many times faster the text calls a table's cells than a baseline, by cell and baseline's method.
+
+    `over` is the cell whose printed speed-up gives the ratio; the text leaves that open.
+    """
+    found = csv.DictReader(_PRINTED.joinpath("ratios.csv").read_text(encoding="utf-8").splitlines())
+    return {(r["cell"], r["method"]): r for r in found if (r["table"], r["dataset"]) == (table, dataset)}
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
-from ebdiff.experiment.schema import FINAL
+from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.system.errors import UserError
 
 
@@ -44,6 +44,32 @@ def ticket_of(e: Experiment, expert: Expert, template: str, seed: int | str) -> 
 def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:
     """The stories of the tickets that a run's experts start from."""
     return [ticket_of(e, x, layout.STORY, seed) for x in e.runs[run].experts if x.needs_ticket]
+
+
+def mask_ledgers(e: Experiment, run: str, seed: int | str) -> list[Path]:
+    """What the masks of a run's tickets cost beside the searches' training: those of gradient criteria."""
+    ranked = [x for x in e.runs[run].experts if x.needs_ticket and x.criterion in GRADIENT]
+    return [ticket_of(e, x, layout.MASKS_LEDGER, seed) for x in ranked]
+
+
+def finished(e: Experiment) -> Expert | None:
+    """The finished unpruned network where it is its search, trained on: no public checkpoint."""
+    final = e.final_expert
+    return final if final is not None and goes_on(e, final) else None
+
+
+def masks_beside(e: Experiment, seed: int, search: str, criterion: str, weights: str) -> list[Path]:
+    """The file of masks that a ticket's is among, and that of the finished network's own.
+
+    Neither where a ticket has no finished network to be compared with: it is drawn at random, its search is
+    another than the one that the unpruned network goes on from, or its seed isn't trained to the end.
+    """
+    final = finished(e)
+    trained = any(final in run.experts and seed in e.seeds_of(name) for name, run in e.runs.items())
+    if not trained or search != e.dense.search or criterion == "random":
+        return []
+    ticket = dict(experiment=e.name, seed=seed, criterion=criterion, weights=weights)
+    return [layout.path(layout.MASKS, search=s, **ticket) for s in (search, FINAL)]
 
 
 def is_given(e: Experiment, key: str, milestone: str) -> bool:

@@ -184,7 +184,11 @@ class Speed(Strict):
     k: float = Field(5.0, gt=0, description="Timesteps below tau are this many times likelier.")
     lam: float = Field(0.6, ge=0.5, le=1, description="Weights below tau lie in [1 - lam, lam].")
     tau: int = Field(700, gt=0, description="First timestep of the tail.")
-    dual: bool = Field(True, description="Over the whole range, pair t with M - t (M = 642).")
+    dual: bool = Field(
+        True,
+        description="Over the whole range, pair t with M - t (M = 642), as SpeeD's code does, which halves "
+        "the mass of the tail; false: by quantile, as inside a span, which keeps it.",
+    )
 
 
 class Sampling(Strict):
@@ -275,6 +279,21 @@ class Tuning(Strict):
     def _names(cls, value: Any) -> Any:
         """YAML reads the key 0.5 as a number."""
         return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class PrimaryClaim(Strict):
+    """What an experiment sets out to show of two runs, named before they are run."""
+
+    run: Name
+    kind: Literal["lower", "comparable", "faster"] = Field(
+        "lower",
+        description="lower: its distance is; comparable: it is faster as the paper counts time, its distance "
+        "at most a tenth above; faster: it takes less device time, search included.",
+    )
+    against: Name = Field(description="The run that it is compared with, seed by seed.")
+
+
+PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterValidator(_distinct)]
 
 
 class Published(Strict):

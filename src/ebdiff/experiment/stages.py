@@ -21,6 +21,7 @@ from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
+WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _masks_reads(e: Experiment, seed: str, search: str, criterion: str, **_: str
 
 
 def _masks(e: Experiment, search: str, criterion: str, weights: str, **_: str) -> list[Any]:
-    taken = [search, criterion, weights, e.rates_of(search), e.architecture]
+    taken = [search, criterion, weights, e.rates_of(search), e.architecture, WALK]
     return [*taken, e.pruning, e.diffusion] if criterion in GRADIENT else taken
 
 
@@ -156,7 +157,7 @@ def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> I
 
 
 def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
-    """Images, a ticket or a checkpoint; for `like-RUN` costs and that run's tickets."""
+    """Images, a ticket or a checkpoint; for `like-RUN` costs, and that run's tickets and masks' time."""
     spec = e.experts()[expert]
     yield from _images(e)
     if places.is_given(e, expert, milestone):
@@ -170,6 +171,7 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
     if milestone.startswith("like-"):
         yield layout.path(layout.COST, experiment=e.name)
         yield from places.stories(e, milestone.removeprefix("like-"), seed)
+        yield from places.mask_ledgers(e, milestone.removeprefix("like-"), seed)
 
 
 def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
@@ -220,7 +222,8 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
         which = dict(protocol=protocol, number=e.evaluation.reference_count)
-        yield from _of_dataset(e, layout.REFERENCE, layout.REFERENCE_FEATURES, **which)
+        made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+        yield from _of_dataset(e, *made, **which)
         yield from _features_of(e, protocol)
 
 
@@ -243,18 +246,19 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
     for name, run in e.runs.items():
         for seed in e.seeds_of(name):
             where = dict(experiment=e.name, seed=seed)
-            yield layout.path(layout.METRICS, run=name, **where)
+            yield from (layout.path(t, run=name, **where) for t in (layout.METRICS, layout.SAMPLE_LEDGER))
             for x in (*run.experts, *_charged(e, name)):
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
             yield from places.stories(e, name, seed)
+            yield from places.mask_ledgers(e, name, seed)
             for x in run.experts:
                 if places.goes_on(e, x):
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)
                 if x.needs_ticket and x.search != FINAL:
                     yield layout.path(layout.DENSE_LEDGER, search=x.search, **where)
-        first = dict(experiment=e.name, seed=e.seeds_of(name)[0], run=name)
-        yield from (layout.path(t, **first) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+                    yield from places.masks_beside(e, seed, x.search, x.criterion, x.weights)
+        yield layout.path(layout.SAMPLES, experiment=e.name, seed=e.seeds_of(name)[0], run=name)
     for name, search in e.searches.items():
         for criterion in ("magnitude", *search.gradient_criteria):
             for weights in get_args(Weights) if criterion == "magnitude" else search.weights:
@@ -274,21 +278,24 @@ def _charged(e: Experiment, run: str) -> list[Expert]:
 STAGES = {stage.verb: stage for stage in (
     Stage(
         "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
-        large=(layout.IMAGES, layout.LABELS),
+        large=(layout.IMAGES, layout.LABELS, layout.HELD_OUT),
     ),
     Stage(
         "train-classifier", (layout.CLASSIFIER, layout.CLASSIFIER_LEDGER),
         lambda e, **_: _of_dataset(e, *layout.DATA_FILES), lambda e, **_: "classifier",
     ),
     Stage(
-        "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES),
-        lambda e, protocol, **_: [*_images(e), *_features_of(e, protocol)],
-        lambda e, protocol, number, **_: [protocol, number], large=(layout.REFERENCE_FEATURES,),
+        "reference-stats", (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
+        lambda e, protocol, **_: [
+            *_images(e), *_of_dataset(e, layout.HELD_OUT), *_features_of(e, protocol),
+        ],
+        lambda e, protocol, number, **_: [protocol, number],
+        large=(layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
     ),
     Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
     Stage(
         "train-dense", layout.DENSE_FILES, _images,
-        lambda e, search, **_: [_trained(e), e.searches[search], _tuned(e, "training", "dense")],
+        lambda e, search, **_: [_trained(e), e.searches[search], WALK, _tuned(e, "training", "dense")],
         priority=50, spread=True,
     ),
     Stage("prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40),
@@ -300,7 +307,7 @@ STAGES = {stage.verb: stage for stage in (
     Stage(
         "select-eb-epoch", (layout.TICKET, layout.STORY), _ticket_reads,
         lambda e, search, criterion, weights, rate, **_: [
-            search, criterion, weights, rate, _rule(e, search), e.architecture,
+            search, criterion, weights, rate, _rule(e, search), e.architecture, WALK,
         ],
         priority=40,
     ),

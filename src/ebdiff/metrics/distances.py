@@ -125,6 +125,20 @@ def kernel_distance(
     return within(x, device) + known - 2 * across(x, y, device)
 
 
+# --- nearest neighbours ---
+
+
+def nearest(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
+    """Distance of each row of x (n, d) to its nearest row of y (m, d): (n,)."""
+    found = []
+    for a in blocks(x, device):
+        closest = torch.full((len(a),), torch.inf, dtype=a.dtype, device=device)
+        for b in blocks(y, device):
+            closest = torch.minimum(closest, torch.cdist(a, b).amin(dim=1))
+        found.append(closest.cpu().numpy())
+    return np.concatenate(found)
+
+
 # --- precision and recall (Kynkäänniemi et al. 2019) ---
 
 

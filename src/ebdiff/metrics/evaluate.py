@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebdiff.data.dataset import open_pixels
+from ebdiff.data.dataset import open_held_out, open_pixels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
 from ebdiff.metrics.classifier import load_classifier
-from ebdiff.metrics.distances import Gaussian, frechet_distance, kernel_distance, precision_recall, within
+from ebdiff.metrics.distances import (
+    Gaussian,
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    precision_recall,
+    within,
+)
 from ebdiff.metrics.features import Extractor, scratch
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
@@ -28,12 +35,13 @@ from ebdiff.system.files import (
     write_json,
 )
 
+FAMILIAR = 0.05  # share of held-out images that lie nearer to a training image than the bound for copies
 CONFIDENT = 0.9  # a sample the classifier gives at least this probability looks like a digit
 CPU = torch.device("cpu")
 # A protocol's entry and the keys that the primary protocol shows on top of metrics.json.
 FLAT = (
     "protocol", "distance_name", "fd", "kid", "ill_conditioned", "images", "reference_images", "floor",
-    "ceiling",
+    "at_floor", "ceiling", "memorisation",
 )  # fmt: skip
 
 
@@ -42,8 +50,8 @@ def reference_stats(
 ) -> None:
     """Statistics and features of the real images, once per dataset, protocol and count.
 
-    The floor is half of these images against the other half, the ceiling noise against all of them:
-    the two ends of the scale on which a run's distance lies.
+    With them go the features of as many images held out of training, and how far noise is from the real
+    images: the upper end of the scale on which a run's distance lies.
 
     Args:
         experiment: one that uses the dataset.
@@ -62,31 +70,33 @@ def reference_stats(
         raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
     extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
     statistics, features_path = work.path(layout.REFERENCE), work.path(layout.REFERENCE_FEATURES)
-    half = number // 2
-    order = generator(0, "reference/halves").permutation(len(pixels))[:number]
-    order = np.concatenate([np.sort(order[:half]), np.sort(order[half:])])  # read the disk forwards
+    held_out = open_held_out(dataset)
+    order, apart = _drawn("reference", len(pixels), number), _drawn("held out", len(held_out), number)
     noise = generator(0, "reference/noise").integers(
         0, 256, (min(number, extractor.noise), *pixels.shape[1:]), np.uint8
     )
     with (
         replacing(features_path) as temporary,
+        replacing(work.path(layout.HELD_OUT_FEATURES)) as temporary_apart,
         scratch(features_path.parent, len(noise), extractor.dimension) as ceiling,
     ):
         shape = (number, extractor.dimension)
         features = new_memmap(temporary, np.float32, shape)
         extractor.fill(features, pixels, "real images", order)
+        unseen = new_memmap(temporary_apart, np.float32, (len(apart), extractor.dimension))
+        if len(apart):
+            extractor.fill(unseen, held_out, "held-out images", apart)
         extractor.fill(ceiling, noise, "noise")
         whole, within_real = Gaussian.fit(features), within(features, extractor.device)
-        floor = _distances(features[:half], features[half:], extractor)
         ceiling = _distances(ceiling, features, extractor, whole, within_real)
         features.flush()
+        unseen.flush()
     write_arrays(
         statistics,
         mean=whole.mean,
         covariance=whole.covariance,
         count=np.array(whole.count),
         within=np.array(within_real),
-        floor=np.array([floor["fd"], floor["kid"], half]),
         ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
         weights=np.array(extractor.sha256),
     )
@@ -132,12 +142,14 @@ def _measure(
     dataset, settings = experiment.dataset.name, experiment.evaluation
     began = time.perf_counter()
     extractor = Extractor.open(protocol, dataset, settings, device)
-    real, real_features = _reference(dataset, settings.reference_count, extractor)
+    real, real_features, held_out = _reference(dataset, settings.reference_count, extractor)
     whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
     looks, precision, recall = {}, None, None
     with scratch(folder, len(pixels), extractor.dimension) as features:
         extractor.fill(features, pixels, "samples")
         distances = _distances(features, real_features, extractor, whole, float(real["within"]))
+        floor, at_floor = _floor(features, real_features, held_out, extractor)
+        copied = _memorisation(features, real_features, held_out, extractor) if len(held_out) else None
         if settings.precision_recall:
             precision, recall = precision_recall(features, real_features, extractor.device)
         if protocol == "classifier":
@@ -151,8 +163,10 @@ def _measure(
         "reference_images": whole.count,
         # The covariance of n images has rank n - 1: below 4d the distance is mostly sampling error.
         "ill_conditioned": min(len(pixels), whole.count) < 4 * extractor.dimension,
-        "floor": _end(real["floor"]),
-        "ceiling": _end(real["ceiling"]),
+        "floor": floor,
+        "at_floor": at_floor,
+        "ceiling": dict(zip(("fd", "kid", "images"), real["ceiling"].tolist(), strict=True)),
+        "memorisation": copied,
         "split": _split(dataset, whole.count),
         **extractor.story(),
         "seconds": round(time.perf_counter() - began, 3),
@@ -183,9 +197,45 @@ def _looks(dataset: str, features: np.ndarray, real: np.ndarray) -> dict[str, An
     }
 
 
-def _end(values: np.ndarray) -> dict[str, float]:
-    """An end of the scale as it stands in the metrics."""
-    return {"fd": float(values[0]), "kid": float(values[1]), "images": int(values[2])}
+def _drawn(what: str, count: int, number: int) -> np.ndarray:
+    """At most `number` of `count` rows, drawn at random, ascending: the disk is read forwards."""
+    return np.sort(generator(0, f"reference/{what}").permutation(count)[:number])
+
+
+def _floor(
+    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, extractor: Extractor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How far unseen real images are from real ones, and samples by the same measure: n on every side.
+
+    A Fréchet distance grows as images get fewer, so n = min(held out, samples) for both. Without held-out
+    images two disjoint halves of the real ones stand for them.
+    """
+    if len(held_out):
+        unseen, seen = held_out, real
+    else:
+        order = generator(0, "reference/halves").permutation(len(real))
+        unseen, seen = (real[rows] for rows in np.array_split(order, 2))
+    n = min(len(unseen), len(seen), len(features))
+    unseen, seen = (side[_drawn("floor", len(side), n)] for side in (unseen, seen))
+    return tuple(
+        {**_distances(side, seen, extractor), "images": n, "held_out": bool(len(held_out))}
+        for side in (unseen, features[:n])
+    )
+
+
+def _memorisation(
+    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, extractor: Extractor
+) -> dict[str, float]:
+    """How near samples come to a training image, against how near images do that training never saw."""
+    n = min(len(held_out), len(features))
+    sampled, unseen = (nearest(side[:n], real, extractor.device) for side in (features, held_out))
+    return {
+        "images": n,
+        "nearest": float(np.median(sampled)),
+        "held_out_nearest": float(np.median(unseen)),
+        "bound": FAMILIAR,
+        "nearer": float((sampled < np.quantile(unseen, FAMILIAR)).mean()),
+    }
 
 
 def _split(dataset: str, count: int) -> str:
@@ -195,8 +245,10 @@ def _split(dataset: str, count: int) -> str:
     return f"all {which} of {dataset}" if count == manifest["count"] else f"{count} {which} of {dataset}"
 
 
-def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The stored statistics and features of the real images.
+def _reference(
+    dataset: str, count: str, extractor: Extractor
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The stored statistics and features of the real images, and features of held-out ones.
 
     Raises:
         Unusable: made with other weights.
@@ -206,4 +258,5 @@ def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[dict[str
     real = read_arrays(statistics)
     if str(real.get("weights")) != extractor.sha256:
         raise Unusable(statistics, "made with other weights")
-    return real, load_memmap(layout.path(layout.REFERENCE_FEATURES, **where))
+    features = (layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+    return real, *(load_memmap(layout.path(template, **where)) for template in features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,6 +101,14 @@ class Denoiser(nn.Module):
     def groups(self) -> tuple[Group, ...] | None:
         """The pruning groups in the order of the walk; None: they are traced (`pruning.graph`)."""
         return None
+
+    def walk(self) -> Sequence[nn.Module]:
+        """Layers in the order in which traced groups are thinned; those it doesn't name follow as traced.
+
+        A group comes where the first of its layers does, which is its root; naming more of them changes
+        nothing. The order decides masks: earlier groups are already thinned when later ones are ranked.
+        """
+        return ()
 
     def maskable(self) -> list[str]:
         """The parameters that sparse training may mask: all weights but those of norms."""

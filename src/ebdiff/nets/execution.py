@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,14 @@ class Runtime:
         how: precision, memory format, compilation.
         micro_batch: images whose activations are held at a time; None: all.
         deterministic: on a GPU, only kernels that repeat their bits.
+        uncompiled: why networks that were to be compiled weren't.
     """
 
     device: torch.device
     how: Execution = CPU
     micro_batch: int | None = None
     deterministic: bool = False
+    uncompiled: list[str] = field(default_factory=list, init=False, compare=False)
 
     @classmethod
     def of(cls, experiment: Experiment, use: str, network: str, device: torch.device) -> Runtime:
@@ -53,8 +55,13 @@ class Runtime:
         return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
 
     def told(self) -> dict[str, Any]:
-        """How, for ledgers: the default depends on the device."""
-        return {**self.how.model_dump(), "micro_batch": self.micro_batch}
+        """How networks really ran, for ledgers: the default depends on the device, and compiling may fail."""
+        return {
+            **self.how.model_dump(),
+            "compile": self.how.compile and not self.uncompiled,
+            "micro_batch": self.micro_batch,
+            "deterministic": self.deterministic,
+        }
 
     def set_arithmetic(self) -> None:
         """Set torch's switches: TF32 exactly where asked, and kernels that repeat their bits.
@@ -93,7 +100,8 @@ class Runtime:
             try:
                 return run(x, t, cond)
             except torch._dynamo.exc.TorchDynamoException as error:
-                print(f"torch.compile failed, running without it: {first_line(error)}", flush=True)
+                self.uncompiled.append(first_line(error))
+                print(f"torch.compile failed, running without it: {self.uncompiled[-1]}", flush=True)
                 run = network
                 return network(x, t, cond)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,10 @@ class ResnetBlock(nn.Module):
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
+    def walk(self) -> list[nn.Module]:
+        """Its part of `UNet.walk`: `conv2` goes with the shortcut, `temb_proj` with `conv1`."""
+        return [self.nin_shortcut, self.conv1] if hasattr(self, "nin_shortcut") else [self.conv1]
+
 
 class AttnBlock(nn.Module):
     """Single-head self-attention over all pixels, with 1x1 convolutions for q, k, v and output."""
@@ -83,6 +88,10 @@ class AttnBlock(nn.Module):
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
         h = attend(q, k, v)[:, 0]
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    def walk(self) -> list[nn.Module]:
+        """Its part of `UNet.walk`: q and v go with k."""
+        return [self.proj_out, self.k]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -126,6 +135,10 @@ class Level(nn.Module):
     def step(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
         x = self.block[i](x, temb)
         return self.attn[i](x) if len(self.attn) else x
+
+    def walk(self, i: int) -> list[nn.Module]:
+        """The part of one step in `UNet.walk`."""
+        return [*(self.attn[i].walk() if len(self.attn) else []), *self.block[i].walk()]
 
 
 class UNet(Denoiser):
@@ -214,6 +227,30 @@ class UNet(Denoiser):
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)
+
+    def walk(self) -> list[nn.Module]:
+        """From the output backwards, depth first: the order in which the official code thins its groups.
+
+        That is the order of its own network, where of a sum `shortcut + h` or `conv1 + temb`, of a
+        concatenation `[h, skip]` and of attention's two products, v and weights, q and k, all terms are met
+        and then the last one is followed first. How `forward` is written here doesn't matter.
+        """
+        skips: list[list[nn.Module]] = [[self.conv_in]]
+        for level in self.down:
+            skips += [level.walk(i) for i in range(len(level.block))]
+            if hasattr(level, "downsample"):
+                skips.append([level.downsample.conv])
+
+        met: list[nn.Module] = []
+        for level, below in zip_longest(self.up, self.up[1:]):
+            for i in reversed(range(len(level.block))):
+                met += [*level.walk(i), *reversed(self.temb.dense)]  # new in the first block only
+                if i == 0 and below is not None:
+                    met.append(below.upsample.conv)
+                met += skips.pop(0)
+        for part in reversed(list(self.mid.children())):
+            met += part.walk()
+        return met
 
     def example(self, n: int, smallest: bool = False) -> tuple[Tensor, Tensor, Cond]:
         x, t, cond = super().example(n)

@@ -26,7 +26,7 @@ def _span(indices: np.ndarray) -> slice | np.ndarray:
 
 @lru_cache(maxsize=8)
 def trace(architecture: Architecture) -> tuple[Group, ...]:
-    """The pruning groups of the dense network, in traversal order.
+    """The pruning groups of the dense network, in the order of its `walk`.
 
     Of a U-Net everything but `conv_out`'s outputs and the image is prunable: 50 groups and 12,032
     channels for CIFAR-10, 61 and 18,176 for CelebA 64, 71 and 23,296 for LSUN 256.
@@ -44,11 +44,16 @@ def trace(architecture: Architecture) -> tuple[Group, ...]:
     # Without a function of ours, a bare `except` there swallows the signal that ends a job.
     graph = tp.DependencyGraph().build_dependency(network, example, forward_fn=lambda net, x: net(*x))
     names = {module: name for name, module in network.named_modules()}
-    groups = []
-    for found in graph.get_all_groups(
-        ignored_layers=list(map(network.get_submodule, network.kept)),
-        root_module_types=[nn.Conv2d, nn.Linear],
-    ):
+    kept, coupled, groups = set(map(network.get_submodule, network.kept)), set(), []
+    for layer in (*network.walk(), *graph.module2node):
+        if layer in coupled or not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        cuts_outputs = graph.get_pruner_of_module(layer).prune_out_channels
+        found = graph.get_pruning_group(layer, cuts_outputs, range(layer.weight.shape[0]))
+        outputs = {i.dep.target.module for i in found if graph.is_out_channel_pruning_fn(i.dep.handler)}
+        coupled |= outputs
+        if outputs & kept:
+            continue
         members, norm_groups = [], None
         for item in found:
             module = item.dep.target.module

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cached_property
-from typing import TypeVar
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
 from ebdiff.cost.accounting import Speedups, TrainedExpert, average
 from ebdiff.diffusion.schedule import visited
+from ebdiff.experiment import places
 from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import FINAL
 from ebdiff.report.results import Results
@@ -42,6 +45,10 @@ class RunFacts:
         self.overlaps = any(e.span != e.serve for e in self.experts)  # trains on more than is served
         self.law = self.experts[0].law if len({e.law for e in self.experts}) == 1 else "mixed"
         self._unpruned = unpruned or experiment.final_expert
+
+    def of_seed(self, seed: int) -> RunFacts:
+        """The same of one seed alone."""
+        return RunFacts(self.results, self.name, self._unpruned, (seed,))
 
     @property
     def criterion(self) -> str:
@@ -87,9 +94,19 @@ class RunFacts:
         """Speed-ups over the unpruned run by measured step times, or as if a step's time followed `macs`."""
         return self._per_seed(lambda seed: self._speedups(seed, unit))
 
+    @property
+    def spread(self) -> float:
+        """How far off its speed-ups may be, as a share of them, by the spread of the measured step times.
+
+        The interquartile ranges of both step times in a ratio are added in quadrature; no mean over experts
+        is further off than the worst of them. The unpruned network's over its own is 1.
+        """
+        pruned = {e.network for e in self.experts} - {"dense"}
+        return max((spread_of_ratio(self.results, network) for network in pruned), default=0.0)
+
     @cached_property
     def seconds(self) -> tuple[float, ...]:
-        """Seconds really spent in training, on all devices together, search included."""
+        """Seconds really spent in training, on all devices together, search and masks included."""
         return self._per_seed(self._seconds)
 
     @cached_property
@@ -98,9 +115,20 @@ class RunFacts:
         return tuple(s for stories in self._per_seed(self._stories) for s in stories)
 
     @property
+    def to_final(self) -> tuple[float, ...]:
+        """Distances of its tickets' masks to the finished network's, where there is one to compare with."""
+        found = (self.results.attempt(self.results.to_final, s) for s in self.tickets)
+        return tuple(distance for distance in found if distance is not None)
+
+    @property
     def unsettled(self) -> tuple[dict, ...]:
         """Those of its tickets that were cut before they had settled, unasked."""
         return tuple(s for s in self.tickets if s["settled"] is False)
+
+    def executed(self, use: str) -> list[str]:
+        """How and on what the `training` of its searches and experts, or its `sampling`, really ran."""
+        read = {"training": self._trainings, "sampling": self._samplings}[use]
+        return list(dict.fromkeys(way for ways in self._per_seed(read) for way in ways))
 
     def search_steps(self, seed: int) -> dict[str, int]:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
@@ -111,6 +139,11 @@ class RunFacts:
         charged = self.search_steps(seed)
         ledgers = {name: self.results.search_ledger(seed, name) for name in charged}
         return {name: ledgers[name][kind] * steps / ledgers[name]["steps"] for name, steps in charged.items()}
+
+    def mask_seconds(self, seed: int) -> dict[tuple[str, str, str], float]:
+        """Seconds charged to its gradient criteria's masks, by search, criterion and weights."""
+        ledger = partial(self.results.mask_ledger, seed)
+        return accounting.mask_seconds(self.results.experiment, self._stories(seed), ledger)
 
     @property
     def _serves(self) -> list[tuple[int, int]]:
@@ -126,20 +159,31 @@ class RunFacts:
     def _stories(self, seed: int) -> list[dict]:
         return [self.results.story(seed, e) for e in self.experts if e.needs_ticket]
 
+    def _trainings(self, seed: int) -> list[str]:
+        ledgers = [self.results.search_ledger(seed, name) for name in self.search_steps(seed)]
+        ledgers += [self.results.ledger(seed, e) for e in self.experts]
+        jobs = [job for ledger in ledgers for job in ledger["processes"]]
+        return [_executed(job["execution"], job) for job in jobs if job["steps"]]
+
+    def _samplings(self, seed: int) -> list[str]:
+        ledger = self.results.sample_ledger(self.name, seed)
+        return [_executed(how, ledger) for how in ledger["execution"].values()]
+
     def _iterations(self, seed: int) -> tuple[int, ...]:
         asked = [(e, e.iterations) for e in self.experts]
         return tuple(n if isinstance(n, int) else self.results.ledger(seed, e)["steps"] for e, n in asked)
 
     def _speedups(self, seed: int, unit: str) -> Speedups:
-        dense = self.results.network("dense")[unit]
-        searched = self.search_steps(seed)
-        trained = [
-            TrainedExpert(steps, cost / dense, searched.get(e.search, 0) if e.needs_ticket else 0)
-            for e, steps, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True)
-        ]
+        dense, searched = self.results.network("dense"), self.search_steps(seed)
+        masked = {key: 1e3 * s / dense["step_ms"] for key, s in self.mask_seconds(seed).items()}
+        trained = []
+        for e, n, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True):
+            waited = searched.get(e.search, 0) + masked.get((e.search, e.criterion, e.weights), 0)
+            trained.append(TrainedExpert(n, cost / dense[unit], waited if e.needs_ticket else 0))
         asked = self._unpruned.iterations if self._unpruned else self.results.experiment.dense.iterations
         assert isinstance(asked, int)  # `places.unpruned` sees to it
-        return accounting.speedups(self.run.method, asked, trained, sum(searched.values()))
+        before = sum(searched.values()) + sum(masked.values())
+        return accounting.speedups(self.run.method, asked, trained, before)
 
     def _seconds(self, seed: int) -> float | None:
         trained = {(e.key, e.iterations): e for e in self.experts}
@@ -148,7 +192,55 @@ class RunFacts:
                 return None  # the dense training it is charged with belongs to no run
             trained[self._unpruned.key, self._unpruned.iterations] = self._unpruned
         spent = sum(self.results.ledger(seed, e)["device_seconds"] for e in trained.values())
-        return spent + sum(self.search_seconds(seed, "device_seconds").values())
+        spent += sum(self.search_seconds(seed, "device_seconds").values())
+        return spent + sum(self.mask_seconds(seed).values())
+
+
+def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
+    """`bf16, channels last, compiled, 2 processes on NVIDIA H100`, by what a ledger tells."""
+    kernels = {"channels_last": "channels last", "compile": "compiled", "deterministic": "deterministic"}
+    words = [how["precision"], *(word for key, word in kernels.items() if how[key])]
+    words += [f"{where['world']} processes"] if where["world"] > 1 else []
+    return f"{', '.join(words)} on {where['device']}"
+
+
+def spread_of_ratio(results: Results, network: str) -> float:
+    """The relative spread of a network's step time over the unpruned one's, by propagation of errors."""
+    both = (results.network(name) for name in (network, "dense"))
+    return math.hypot(*(n["spread_ms"] / n["step_ms"] for n in both))
+
+
+def of_table(results: Results, table: str) -> list[RunFacts]:
+    """The runs in the rows of a table: speed-ups over its own unpruned run, seeds that all of them have."""
+    names = results.experiment.tables[table]
+    own = [results.experiment.seeds_of(name) for name in names]
+    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
+    unpruned = places.unpruned(results.experiment, names)
+    return [RunFacts(results, name, unpruned, common) for name in names]
+
+
+def paired(
+    a: RunFacts, b: RunFacts, value: Callable[[RunFacts], tuple[Value, ...]]
+) -> list[tuple[Value, Value]]:
+    """A value of two runs for each seed that both have: same seed, same noise and order of the data."""
+    both = ((value(a.of_seed(s)), value(b.of_seed(s))) for s in a.seeds if s in b.seeds)
+    return [(*x, *y) for x, y in both if x and y]
+
+
+def faster(a: RunFacts, b: RunFacts, way: str) -> tuple[float, ...]:
+    """How many times faster a is than b, for each common seed; `way` is a count of `Speedups`."""
+    return tuple(getattr(x, way) / getattr(y, way) for x, y in paired(a, b, RunFacts.speedups))
+
+
+def baseline(rows: Sequence[RunFacts], method: str) -> RunFacts | None:
+    """The row that the paper's text takes for its ratios to a baseline method, if there is one.
+
+    The ends of its ranges (2.57-4.38 in Table 4) are over the fastest prune-and-finetune row and over the
+    slowest scratch row, whatever their rates.
+    """
+    speeds = {f: f.speedups() for f in rows if f.run.method == method}
+    means = {f: statistics.fmean(s.as_paper for s in found) for f, found in speeds.items() if found}
+    return (min if method == "scratch" else max)(means, key=means.__getitem__, default=None)
 
 
 def stories(runs: Iterable[RunFacts]) -> list[dict]:

@@ -190,16 +190,21 @@ Bar = tuple[str, float, float, str]  # label, begin, seconds, colour
 
 
 def _timeline(facts: RunFacts, seed: int) -> list[Bar]:
-    """Unpruned training, searches, and experts after their own."""
+    """Unpruned training, searches and what their masks took beside, and experts after their own."""
     results, bars = facts.results, []
     final, searches = results.experiment.final_expert, facts.search_seconds(seed)
+    masks = facts.mask_seconds(seed)
     if final is not None:
         seconds = results.ledger(seed, final)["seconds"]
         bars.append(("unpruned", 0.0, seconds, style.METHOD_COLOURS["unpruned"]))
     bars += [(f"search {name}", 0.0, seconds, "#b0b0b0") for name, seconds in searches.items()]
+    for (name, criterion, weights), seconds in masks.items():
+        label = f"{criterion} masks, {_WEIGHTS[weights]}"
+        bars.append((label, searches.get(name, 0.0), seconds, "#b0b0b0"))
     for i, expert in enumerate(facts.experts):
         label = f"expert {expert.span[0]}-{expert.span[1]}, {text.percent(facts.rates[i])} %"
-        begin = searches.get(expert.search, 0.0) if expert.needs_ticket else 0.0
+        masked = masks.get((expert.search, expert.criterion, expert.weights), 0.0)
+        begin = searches.get(expert.search, 0.0) + masked if expert.needs_ticket else 0.0
         bars.append((label, begin, results.ledger(seed, expert)["seconds"], style.span_colour(i)))
     return bars
 

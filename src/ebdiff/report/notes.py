@@ -74,6 +74,8 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         columns=columns,
         bold=bold,
         metrics=_metrics(rows),
+        executed=executed(rows),
+        chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
         few=any(facts.ill_conditioned for facts in rows),
         seeds=sorted({len(facts.seeds) for facts in rows}),
         common=rows[0].seeds if any(f.seeds != experiment.seeds_of(f.name) for f in rows) else (),
@@ -86,6 +88,19 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         slips=shown.data("paper/slips.yaml").get(table, []),
     )
     return list(dict.fromkeys(filter(None, found.split("\n"))))
+
+
+def executed(rows: list[RunFacts]) -> str:
+    """In one line how networks were trained and sampled, by the ledgers; of which rows, where they differ."""
+    told = []
+    for use in ("training", "sampling"):
+        known = [(f.run.title, ways) for f in rows if (ways := f.executed(use))]
+        parts = []
+        for way in dict.fromkeys(way for _, ways in known for way in ways):
+            titles = [title for title, ways in known if way in ways]
+            parts.append(way if len(titles) == len(known) else f"{way} ({', '.join(titles)})")
+        told += [f"{use} {' and '.join(parts)}"] if parts else []
+    return f"Executed: {'; '.join(told)}." if told else ""
 
 
 def unsettled(rows: list[RunFacts]) -> list[str]:

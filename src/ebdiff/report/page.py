@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ebdiff import __version__
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.stages import FIGURES
@@ -103,11 +103,13 @@ def _told(results: Results) -> dict[str, Any]:
         "runs": runs,
         "versions": [("ebdiff", __version__), *(pair for x in ledgers for pair in x["versions"].items())],
         "dates": [process["started"][:10] for x in ledgers for process in x["processes"]],
-        "stories": stories(runs),
+        "stories": [s | {"to_final": attempt(results.to_final, s)} for s in stories(runs)],
+        "finished": places.finished(experiment) is not None,
         "unsettled": notes.unsettled(runs),
         "searches": [(s, n, x) for s, n in sorted(used) if (x := attempt(results.search_ledger, n, s))],
         "samples": [(f.run.title, m) for f in runs if (m := attempt(results.metrics, f.name, f.seeds[0]))],
         "ways": notes.protocols(runs),
+        "executed": notes.executed(runs),
         "plan": plan,
         "jobs": [(job["kind"], job["seconds"], actual) for job, actual in seconds if actual is not None],
         "left_out": results.left_out,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from ebdiff.experiment import paper
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.paper import Row
+from ebdiff.report.render import Corrected
 
 NAMES = {
     "cifar10": "CIFAR-10", "celeba": "CelebA", "lsun_church": "LSUN church", "lsun_bedroom": "LSUN bedroom",
 }  # fmt: skip
 IMAGES = 50_000  # samples per run
+SEARCHED = (0.005, 0.025)  # of all iterations, in which its text says that tickets are found
 
 
 def row(experiment: Experiment, table: str, run: str) -> Row:
@@ -20,6 +22,25 @@ def row(experiment: Experiment, table: str, run: str) -> Row:
 def number(row: Row, column: str) -> float | None:
     """A number of a row, corrected where the paper contradicts itself; None of an empty row."""
     return float(row.get(f"{column}_corrected") or row[column]) if row else None
+
+
+def both(row: Row, column: str) -> Corrected | None:
+    """A number of a row as `number` gives it, and as printed; None of an empty row."""
+    if not row:
+        return None
+    return Corrected(number(row, column), float(row.get(f"{column}_printed") or row[column]))
+
+
+def ratio(experiment: Experiment, table: str, run: str, method: str) -> Row:
+    """What the paper's text says of a run's cell against a baseline method; empty where it says nothing."""
+    cell = experiment.runs[run].paper or ""
+    return paper.ratios(table, experiment.published.dataset).get((cell, method), {})
+
+
+def headline(experiment: Experiment, run: str, against: str) -> tuple[Row, Row] | None:
+    """The rows of the first of the paper's tables that has a distance of both runs' cells."""
+    both = ([row(experiment, table, name) for name in (run, against)] for table in paper.TABLES)
+    return next(((a, b) for a, b in both if a and b and "fid" in a), None)
 
 
 def iterations(row: Row, experts: int) -> list[int]:

@@ -1,24 +1,30 @@
 """The plain-language reading: from numbers to claims, each with its evidence and a verdict.
 
-Runs are found by structure, never by name. Tickets that had not settled support no claim. A difference in
-quality counts only beyond twice its standard error, which takes at least two seeds on each side.
+Runs are found by structure, never by name. Tickets that had not settled support no claim. A comparison of
+two runs is decided by Student's t on their differences, paired by seed; fewer than three seeds decide
+nothing. Holm's correction holds over the primary claims, which the experiment's file names beforehand; all
+others are exploratory, with unadjusted p-values. What is timed must differ by more than the spread of the
+measured step times.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
-from ebdiff.report import notes, shown, text
-from ebdiff.report.facts import RunFacts, stories
+from ebdiff.experiment.schema import PrimaryClaim
+from ebdiff.report import notes, published, shown, significance, text
+from ebdiff.report.facts import RunFacts, baseline, faster, of_table, paired, spread_of_ratio, stories
 from ebdiff.report.results import Results
+from ebdiff.report.significance import LEVEL, SEEDS, Mean, PValues
 
 Verdict = Literal["supported", "not supported", "undecided at this scale"]
 UNDECIDED: Verdict = "undecided at this scale"
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
+MOST = 0.9  # of all tickets, those that never settled among them, that must be early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one's
 COMPARABLE = 0.1  # of the other's distance, up to which a higher distance counts as comparable
 
@@ -29,21 +35,77 @@ class Claim(NamedTuple):
     text: str
     evidence: str
     verdict: Verdict
+    primary: bool = False  # else exploratory
+
+
+class Comparison(NamedTuple):
+    """A claim about two runs, before it is known whether it is a primary one."""
+
+    about: PrimaryClaim | None  # what the experiment would call it
+    text: str
+    evidence: str
+    found: PValues | None = None  # None: nothing can be decided
 
 
 Claims = Iterator[Claim | None]  # None: nothing can be said
+Comparisons = Iterator[Comparison | None]
 
 
 def read(results: Results) -> list[Claim]:
-    """Every claim that the experiment's runs can speak to, in order of reading."""
+    """Every claim that the experiment's runs can speak to, the primary ones first."""
     runs = [RunFacts(results, name) for name in results.experiment.runs]
     settled = [facts for facts in runs if not facts.unsettled]
-    claims = [*_tickets(results, runs), *_step_times(results, runs), *_against_controls(settled)]
-    claims += [*_timestep_aware(results, settled), _overlap(settled), *_speed(settled)]
+    compared = [*_against_controls(settled), *_timestep_aware(results, settled), _overlap(settled)]
+    compared = list(filter(None, [*compared, *_speed(settled), *_against_baselines(results)]))
+    claims = [*_primary(results, compared), *_tickets(results, runs), *_step_times(results, runs)]
+    claims += [_exploratory(c) for c in compared if c.about not in results.experiment.claims]
     if moving := "; ".join(facts.run.title for facts in runs if facts.unsettled):
         evidence = f"Their masks were still moving when the search ended: {moving}."
         claims.append(Claim("Some runs are left out of this reading", evidence, UNDECIDED))
     return [claim for claim in claims if claim]
+
+
+def _primary(results: Results, compared: Sequence[Comparison]) -> Claims:
+    """The experiment's primary claims, by Holm; what can't be tested counts as p = 1."""
+    known = {c.about: c for c in compared}
+    named = [known.get(claim) or _named(results, claim) for claim in results.experiment.claims]
+    adjusted = significance.holm([c.found.p if c.found else 1.0 for c in named])
+    for c, p in zip(named, adjusted, strict=True):
+        told = f", by Holm over {text.plural(len(named), 'primary claim')} {text.p_value(p)}"
+        yield Claim(c.text, _evidence(c, told), _decided(c.found, p), primary=True)
+
+
+def _named(results: Results, claim: PrimaryClaim) -> Comparison:
+    """A primary claim that the reading doesn't come to by itself, in the words of the runs' titles."""
+    a, b = (RunFacts(results, name) for name in (claim.run, claim.against))
+    compare = {"lower": _lower, "comparable": _comparable, "faster": _faster}[claim.kind]
+    if moving := " and ".join(f.run.title for f in (a, b) if f.unsettled):
+        why = f"Masks were still moving when the search ended: {moving}."
+    elif found := compare(a.run.title, a, b.run.title, b):
+        return found
+    else:
+        why = "Not measured yet."
+    return Comparison(claim, f"{a.run.title} against {b.run.title} ({claim.kind})", why)
+
+
+def _exploratory(c: Comparison) -> Claim:
+    verdict = _decided(c.found, c.found.p if c.found else 1.0)
+    return Claim(c.text, _evidence(c, ", unadjusted: exploratory"), verdict)
+
+
+def _evidence(c: Comparison, told: str) -> str:
+    """With the p-value, and what is told of it."""
+    if c.found is None:
+        return c.evidence
+    if c.found.p == 0:
+        return f"{c.evidence} All seeds agree exactly: there is no p-value."
+    sides = "Two" if c.about and c.about.kind == "lower" else "One"
+    return f"{c.evidence} {sides}-sided {text.p_value(c.found.p)}{told}."
+
+
+def _decided(found: PValues | None, p: float) -> Verdict:
+    """The verdict at a p-value, adjusted or not, of whichever way the numbers point."""
+    return _verdict(found.supports < found.opposes) if found and p < LEVEL else UNDECIDED
 
 
 def _verdict(holds: bool) -> Verdict:
@@ -51,51 +113,122 @@ def _verdict(holds: bool) -> Verdict:
     return "supported" if holds else "not supported"
 
 
-def _lower(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Claim | None:
+def _lower(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
     """Whether run a has a lower Fréchet distance than run b; None while one of them has no metrics."""
     if b is None or not a.quality or not b.quality:
         return None
-    evidence, above, twice = _difference(a, b)
-    told = "against" if twice is None else f"gives a lower {_name(a)} than"
-    return Claim(f"{subject} {told} {other}", evidence, _below(above, twice))
+    about, (words, pairs) = PrimaryClaim(run=a.name, against=b.name), _distances(a, b)
+    if len(pairs) < SEEDS:
+        return Comparison(about, f"{subject} against {other}", words)
+    claim = f"{subject} gives a lower {_name(a)} than {other}"
+    return Comparison(about, claim, words, significance.lower([x - y for x, y in pairs]))
 
 
-def _difference(a: RunFacts, b: RunFacts) -> tuple[str, float, float | None]:
-    """In words; how far a's mean is above b's; twice the standard error of that, if both have two seeds."""
-    x, y, mean = a.quality, b.quality, text.over_seeds(text.two)
-    ours, theirs = (
-        f"{mean(f.quality)} ({f.run.title}, {text.plural(len(f.quality), 'seed')})" for f in (a, b)
-    )
-    words, above = f"{_name(a)} {ours} against {theirs}; ", statistics.fmean(x) - statistics.fmean(y)
-    if min(len(x), len(y)) < 2:
-        words += "one seed on at least one side, so there is no spread to judge the difference by."
-        return words, above, None
-    twice = 2 * math.sqrt(statistics.variance(x) / len(x) + statistics.variance(y) / len(y))
-    return f"{words}difference {above:+.2f}, twice its standard error {twice:.2f}.", above, twice
+def _distances(a: RunFacts, b: RunFacts) -> tuple[str, list[tuple[float, float]]]:
+    """The distances of two runs in words, and in pairs, one for each seed that both have."""
+    pairs, mean = paired(a, b, lambda facts: facts.quality), text.over_seeds(text.two)
+    x, y = (mean([pair[i] for pair in pairs]) for i in (0, 1))
+    words = f"{_name(a)} {x} ({a.run.title}) against {y} ({b.run.title})"
+    if len(pairs) < SEEDS:
+        return f"{words}; {_too_few(len(pairs))}.", pairs
+    difference = Mean.of([x - y for x, y in pairs])
+    interval = text.interval(difference.interval, text.signed)
+    words += f"; difference {difference.value:+.2f}, {interval}, paired over {len(pairs)} seeds."
+    return words, pairs
+
+
+def _too_few(seeds: int) -> str:
+    return f"{text.plural(seeds, 'seed')} in common, and fewer than {SEEDS} decide nothing"
 
 
 def _name(facts: RunFacts) -> str:
     return notes.measure(facts.results.experiment).name
 
 
-def _below(above: float, twice: float | None) -> Verdict:
-    """Whether a difference is below zero, beyond twice its standard error."""
-    return UNDECIDED if twice is None or abs(above) <= twice else _verdict(above < 0)
+def _timed(a: RunFacts, b: RunFacts, way: str) -> tuple[float, str, PValues | None]:
+    """How many times faster a is than b; that in words, with the spread of step times; what it decides."""
+    ratios = faster(a, b, way)
+    ratio = statistics.fmean(ratios)
+    margin = ratio * math.hypot(a.spread, b.spread)
+    words = f"{text.times(ratio)} ± {margin:.2f} by the spread of the measured steps"
+    if len(ratios) < SEEDS:
+        return ratio, f"{words}; {_too_few(len(ratios))}.", None
+    alike = len(set(ratios)) == 1
+    words += "; alike" if alike else f"; {text.interval(Mean.of(ratios).interval, text.two)}"
+    return ratio, f"{words} over {len(ratios)} seeds.", significance.beyond(ratios, 1, margin)
+
+
+def _faster(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
+    """Whether run a takes less device time than run b by measured step times, if ledgers don't contradict."""
+    if b is None or not faster(a, b, "device_time"):
+        return None
+    ratio, words, found = _timed(a, b, "device_time")
+    ways = (statistics.fmean(getattr(s, way) for s in a.speedups()) for way in ("as_paper", "with_search"))
+    paper, search = map(text.times, ways)
+    evidence = (
+        f"{a.run.title}: {paper} as the paper counts, {search} with its search. "
+        f"In device time with all experts summed, over {b.run.title}: {words}"
+    )
+    if spent := paired(a, b, lambda facts: facts.seconds):
+        ours, theirs = (statistics.fmean(pair[i] for pair in spent) for i in (0, 1))
+        evidence += f" Really spent, by the ledgers: {ours:.0f} s against {theirs:.0f} s"
+        contradicted = (ratio > 1) != (theirs > ours)
+        evidence += ", which contradicts it: nothing is decided." if contradicted else "."
+        found = None if contradicted else found
+    about = PrimaryClaim(run=a.name, kind="faster", against=b.name)
+    return Comparison(about, f"{subject} takes less device time than {other}", evidence, found)
+
+
+def _comparable(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
+    """Whether run a is faster as the paper counts, and its distance at most a tenth above that of run b.
+
+    The latter is a test of non-inferiority on the paired 1.1 b - a: the margin is as unsure as b is.
+    """
+    if b is None or not a.quality or not b.quality or not faster(a, b, "as_paper"):
+        return None
+    (_, words, fast), (told, pairs) = _timed(a, b, "as_paper"), _distances(a, b)
+    share = f"{text.percent(COMPARABLE)} %"
+    evidence = f"{words} {told} Comparable: at most {share} above.{_headline(a, b)}"
+    found = None
+    if fast and len(pairs) >= SEEDS:
+        found = fast.both(significance.beyond([(1 + COMPARABLE) * y - x for x, y in pairs], 0, 0))
+    about = PrimaryClaim(run=a.name, kind="comparable", against=b.name)
+    claim = f"{subject}, timed as in the paper, is faster than {other} at comparable quality"
+    return Comparison(about, claim, evidence, found)
+
+
+def _headline(a: RunFacts, b: RunFacts) -> str:
+    """Whether the paper's own distances would be called comparable."""
+    rows = published.headline(a.results.experiment, a.name, b.name)
+    if not rows:
+        return ""
+    x, y = (published.number(row, "fid") for row in rows)
+    printed = "" if float(rows[0]["fid"]) == x else f" (printed {rows[0]['fid']})"
+    apart = f"{100 * (x / y - 1):+.0f} %"
+    held = "keep" if x <= (1 + COMPARABLE) * y else "fail"
+    return f" The paper's own {x:g}{printed} against {y:g}, {apart}, would {held} that margin."
 
 
 def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
-    """Do tickets appear early, and are they learned?"""
+    """Do tickets appear early, are they learned, and are they what the finished network would keep?"""
     drawn = [s for s in stories(runs) if s["criterion"] != "random"]
     found, total = [s for s in drawn if s["settled"]], results.experiment.dense.iterations
     if not drawn:
         return
     shares = [s["step"] / total for s in found]
-    evidence = f"{len(found)} of {text.plural(len(drawn), 'ticket')} settled within the search"
+    early = sum(share < EARLY for share in shares)  # one that hasn't settled has not appeared
+    evidence = f"{early} of {text.plural(len(drawn), 'ticket')} did."
+    if moving := len(drawn) - len(found):
+        evidence += f" Still moving when the search ended: {moving}."
     if found:
         steps, part = text.span(s["step"] for s in found), text.span(shares, text.percent)
-        evidence += f", after {steps} steps: {part} % of the unpruned run's {total}"
-    early = _verdict(bool(found) and max(shares) < EARLY)
-    yield Claim("Tickets appear before half of the unpruned training is over", f"{evidence}.", early)
+        paper, within = text.span(published.SEARCHED, text.percent), max(published.SEARCHED)
+        evidence += (
+            f" Settled after {steps} steps: {part} % of the unpruned run's {total}. "
+            f"The paper says {paper} %; {sum(share <= within for share in shares)} were as early."
+        )
+    name = f"{text.percent(MOST)} % of the tickets appear before half of the unpruned training is over"
+    yield Claim(name, evidence, _verdict(early >= MOST * len(drawn)))
 
     if far := [s["to_initial"] / s["chance"] for s in found if s["to_initial"] is not None]:
         evidence = (
@@ -105,6 +238,22 @@ def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
         )
         name = "Tickets are learned, not the initial mask seen through slow averaging"
         yield Claim(name, evidence, _verdict(min(far) >= LEARNED))
+
+    beside = [{**s, "to_final": results.attempt(results.to_final, s)} for s in found]
+    if apart := [s for s in beside if s["to_final"] is not None]:
+        near = sum(s["to_final"] <= s["threshold"] for s in apart)
+        final, last, initial, chance = (
+            text.span((s[key] for s in apart if s[key] is not None), text.three)
+            for key in ("to_final", "to_last", "to_initial", "chance")
+        )
+        evidence = (
+            f"Once settled, their distance to the finished network's mask is {final}, "
+            f"to the search's last mask {last}, to the initial mask {initial}, by chance {chance}; "
+            f"{near} of {len(apart)} are within the early-bird rule's threshold."
+        )
+        if rest := len(found) - len(apart):
+            evidence += f" The searches of {text.plural(rest, 'other ticket')} lead to no finished network."
+        yield Claim("Tickets are the finished network's masks", evidence, _verdict(near == len(apart)))
 
 
 def _step_times(results: Results, runs: list[RunFacts]) -> Claims:
@@ -116,18 +265,21 @@ def _step_times(results: Results, runs: list[RunFacts]) -> Claims:
             return
         dense, pruned = both
         ratio = dense["step_ms"] / pruned["step_ms"]
+        margin = ratio * spread_of_ratio(results, str(rate))
         evidence = (
-            f"{pruned['step_ms']:.1f} ms against {dense['step_ms']:.1f} ms per step: {ratio:.2f} times; "
-            f"its MACs are {dense['macs'] / pruned['macs']:.2f} times fewer."
+            f"{pruned['step_ms']:.1f} ms against {dense['step_ms']:.1f} ms per step: {ratio:.2f} times, ± "
+            f"{margin:.2f} by their spread; its MACs are {dense['macs'] / pruned['macs']:.2f} times fewer."
         )
         subject = f"A training step of the {text.percent(rate)} % network"
-        yield Claim(f"{subject} takes at most half of a dense one's time", evidence, _verdict(ratio >= TWICE))
+        claim = f"{subject} takes at most half of a dense one's time"
+        clear = abs(ratio - TWICE) > margin
+        yield Claim(claim, evidence, _verdict(ratio > TWICE) if clear else UNDECIDED)
 
 
 _AS_LONG = "the unpruned network in the same device time"
 
 
-def _against_controls(runs: list[RunFacts]) -> Claims:
+def _against_controls(runs: list[RunFacts]) -> Comparisons:
     """Every magnitude early-bird run against what could replace its ticket."""
     early = [f for f in runs if (f.run.method, f.criterion, f.law) == ("eb", "magnitude", "uniform")]
     for facts in early:
@@ -163,7 +315,7 @@ def _first(facts: RunFacts, runs: list[RunFacts], traits: dict[str, Any]) -> Run
     return None
 
 
-def _timestep_aware(results: Results, runs: list[RunFacts]) -> Claims:
+def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
     """The timestep-aware run of Figure 3: its speed, its quality, and what pruning has to do with it."""
     first, final = shown.timestep_aware_run(results.experiment), (results.experiment.final_expert,)
     uniform = [f for f in runs if f.law == "uniform"]
@@ -174,9 +326,8 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Claims:
     # The finished unpruned network, or else the first unpruned one.
     unpruned = min(dense, key=lambda f: f.experts != final, default=None)
     facts, subject = min(aware, key=lambda f: f.name != first), "Timestep-aware training"
-    if facts.speedups():
-        yield from _faster(subject, facts, unpruned)
-    yield _lower(subject, facts, "unpruned training", unpruned)
+    for compare in (_faster, _comparable, _lower):
+        yield compare(subject, facts, "unpruned training", unpruned)
     as_long = _first(facts, runs, {"init": "dense", "iterations": f"like-{facts.name}"})
     yield _lower(subject, facts, _AS_LONG, as_long)
     same = [(e.search, e.span, e.serve, e.iterations) for e in facts.experts]
@@ -187,28 +338,32 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Claims:
             yield _lower(pruning, facts, "leaving the same experts unpruned", other)
 
 
-def _faster(subject: str, aware: RunFacts, unpruned: RunFacts | None) -> Claims:
-    """Timestep-aware training's time, by itself and together with its quality."""
-    ways = ("as_paper", "with_search", "device_time")
-    paper, search, device = (statistics.fmean(getattr(s, way) for s in aware.speedups()) for way in ways)
-    evidence = (
-        f"{aware.run.title}: {text.times(paper)} as the paper counts, {text.times(search)} with its "
-        f"search, {text.times(device)} in device time with all experts summed."
-    )
-    name = f"{subject} takes less device time than unpruned training"
-    yield Claim(name, evidence, _verdict(device > 1))
-
-    name = f"{subject}, timed as in the paper, is faster than unpruned training at comparable quality"
-    if paper <= 1:
-        yield Claim(name, evidence, _verdict(False))
-    elif unpruned and unpruned.quality and aware.quality:
-        words, above, twice = _difference(aware, unpruned)
-        margin = COMPARABLE * statistics.fmean(unpruned.quality)
-        evidence = f"{text.times(paper)}; {words} Comparable: at most {text.percent(COMPARABLE)} % above."
-        yield Claim(name, evidence, _below(above - margin, twice))
+_BASELINES = {
+    "scratch": "training a pruned network from scratch",
+    "finetune": "training, pruning and finetuning",
+}
 
 
-def _overlap(runs: list[RunFacts]) -> Claim | None:
+def _against_baselines(results: Results) -> Comparisons:
+    """The ratios of the paper's text: the runs whose cells it names, over the baselines of their table."""
+    for table in results.experiment.tables:
+        rows = of_table(results, table)
+        for method in _BASELINES:
+            base = baseline(rows, method)
+            for facts in rows:
+                said = published.ratio(results.experiment, table, facts.name, method)
+                if base is None or not said or facts.unsettled or not faster(facts, base, "as_paper"):
+                    continue
+                _, words, found = _timed(facts, base, "as_paper")
+                printed = f"the paper's text says {said['printed']}, which is over its cell {said['over']}"
+                evidence = f"Over {base.run.title}; {printed}. {words}"
+                claim = (
+                    f"{facts.run.title}, timed as in Table {table[5:]}, is faster than {_BASELINES[method]}"
+                )
+                yield Comparison(None, claim, evidence, found)
+
+
+def _overlap(runs: list[RunFacts]) -> Comparison | None:
     """Does training on a little more than an expert serves help? The first pair that differs in it alone."""
 
     def regions(facts: RunFacts) -> list[tuple]:
@@ -225,7 +380,7 @@ def _overlap(runs: list[RunFacts]) -> Claim | None:
     return None
 
 
-def _speed(runs: list[RunFacts]) -> Claims:
+def _speed(runs: list[RunFacts]) -> Comparisons:
     """Every run with SpeeD against the same experts without it."""
     for facts in (f for f in runs if f.law == "speed"):
         plain, rate = tuple(e.model_copy(update={"law": "uniform"}) for e in facts.experts), facts.rate

@@ -15,6 +15,19 @@ from ebdiff.report.text import MISSING
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """A published number, and what was printed for it where its paper contradicts itself."""
+
+    value: float
+    printed: float
+
+    def text(self, show: Callable[[float], str]) -> str:
+        """Both, if they differ."""
+        same = self.printed == self.value
+        return show(self.value) if same else f"{show(self.value)} (printed {show(self.printed)})"
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of a table."""
 
@@ -59,7 +72,10 @@ class Table:
 
 
 def to_csv(table: Table) -> str:
-    """Raw numbers; a value with several seeds is `key` (mean), `key_std` and `key_seeds`."""
+    """Raw numbers; a value with several seeds is `key` (mean), `key_std` and `key_seeds`.
+
+    A published one is `key` and `key_as_printed`.
+    """
     columns: dict[str, list[Any]] = {}
     for column, *values in zip(table.columns, *table.values, strict=True):
         columns[column.key] = values
@@ -68,6 +84,9 @@ def to_csv(table: Table) -> str:
             columns[column.key] = [statistics.fmean(v) if v else None for v in seeds]
             columns[f"{column.key}_std"] = [statistics.stdev(v) if len(v) > 1 else None for v in seeds]
             columns[f"{column.key}_seeds"] = [len(v) for v in seeds]
+        if any(isinstance(value, Corrected) for value in values):
+            columns[column.key] = [value and value.value for value in values]
+            columns[f"{column.key}_as_printed"] = [value and value.printed for value in values]
     frame = pd.DataFrame({**columns, "marks": table.marks}, dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")
 

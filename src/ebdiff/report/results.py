@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from ebdiff.experiment.records import Records, opened
 from ebdiff.experiment.runs import Expert
 from ebdiff.system.errors import Missing, Unusable, UserError, damaged
 from ebdiff.system.files import load_memmap, read_arrays, read_json
+from ebdiff.tickets.history import load_history
 
 Value = TypeVar("Value")
 
@@ -82,6 +84,16 @@ class Results:
         """How the ticket of an expert was found."""
         return self._once(places.ticket_of(self.experiment, expert, layout.STORY, seed), read_json)
 
+    def to_final(self, story: dict) -> float | None:
+        """Distance of a ticket's mask to that of the finished network; None where there is none."""
+        ticket = {key: story[key] for key in ("seed", "search", "criterion", "weights")}
+        read = partial(load_history, weights=story["weights"])
+        found = [self._once(path, read) for path in places.masks_beside(self.experiment, **ticket)]
+        if not found:
+            return None
+        own, final = (h.mask(story["rate"], at) for h, at in zip(found, (story["interval"], 0), strict=True))
+        return float((own != final).mean())
+
     def ledger(self, seed: int, expert: Expert) -> dict:
         """What an expert's training cost up to its milestone."""
         return self._json(layout.LEDGER, seed=seed, expert=expert.key, milestone=expert.iterations)
@@ -89,6 +101,14 @@ class Results:
     def search_ledger(self, seed: int, search: str) -> dict:
         """What a search cost."""
         return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
+
+    def sample_ledger(self, run: str, seed: int) -> dict:
+        """What drawing a run's samples cost."""
+        return self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
+
+    def mask_ledger(self, seed: int, search: str, criterion: str, weights: str) -> dict:
+        """What computing a search's masks cost, where they weren't taken while training."""
+        return self._json(layout.MASKS_LEDGER, seed=seed, search=search, criterion=criterion, weights=weights)
 
     def cost(self) -> dict:
         """Parameters, MACs and measured step times."""

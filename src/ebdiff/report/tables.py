@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import notes, published, shown, text
-from ebdiff.report.facts import RunFacts
+from ebdiff.report.facts import RunFacts, baseline, faster, of_table
 from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
 from ebdiff.system.files import write_json, write_text
@@ -41,11 +42,7 @@ def build(results: Results, table: str) -> Table:
 
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
-    names, told = dict(results.experiment.tables)[table], shown.data("tables.yaml")
-    own = [results.experiment.seeds_of(name) for name in names]
-    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
-    unpruned = places.unpruned(results.experiment, names)
-    rows = [RunFacts(results, name, unpruned, common) for name in names]
+    rows, told = of_table(results, table), shown.data("tables.yaml")
     offered = {column.key: column for column in _columns(results, table, rows)}
     quality = notes.measure(results.experiment).key
     order = told["columns"][table].replace("quality", quality).split()
@@ -99,15 +96,43 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)
     yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
+    yield Column(
+        f"{measure.key}_at_floor",
+        f"{measure.name}\nat floor's n",
+        lambda f: tuple(end["fd"] for end in f.metric("at_floor")),
+        text.over_seeds(text.two),
+    )
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     yield Column("ticket_at", "Ticket at", _ticket_at)
+    if places.finished(results.experiment):
+        yield Column("to_final", "To finished\nmask", lambda f: f.to_final, text.over_seeds(text.three))
     yield Column("iterations", "Iterations", _iterations)
     yield Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
     yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
     yield from SPEEDUPS
+    yield from _over_baselines(results.experiment, table, rows)
     for i in range(max(len(f.experts) for f in rows)):
         yield from _of_expert(i, rows)
     yield from _published(results.experiment, table)
+
+
+def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) -> Iterator[Column]:
+    """How many times faster early-bird runs are than baselines as the paper counts; what its text says."""
+
+    def column(key: str, heading: str, read: Callable[[RunFacts], Any], show: Callable[..., str]) -> Column:
+        def value(facts: RunFacts) -> Any:
+            return read(facts) if facts.run.method in ("eb", "ta-eb") else None
+
+        return Column(key, heading, value, show, absent="")
+
+    def printed(facts: RunFacts, method: str) -> float | None:
+        return published.number(published.ratio(experiment, table, facts.name, method), "printed")
+
+    for method in ("scratch", "finetune"):
+        if base := baseline(rows, method):
+            ours, theirs = partial(faster, b=base, way="as_paper"), partial(printed, method=method)
+            yield column(f"vs_{method}", f"Over\n{method}", ours, text.over_seeds(text.two))
+            yield column(f"paper_vs_{method}", f"Paper over\n{method}", theirs, text.two)
 
 
 def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
@@ -138,7 +163,7 @@ def _published(experiment: Experiment, table: str) -> Iterator[Column]:
         return Column(key, heading, value, show, absent="")
 
     def printed(key: str, heading: str, of: str, show: Callable[..., str]) -> Column:
-        return column(key, heading, lambda row, _: published.number(row, of), show)
+        return column(key, heading, lambda row, _: published.both(row, of), lambda n: n.text(show))
 
     def apart(key: str, heading: str, of: str, ours: Callable[[RunFacts], Iterable[float]]) -> Column:
         def minus(row: published.Row, facts: RunFacts) -> tuple[float, ...]:

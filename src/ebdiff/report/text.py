@@ -70,6 +70,16 @@ def span(values: Iterable[float | str], show: Callable[..., str] = str, to: str 
     return to.join(dict.fromkeys(map(show, low_to_high[:: len(low_to_high) - 1 or 1]))) or MISSING
 
 
+def interval(ends: tuple[float, float], show: Callable[[float], str]) -> str:
+    """`95 % interval -0.12 to +0.03`."""
+    return f"95 % interval {show(ends[0])} to {show(ends[1])}"
+
+
+def p_value(p: float) -> str:
+    """`p = 0.0496`, or `p < 0.001`."""
+    return f"p = {number(p)}" if p >= 0.001 else "p < 0.001"
+
+
 def plural(count: int, word: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"

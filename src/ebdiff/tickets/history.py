@@ -191,7 +191,7 @@ def load_history(path: Path, weights: str, groups: tuple[Group, ...] | None = No
         raise Unusable(path, "its arrays don't fit each other")
     found = list(zip(history.names, history.widths, strict=True))
     if groups is not None and found != [(g.name, g.width) for g in groups]:
-        raise Unusable(path, "masks of another network")
+        raise Unusable(path, "masks of another network, or in another order")
     return history
 
 

@@ -21,6 +21,7 @@ from ebdiff.experiment.schema import Training
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import enough
 from ebdiff.system import interrupts, parallel
+from ebdiff.system.devices import device_name
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.progress import progress
@@ -93,7 +94,8 @@ def train(
         hook.begin(state)
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    process = {"started": started, "world": parallel.world(), "steps": 0, "seconds": 0.0}
+    where = {"device": device_name(device), "world": parallel.world(), "execution": runtime.told()}
+    process = {"started": started, **where, "steps": 0, "seconds": 0.0}
     state.processes.append(process)
     began = saved = time.perf_counter()
     silent = job.stats is None or not parallel.first()
@@ -137,7 +139,7 @@ def train(
             if reading:
                 value = parallel.summed(loss).item()  # waits for the device
                 check_finite(value, step, job.name)
-            process["seconds"] = time.perf_counter() - began
+            process |= {"seconds": time.perf_counter() - began, "execution": runtime.told()}
             if reading:
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")

@@ -43,7 +43,7 @@ class State:
         step: training steps done.
         updates: optimiser steps since the moments were zero; less than `step` where weights came from
             elsewhere or a hook replaced a step.
-        processes: one entry per job that trained: when it started, its processes, steps and seconds.
+        processes: one entry per job that trained: when, on what and how, its steps and seconds.
         hooks: what looks in on training; their arrays are saved along.
         extra: the arrays that hooks had saved in the state that was loaded.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, search_steps
+from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, mask_seconds, search_steps
 from ebdiff.data.dataset import open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
@@ -90,7 +90,6 @@ def _finish(
         images=state.step * work.job.experiment.training.batch,
         **told,
         processes=state.processes,
-        execution=runtime.told(),
     )
     write_json(spent, entry)
     work.end()
@@ -100,14 +99,20 @@ def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed
     """Steps of a milestone: the number itself, or for `like-RUN` as many as cost the same.
 
     Equal means equal measured device time, the other run's search included: cost.json gives the
-    times per step, that run's ticket stories the steps its search is charged.
+    times per step, that run's ticket stories the steps its search is charged, ledgers its masks' seconds.
     """
     if not milestone.startswith("like-"):
         return int(milestone)
     other = milestone.removeprefix("like-")
     networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
     told = [read_json(path) for path in places.stories(experiment, other, seed)]
-    return like_steps(experiment, expert, experiment.runs[other], networks, told)
+
+    def ledger(search: str, criterion: str, weights: str) -> dict[str, Any]:
+        ticket = dict(search=search, criterion=criterion, weights=weights)
+        return read_json(layout.path(layout.MASKS_LEDGER, experiment=experiment.name, seed=seed, **ticket))
+
+    masks = mask_seconds(experiment, told, ledger)
+    return like_steps(experiment, expert, experiment.runs[other], networks, told, sum(masks.values()))
 
 
 def like_steps(
@@ -116,6 +121,7 @@ def like_steps(
     run: Run,
     networks: Mapping[str, Mapping[str, Any]],
     stories: Iterable[Mapping[str, Any]],
+    mask_seconds: float,
 ) -> int:
     """Steps of an expert that cost the same device time as a run, by measured `step_ms`.
 
@@ -124,13 +130,14 @@ def like_steps(
         run: the run to be like.
         networks: `step_ms` of every network, as in cost.json.
         stories: of that run's tickets.
+        mask_seconds: charged to their masks.
     """
 
     def step_time(e: Expert) -> float:
         return networks[e.network]["step_ms"] / networks["dense"]["step_ms"]
 
     trained = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
-    before = sum(search_steps(stories).values())
+    before = sum(search_steps(stories).values()) + 1e3 * mask_seconds / networks["dense"]["step_ms"]
     if run.method in AFTER_DENSE:
         before += experiment.dense.iterations
     return like_iterations(trained, before, step_time(expert))
