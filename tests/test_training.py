@@ -462,7 +462,7 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
     write_json(layout.path(layout.COST, experiment="tiny"), {"networks": networks})
     for rate, step in ((0.3, 50), (0.8, 60)):
         path = layout.path(layout.STORY, experiment="tiny", seed=0, rate=rate, **TICKET)
-        write_json(path, {"search": "full", "step": step})
+        write_json(path, {"search": "full", "criterion": "magnitude", "step": step})
 
     def steps(run):
         (expert,) = e.runs[run].experts

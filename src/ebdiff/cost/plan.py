@@ -108,16 +108,10 @@ class Forecast:
 
     def mask_seconds(self, search: str) -> float:
         """A gradient criterion's masks of a search to its horizon: a backward pass at every timestep."""
-        e = self.experiment
+        e, step = self.experiment, self.networks["dense"]["step_ms"] / 1e3
         intervals = 1 if search == FINAL else e.searches[search].horizon
         passes = intervals * e.diffusion.timesteps / e.pruning.stride
-        return (
-            passes
-            * min(e.pruning.images, self.count)
-            / e.training.batch
-            * self.networks["dense"]["step_ms"]
-            / 1e3
-        )
+        return passes * min(e.pruning.images, self.count) / e.training.batch * step
 
     def masked(self, run: str) -> dict[tuple[str, str, str], float]:
         """Seconds of the masks of a run's tickets, by search, criterion and weights."""
