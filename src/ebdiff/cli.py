@@ -261,7 +261,8 @@ def select_eb_epoch(
     asked, after = layout.asked(rate)
     story = stages.select_eb_epoch(experiment, **ticket, rate=asked, after=after)
     word = {True: "settled", False: "NOT settled by the horizon", None: "cut as asked"}[story["settled"]]
-    print(f"rate {rate}: {word}, {story['unit']} {story['interval']}, {story['params']:,} parameters")
+    at = f"{story['unit']} {story['interval']} (step {story['step']})"
+    print(f"rate {rate}: {word}, {at}, {story['params']:,} parameters")
 
 
 @app.command()
