@@ -345,7 +345,8 @@ def claims_of(e, quality):
 
 
 def test_claims_on_overlap_speed_and_comparable_quality():
-    centre = {"unpruned": 5.15, "ta-eb": 5.5, "ta-eb-plain": 8.1, "eb-50-300k": 9.3, "eb-50-speed": 8.9,
+    centre = {"unpruned": 5.15, "ta-eb": 5.5, "ta-eb-plain": 8.1, "ta-eb-same-tickets-plain": 5.0,
+              "ta-eb-random": 6.0, "ta-eb-full": 5.1, "raw-ticket-50": 8.0, "ticket-at-2": 6.5, "eb-50-300k": 9.3, "eb-50-speed": 8.9,
               "unpruned-300k": 5.6, "unpruned-speed": 6.0, "magnitude-50": 15.0, "eb-50": 7.0}  # fmt: skip
     claims = claims_of(shipped("cifar10", seeds=[0, 1, 2]), centre)
 
@@ -353,7 +354,12 @@ def test_claims_on_overlap_speed_and_comparable_quality():
         (found,) = (claim for name, claim in claims.items() if all(word in name for word in words))
         return found.verdict
 
-    assert verdict("overlapping regions") == "supported"
+    assert verdict("overlapping regions", "as in Table 3") == "supported"
+    assert verdict("overlapping regions", "with the same tickets") == "not supported"
+    assert verdict("Tickets of timestep-aware", "random") == "supported"
+    assert verdict("Tickets of timestep-aware", "full range") == "not supported"
+    assert verdict("at 50 % trained for 900000 steps", "raw weights") == "supported"
+    assert verdict("at 50 % trained for 900000 steps", "cut after 2 epochs") == "not supported"
     assert verdict("Adding SpeeD to the early-bird ticket at 50 %") == "supported"
     assert verdict("Adding SpeeD to unpruned training") == "not supported"
     assert verdict("Adding SpeeD to timestep-aware training at 50 %") == reading.UNDECIDED

@@ -55,7 +55,7 @@ def read(results: Results) -> list[Claim]:
     """Every claim that the experiment's runs can speak to, the primary ones first."""
     runs = [RunFacts(results, name) for name in results.experiment.runs]
     settled = [facts for facts in runs if not facts.unsettled]
-    compared = [*_against_controls(settled), *_timestep_aware(results, settled), _overlap(settled)]
+    compared = [*_against_controls(settled), *_timestep_aware(results, settled), *_overlap(settled)]
     compared = list(filter(None, [*compared, *_speed(settled), *_against_baselines(results)]))
     claims = [*_primary(results, compared), *_tickets(results, runs), *_step_times(results, runs)]
     claims += [_exploratory(c) for c in compared if c.about not in results.experiment.claims]
@@ -290,6 +290,7 @@ def _against_controls(runs: list[RunFacts]) -> Comparisons:
         alike, rate = {key: own[key] for key in ("rate", "law")}, own["rate"]
         rivals = {
             "a random ticket trained alike": {**own, "method": "control", "criterion": "random"},
+            "a ticket of raw weights trained alike": {**own, "method": "control", "weights": "raw"},
             "pruning the finished network and finetuning": {
                 **alike, "method": "finetune", "criterion": own["criterion"],
             },
@@ -301,6 +302,14 @@ def _against_controls(runs: list[RunFacts]) -> Comparisons:
             },
             _AS_LONG: {"init": "dense", "iterations": like},
         }  # fmt: skip
+        search = facts.results.experiment.searches[own["search"]]
+        for completed in search.tickets_at:
+            when = text.plural(completed, search.interval.unit)
+            rivals[f"one cut after {when}, trained alike"] = {
+                **own,
+                "method": "control",
+                "interval": completed,
+            }
         for other, traits in rivals.items():
             yield _lower(subject, facts, other, _first(facts, runs, traits))
 
@@ -336,6 +345,13 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
         if whole and [(e.search, e.span, e.serve, e.iterations) for e in other.experts] == same:
             pruning = "Pruning the timestep-aware experts"
             yield _lower(pruning, facts, "leaving the same experts unpruned", other)
+    for other, change in (
+        ("random ones trained alike", {"criterion": "random"}),
+        ("those of the full range", {"search": results.experiment.dense.search}),
+    ):
+        alike = tuple(e.model_copy(update=change) for e in facts.experts)
+        rival = next((f for f in runs if f.experts == alike and f is not facts), None)
+        yield _lower("Tickets of timestep-aware training", facts, other, rival)
 
 
 _BASELINES = {
@@ -363,21 +379,25 @@ def _against_baselines(results: Results) -> Comparisons:
                 yield Comparison(None, claim, evidence, found)
 
 
-def _overlap(runs: list[RunFacts]) -> Comparison | None:
-    """Does training on a little more than an expert serves help? The first pair that differs in it alone."""
+def _overlap(runs: list[RunFacts]) -> Comparisons:
+    """Does training on a little more than an expert serves help: with the same tickets, and as in Table 3?"""
 
-    def regions(facts: RunFacts) -> list[tuple]:
-        """What the experts are, but for the timesteps that they and their searches train on."""
+    def same(facts: RunFacts) -> list:
+        """What the experts are, but for the timesteps that they train on."""
+        return [e.model_copy(update={"span": None}) for e in facts.experts]
+
+    def own(facts: RunFacts) -> list:
+        """As `same`, with tickets of searches on just these timesteps."""
         searches, other = facts.results.experiment.searches, {"span": None, "search": ""}
-        own = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
-        return [(e.model_copy(update=other), o) for e, o in zip(facts.experts, own, strict=True)]
+        fits = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
+        return [e.model_copy(update=other) if fit else e for e, fit in zip(facts.experts, fits, strict=True)]
 
     aware = [f for f in runs if f.run.method == "ta-eb"]
-    for wide, plain in ((a, b) for a in aware for b in aware if a.overlaps and not b.overlaps):
-        if regions(wide) == regions(plain):
-            subject = "Training experts on overlapping regions"
-            return _lower(subject, wide, "training them on what they serve", plain)
-    return None
+    pairs = [(a, b) for a in aware for b in aware if a.overlaps and not b.overlaps]
+    for tickets, regions in (("with the same tickets", same), ("with tickets of these, as in Table 3", own)):
+        if found := next((pair for pair in pairs if regions(pair[0]) == regions(pair[1])), None):
+            subject, other = "Training experts on overlapping regions", "training them on what they serve"
+            yield _lower(subject, found[0], f"{other}, {tickets}", found[1])
 
 
 def _speed(runs: list[RunFacts]) -> Comparisons:
