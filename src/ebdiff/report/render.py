@@ -125,7 +125,7 @@ def to_tex(table: Table) -> str:
     r"""One or more `table*` to `\input`: needs `\usepackage{booktabs}` and nothing else.
 
     Columns beyond the width of the page stand in further parts, which all begin with what a row is: below
-    each other, or where that is too long in floats of their own.
+    each other, or where that is too long in floats of their own; and so do notes.
     """
     kinds, widths = [], []
     for k, (column, *cells) in enumerate(zip(table.columns, *table.cells(), strict=True)):
@@ -140,14 +140,15 @@ def to_tex(table: Table) -> str:
             parts.append([table.label])
         parts[-1].append(k)
     rows = sum(1 + int(_points(row[table.label]) // _LABEL) for row in table.cells())
-    length = len(parts) * (rows + 7) + sum(1 + len(note) // 115 for note in table.notes)
+    height, notes = rows + 7, sum(1 + len(note) // 115 for note in table.notes)
     tabulars = [_tabular(table, part, kinds) for part in parts]
     end = r"\end{table*}"
     begin = r"\begin{table*}[tp]\centering\scriptsize\setlength{\tabcolsep}{3pt}"
     again = rf"{end}{begin}\addtocounter{{table}}{{-1}}\caption{{(continued)}}"
     lines = [
         rf"{begin}\caption{{{_tex(table.caption)}}}",
-        ("\\par\\medskip\n" if length <= _PAGE[1] else f"{again}\n").join(tabulars),
+        ("\\par\\medskip\n" if len(parts) * height + notes <= _PAGE[1] else f"{again}\n").join(tabulars),
+        *([again] if height + notes > _PAGE[1] else []),
         r"\par\medskip\begin{minipage}{\linewidth}\raggedright",
         *(rf"{_tex(note)}\par" for note in table.notes),
         rf"\end{{minipage}}{end}",
