@@ -78,7 +78,7 @@ MORE = {
     "ta-dense": {
         "title": "TA dense", "method": "control", "init": "snapshot", "iterations": 400, "experts": TRIPLE,
     },
-    "at-2": {"title": "At 2", "method": "control", "interval": 2, "rate": 0.5, "iterations": 900},
+    "at-2": {"title": "At 2", "method": "control", "after": 2, "rate": 0.5, "iterations": 900},
 }  # fmt: skip
 CELLS = {
     "unpruned": "unpruned", "scratch-50": "scratch-50", "finetune-50": "magnitude-50",
@@ -157,9 +157,9 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                 if x.needs_ticket:
                     ticket = {k: getattr(x, k) for k in ("search", "criterion", "weights", "rate")}
                     told = story(e, ticket, seed, settled)
-                    if x.interval is not None:
-                        asked = {"interval": x.interval - 1, "intervals_completed": x.interval}
-                        told |= {**asked, "settled": None, "step": 29 * x.interval}
+                    if x.after is not None:
+                        asked = {"interval": x.after - 1, "intervals_completed": x.after}
+                        told |= {**asked, "settled": None, "step": 29 * x.after}
                     write_json(places.ticket_of(e, x, layout.STORY, seed), told)
                     kind = {k: ticket[k] for k in ("search", "criterion", "weights")}
                     for path in places.masks_beside(e, seed, **kind):
@@ -194,8 +194,8 @@ def metrics(fd, run, seed, protocols=("classifier",)):
     """As `fid` writes them; of the classifier where its protocol is among them."""
     number = {
         "fd": fd, "kid": fd / 100, "ill_conditioned": False, "images": 30, "reference_images": 100,
-        "floor": {"fd": 1.9, "kid": 0.0, "images": 20, "held_out": True},
-        "at_floor": {"fd": fd + 1, "kid": fd / 50, "images": 20, "held_out": True},
+        "floor": {"fd": 1.9, "kid": 0.0, "images": 20, "draws": 3, "held_out": True},
+        "at_floor": {"fd": fd + 1, "kid": fd / 50, "images": 20, "draws": 3, "held_out": True},
         "ceiling": {"fd": 561.0, "kid": 3.0, "images": 100},
         "memorisation": {
             "images": 20, "nearest": 1.5, "held_out_nearest": 1.0, "bound": 0.05, "nearer": 0.02,
@@ -237,7 +237,10 @@ def history(e, search, seed):
     mask[: (0 if search == schema.FINAL else 3 if seed else 5)] = False
     masks = np.packbits(np.stack([mask] * len(rates)), axis=1)
     far = np.zeros_like(masks)  # every mask but a ticket's own
-    return History(rates, ("a", "b"), (20, 20), None, [*[far] * (8 + seed) * (search != schema.FINAL), masks])
+    others = 0 if search == schema.FINAL else 20
+    found = [far] * others + [masks]
+    found.insert(min(8 + seed, others), found.pop())
+    return History(rates, ("a", "b"), (20, 20), far, found)
 
 
 def hamming(rates, unit, n=14):

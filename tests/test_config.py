@@ -179,7 +179,7 @@ def test_a_ticket_must_be_one_that_its_search_looks_for(key, value):
 
 
 def test_a_ticket_at_an_interval_must_be_one_whose_weights_its_search_keeps():
-    run = {"title": "At 2", "method": "control", "rate": 0.5, "interval": 2, "iterations": 40}
+    run = {"title": "At 2", "method": "control", "rate": 0.5, "after": 2, "iterations": 40}
     kept = {"searches.full.tickets_at": [0, 2], "searches.full.criteria": ["magnitude", "taylor"]}
 
     def at(changes, searches=kept):
@@ -188,11 +188,11 @@ def test_a_ticket_at_an_interval_must_be_one_whose_weights_its_search_keeps():
     keys = load.parse(at({}), "x.yaml").experts()
     assert {"full-magnitude-ema-0.5-at2-t0-1000", "full-magnitude-ema-0.5-t0-1000"} < keys.keys()
     wrong = "search 'full' keeps no weights after 2 intervals; add 2 to searches.full.tickets_at"
-    assert f"runs.at.interval: {wrong}" in refusal(at({}, {"searches.full.tickets_at": [0, 1]}))
+    assert f"runs.at.after: {wrong}" in refusal(at({}, {"searches.full.tickets_at": [0, 1]}))
     assert "runs.at: method eb means" in refusal(at({"method": "eb"}))
-    assert "no taylor mask before any training" in refusal(at({"criterion": "taylor", "interval": 0}))
+    assert "no taylor mask before any training" in refusal(at({"criterion": "taylor", "after": 0}))
     for changes in ({"init": "fresh"}, {"search": "final"}):
-        assert "runs.at.interval: only tickets of a search" in refusal(at(changes))
+        assert "runs.at.after: only tickets of a search" in refusal(at(changes))
     assert "tickets_at 7 lies beyond horizon 6" in refusal(changed(TINY, {"searches.full.tickets_at": [7]}))
 
 

@@ -577,9 +577,12 @@ def test_a_share_of_unlabelled_images_is_the_same_each_time(prepare, tmp_path):
 def test_what_cannot_be_held_out_is_refused(refused, tmp_path):
     folder = fill(tmp_path / "in")
     assert "held_out to a share" in refused(path=folder, held_out="test")
-    assert "1 images can be read" in refused(path=folder, held_out=0.1)
+    assert "1 images are too few; raise it" in refused(path=folder, held_out=0.1)
     whole = parquet_of(tmp_path / "in.parquet", PICTURES, [0] * 8 + [1])
-    assert f"dataset.held_out 0.4 of {whole}: The least populated class" in refused(path=whole, held_out=0.4)
+    assert (
+        f"dataset.held_out 0.4 of {whole}: can't be divided by class (The least populated class"
+        in refused(path=whole, held_out=0.4)
+    )
     with pytest.raises(UserError, match="bundled-digits have no test split"):
         load.parse(changed(TINY, {"dataset.held_out": "test"}), "x.yaml")
 
@@ -670,7 +673,7 @@ def test_the_hub_without_a_network(refused, monkeypatch):
         raise ConnectionError("offline\nmode")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert "dataset.hub a/b: can't be had (offline mode)" in refused(hub="a/b")
+    assert "dataset.hub a/b, split train: can't be had (offline mode)" in refused(hub="a/b")
 
 
 def test_a_dataset_of_the_hub(prepare, tmp_path, monkeypatch):

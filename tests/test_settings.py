@@ -11,7 +11,7 @@ from conftest import TINY, changed, vouch, write_experiment
 from stages import DENSE, EB, FID, RANDOM, SAMPLE, TABLE, WHERE, path_of, run
 
 from ebdiff.experiment import layout, load, records, stages
-from ebdiff.experiment.jobs import Job, maker
+from ebdiff.experiment.jobs import Job, jobs, maker
 from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Records
 from ebdiff.system import files
@@ -110,6 +110,33 @@ def test_masks_and_tickets_depend_on_the_walk_and_searches_too(tiny, monkeypatch
         monkeypatch.setattr(stages, "WALK", walk)
         digests.append([Job.of(verb=verb, **{**WHERE, "experiment": tiny}).digest for verb in verbs])
     assert [a == b for a, b in zip(*digests, strict=True)] == [True, True, False, False, False]
+
+
+def test_a_ticket_at_a_searched_rate_changes_nothing_of_the_others(vary):
+    """The finished network's masks are taken at all rates of its search: tickets stand beside them."""
+    more = {"title": "EB 30 %", "method": "eb", "rate": 0.3, "iterations": 10}
+    final = {"title": "F", "method": "finetune", "search": "final", "rate": 0.5, "iterations": 10}
+    one, two = vary({"runs.cut": final}), vary({"runs.cut": final, "runs.eb-30": more})
+    known, now = ({job.name: Records(e).settings(job) for job in jobs(e)} for e in (one, two))
+    assert len(now) > len(known)
+    changed_ones = {name for name, value in known.items() if now[name] != value}
+    assert {Path(name).name for name in changed_ones} == {"tabulate", "report"}
+
+
+def test_gradient_masks_are_asked_for_only_where_a_run_has_such_a_ticket(vary):
+    searched = {"searches.full.criteria": ["magnitude", "taylor"], "searches.full.weights": ["ema", "raw"]}
+    eb = {
+        "title": "EB",
+        "method": "eb",
+        "criterion": "taylor",
+        "weights": "raw",
+        "rate": 0.3,
+        "iterations": 10,
+    }
+    for runs, asked in (({}, {"ema"}), ({"runs.taylor": eb}, {"raw"})):
+        found = [job.where for job in jobs(vary({**searched, **runs})) if job.stage.verb == "hamming-matrix"]
+        assert {where["weights"] for where in found if where["criterion"] == "taylor"} == asked
+        assert {where["weights"] for where in found if where["criterion"] == "magnitude"} == {"ema", "raw"}
 
 
 @pytest.mark.parametrize(

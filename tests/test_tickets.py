@@ -229,7 +229,7 @@ def test_a_search_goes_on_to_the_last_interval_that_a_ticket_is_asked_at(workspa
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_ticket_at_an_interval_is_cut_from_a_dense_training_of_that_length(workspace, vary, after):
     """Against a training of its own, by the plain loop without a search."""
-    at = {"title": "At", "method": "control", "rate": 0.5, "interval": after, "iterations": 5}
+    at = {"title": "At", "method": "control", "rate": 0.5, "after": after, "iterations": 5}
     e = vary({"searches.full.tickets_at": [0, 2], "runs.at": at, "runs.whole": {**at, "init": "snapshot"}})
     search(e)
     story = stages.select_eb_epoch(e, "full", "magnitude", "ema", 0.5, 0, after)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -253,9 +254,12 @@ def select_eb_epoch(
 
     Example: ebdiff select-eb-epoch digits --rate 0.5
     """
-    ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
-    experiment = _stage("select-eb-epoch", name, rate=rate, **ticket)
     from ebdiff.experiment import layout
+
+    ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
+    with suppress(ValueError):  # what is no rate is refused below, by name
+        rate = layout.ticket(*layout.asked(rate))  # 0.50 is 0.5
+    experiment = _stage("select-eb-epoch", name, rate=rate, **ticket)
     from ebdiff.tickets import stages
 
     asked, after = layout.asked(rate)

@@ -101,8 +101,8 @@ class Forecast:
         """What decides the cost of a run's tickets: each is found at its search's horizon, or where asked."""
         e, told = self.experiment, []
         for x in (x for x in e.runs[run].experts if x.needs_ticket):
-            asked = x.interval is not None
-            step = x.interval * e.interval_steps(x.search, self.count) if asked else self.horizon(x.search)
+            asked = x.after is not None
+            step = x.after * e.interval_steps(x.search, self.count) if asked else self.horizon(x.search)
             told.append({"search": x.search, "step": step})
         return told
 

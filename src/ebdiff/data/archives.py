@@ -247,7 +247,7 @@ def from_hub(name: str, split: str = "train") -> Collection:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"dataset.hub {name}: can't be had ({_line(error)}); check name and network, "
+            f"dataset.hub {name}, split {split}: can't be had ({_line(error)}); check name and network, "
             "or set dataset.path to a local copy"
         ) from None
     column, labelled = _columns(rows.features.arrow_schema, f"dataset.hub {name}")

@@ -6,7 +6,8 @@
 3. 16 bits become 8 (value / 257, rounded); what is transparent is laid on white; then everything is
    converted to RGB (3 channels) or to grey (1 channel, ITU-R 601 weights).
 4. Resized to `dataset.image_size` by Pillow's filter `dataset.resize`, which averages when it shrinks (no
-   aliasing). Bilinear is torchvision's default, and so what the public pipelines of CelebA and LSUN do.
+   aliasing). Bilinear is torchvision's default, and so what the public pipelines of CelebA and LSUN do
+   (LSUN's resizes first and then crops: the same but for the outermost pixels and half-pixel roundings).
 """
 
 from __future__ import annotations

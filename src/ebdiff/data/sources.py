@@ -98,6 +98,10 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
         return found, find(dataset, "test")
     if not dataset.held_out:
         return found, _some(found, np.zeros(0, np.int64))
+    if (few := dataset.kept_out(found.count)) < FEWEST:
+        raise UserError(
+            f"dataset.held_out {dataset.held_out:g} of {found.where}: {few} images are too few; raise it"
+        )
     labels = [item.label for item in found.items()]
     try:
         from sklearn.model_selection import train_test_split
@@ -108,8 +112,11 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
             stratify=None if None in labels else labels,
             random_state=0,
         )
-    except ValueError as error:
-        raise UserError(f"dataset.held_out {dataset.held_out:g} of {found.where}: {error}") from None
+    except ValueError as error:  # too few of a class, in the words of scikit-learn
+        raise UserError(
+            f"dataset.held_out {dataset.held_out:g} of {found.where}: can't be divided by class ({error}); "
+            "change it"
+        ) from None
     return _some(found, kept), _some(found, out)
 
 
@@ -192,9 +199,8 @@ def write_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
         decoded = in_order(decode, found.items(), threads)
-        for item, result, scaled in (
-            progress(decoded, total=found.count, desc="images") if found.count else ()
-        ):
+        bar = progress(decoded, total=found.count, desc="images") if found.count else decoded
+        for item, result, scaled in bar:
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken

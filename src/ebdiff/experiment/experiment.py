@@ -45,6 +45,7 @@ from ebdiff.experiment.schema import (
     Table,
     Training,
     Tuning,
+    Weights,
 )
 from ebdiff.system.errors import unknown
 
@@ -194,8 +195,8 @@ class Experiment(Strict):
             raise ValueError(f"{where}.search: the unpruned network continues {self.dense.search!r}")
         if expert.init == "dense" and expert.span != (0, self.diffusion.timesteps):
             raise ValueError(f"{where}.span: the unpruned network trains on all timesteps")
-        if expert.interval is not None and not (expert.needs_ticket and expert.search != FINAL):
-            raise ValueError(f"{where}.interval: only tickets of a search are cut at an interval")
+        if expert.after is not None and not (expert.needs_ticket and expert.search != FINAL):
+            raise ValueError(f"{where}.after: only tickets of a search are cut at an interval")
         if not expert.needs_ticket:
             return
         if expert.search == FINAL:
@@ -216,17 +217,17 @@ class Experiment(Strict):
                     f"{where}.{key}: search {expert.search!r} looks for "
                     f"{', '.join(map(str, offered))}, not {value}; add it there"
                 )
-        if expert.interval is not None and expert.interval not in search.tickets_at:
+        if expert.after is not None and expert.after not in search.tickets_at:
             raise ValueError(
-                f"{where}.interval: search {expert.search!r} keeps no weights after {expert.interval} "
-                f"intervals; add {expert.interval} to searches.{expert.search}.tickets_at"
+                f"{where}.after: search {expert.search!r} keeps no weights after {expert.after} "
+                f"intervals; add {expert.after} to searches.{expert.search}.tickets_at"
             )
-        if expert.interval == 0 and expert.criterion in GRADIENT:
-            raise ValueError(f"{where}.interval: there is no {expert.criterion} mask before any training")
+        if expert.after == 0 and expert.criterion in GRADIENT:
+            raise ValueError(f"{where}.after: there is no {expert.criterion} mask before any training")
 
     def _check_method(self, where: str, method: str, expert: Expert) -> None:
         """A method's accounting must fit what the expert is."""
-        early = expert.init == "inherit" and expert.search != FINAL and expert.interval is None
+        early = expert.init == "inherit" and expert.search != FINAL and expert.after is None
         fits = {
             "unpruned": (expert.init == "dense", "init: dense"),
             "scratch": (expert.init == "fresh", "init: fresh"),
@@ -284,12 +285,19 @@ class Experiment(Strict):
     def rates_of(self, search: str) -> list[float]:
         """The rates at which a search takes masks.
 
-        For `final` those of tickets cut from it, and of tickets that its own mask stands beside.
+        For `final` those of tickets cut from it, and those of the search that it ends: its masks stand beside
+        that search's tickets.
         """
         if search != FINAL:
             return list(self.searches[search].rates)
-        asked = (FINAL, self.dense.search)
-        return sorted({e.rate for e in self.experts().values() if e.needs_ticket and e.search in asked})
+        asked = {e.rate for e in self.experts().values() if e.needs_ticket and e.search == FINAL}
+        return sorted(asked.union(self.searches[self.dense.search].rates))
+
+    def weights_of(self, search: str, criterion: str) -> tuple[Weights, ...]:
+        """Which weights a criterion ranks for some run's tickets; the search's first where none asks."""
+        own = self.searches[search].weights
+        used = {e.weights for e in self._listed() if (e.search, e.criterion) == (search, criterion)}
+        return tuple(weights for weights in own if weights in used) or own[:1]
 
     def rates(self) -> list[float]:
         """Every rate that some expert uses, ascending."""

@@ -47,7 +47,9 @@ def _merge(base: dict, over: dict) -> dict:
     if "claims" not in over and isinstance(base.get("claims"), list) and isinstance(over.get("runs"), dict):
         gone = [name for name, run in over["runs"].items() if run is None]
         merged["claims"] = [
-            c for c in base["claims"] if not isinstance(c, dict) or not any(v in gone for v in c.values())
+            c
+            for c in base["claims"]
+            if not isinstance(c, dict) or not {c.get("run"), c.get("against")} & set(gone)
         ]
     return merged
 

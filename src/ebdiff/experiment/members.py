@@ -212,7 +212,7 @@ class ImagesConfig(DatasetConfig):
         return known and known - self.kept_out(known)
 
     def kept_out(self, count: int) -> int:
-        """How many of `count` images of the source training doesn't see."""
+        """How many of `count` images of the source training doesn't see: rounded as scikit-learn's split."""
         return 0 if self.held_out == "test" else math.ceil(self.held_out * count)
 
     @property

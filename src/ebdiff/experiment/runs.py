@@ -38,7 +38,7 @@ class Expert(Strict):
     criterion: Criterion = "magnitude"
     weights: Weights = "ema"
     rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
-    interval: int | None = Field(
+    after: int | None = Field(
         None,
         ge=0,
         description="After how many intervals of its search the ticket is cut, one of the search's "
@@ -91,7 +91,7 @@ class Expert(Strict):
     @property
     def ticket(self) -> str:
         """Which of the tickets of its search, criterion and weights it starts from, as paths spell it."""
-        return layout.ticket(self.rate, self.interval)
+        return layout.ticket(self.rate, self.after)
 
     @property
     def network(self) -> str:

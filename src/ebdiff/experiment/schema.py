@@ -282,7 +282,7 @@ class Tuning(Strict):
 
 
 class PrimaryClaim(Strict):
-    """What an experiment sets out to show of two runs, named before they are run."""
+    """What an experiment sets out to show of two runs."""
 
     run: Name
     kind: Literal["lower", "comparable", "faster"] = Field(

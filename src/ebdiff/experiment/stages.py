@@ -22,6 +22,8 @@ from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
+PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
+FLOOR = "disjoint draws"  # what the floor is averaged over
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
         # What, beside measured times and its tickets, tells what that run costs.
         before = e.dense.iterations if like.method in AFTER_DENSE else None
         target = [before, *((x.key, x.iterations) for x in like.experts)]
-    law = e.speed if spec.law == "speed" else None
+    law = [e.speed, PAIRS] if spec.law == "speed" else None
     source = e.dense.source if spec.continues_search else None
     return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
 
@@ -261,7 +263,7 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
         yield layout.path(layout.SAMPLES, experiment=e.name, seed=e.seeds_of(name)[0], run=name)
     for name, search in e.searches.items():
         for criterion in ("magnitude", *search.gradient_criteria):
-            for weights in get_args(Weights) if criterion == "magnitude" else search.weights:
+            for weights in get_args(Weights) if criterion == "magnitude" else e.weights_of(name, criterion):
                 ticket = dict(search=name, criterion=criterion, weights=weights)
                 yield layout.path(layout.HAMMING, experiment=e.name, seed=e.seeds[0], **ticket)
 
@@ -322,7 +324,8 @@ STAGES = {stage.verb: stage for stage in (
     Stage(
         "fid", (layout.METRICS,), _fid_reads,
         # Where the weights lie and how many images go in at once change nothing.
-        lambda e, **_: e.evaluation.model_dump(mode="json", exclude={"weights", "batch"}), priority=10,
+        lambda e, **_: [FLOOR, e.evaluation.model_dump(mode="json", exclude={"weights", "batch"})],
+        priority=10,
     ),
     Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
     Stage(

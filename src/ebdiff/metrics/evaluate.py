@@ -35,6 +35,7 @@ from ebdiff.system.files import (
     write_json,
 )
 
+FLOOR_DRAWS = 4  # of real images that the floor is averaged over, where there are as many
 FAMILIAR = 0.05  # share of held-out images that lie nearer to a training image than the bound for copies
 CONFIDENT = 0.9  # a sample the classifier gives at least this probability looks like a digit
 CPU = torch.device("cpu")
@@ -144,12 +145,15 @@ def _measure(
     extractor = Extractor.open(protocol, dataset, settings, device)
     real, real_features, held_out = _reference(dataset, settings.reference_count, extractor)
     whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
     looks, precision, recall = {}, None, None
     with scratch(folder, len(pixels), extractor.dimension) as features:
         extractor.fill(features, pixels, "samples")
         distances = _distances(features, real_features, extractor, whole, float(real["within"]))
         floor, at_floor = _floor(features, real_features, held_out, extractor)
-        copied = _memorisation(features, real_features, held_out, extractor) if len(held_out) else None
+        # Only where there are features of just the images that training saw.
+        known = len(held_out) and whole.count == manifest["count"] and not experiment.dataset.subset
+        copied = _memorisation(features, real_features, held_out, extractor) if known else None
         if settings.precision_recall:
             precision, recall = precision_recall(features, real_features, extractor.device)
         if protocol == "classifier":
@@ -167,7 +171,7 @@ def _measure(
         "at_floor": at_floor,
         "ceiling": dict(zip(("fd", "kid", "images"), real["ceiling"].tolist(), strict=True)),
         "memorisation": copied,
-        "split": _split(dataset, whole.count),
+        "split": _split(manifest, whole.count),
         **extractor.story(),
         "seconds": round(time.perf_counter() - began, 3),
     }, looks
@@ -207,8 +211,9 @@ def _floor(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """How far unseen real images are from real ones, and samples by the same measure: n on every side.
 
-    A Fréchet distance grows as images get fewer, so n = min(held out, samples) for both. Without held-out
-    images two disjoint halves of the real ones stand for them.
+    A Fréchet distance grows as images get fewer, so n = min(held out, samples) for both, and is averaged
+    over a few disjoint draws of n real images. Without held-out images two halves of the real ones stand
+    for them.
     """
     if len(held_out):
         unseen, seen = held_out, real
@@ -216,17 +221,27 @@ def _floor(
         order = generator(0, "reference/halves").permutation(len(real))
         unseen, seen = (real[rows] for rows in np.array_split(order, 2))
     n = min(len(unseen), len(seen), len(features))
-    unseen, seen = (side[_drawn("floor", len(side), n)] for side in (unseen, seen))
-    return tuple(
-        {**_distances(side, seen, extractor), "images": n, "held_out": bool(len(held_out))}
-        for side in (unseen, features[:n])
-    )
+    draws = min(FLOOR_DRAWS, len(seen) // n)
+    order = generator(0, "reference/floor").permutation(len(seen))[: draws * n].reshape(draws, n)
+    sides = unseen[_drawn("held out/floor", len(unseen), n)], features[:n]
+    found: list[list[dict[str, float]]] = [[], []]
+    for rows in np.sort(order):
+        drawn = seen[rows]
+        fitted, inside = Gaussian.fit(drawn), within(drawn, extractor.device)
+        for side, distances in zip(sides, found, strict=True):
+            distances.append(_distances(side, drawn, extractor, fitted, inside))
+    told = {"images": n, "draws": draws, "held_out": bool(len(held_out))}
+    means = ({key: float(np.mean([d[key] for d in side])) for key in ("fd", "kid")} for side in found)
+    return tuple({**mean, **told} for mean in means)
 
 
 def _memorisation(
     features: np.ndarray, real: np.ndarray, held_out: np.ndarray, extractor: Extractor
 ) -> dict[str, float]:
-    """How near samples come to a training image, against how near images do that training never saw."""
+    """How near samples come to a training image, against how near images do that training never saw.
+
+    Mirrored copies, where training mirrors, are not looked for.
+    """
     n = min(len(held_out), len(features))
     sampled, unseen = (nearest(side[:n], real, extractor.device) for side in (features, held_out))
     return {
@@ -238,9 +253,9 @@ def _memorisation(
     }
 
 
-def _split(dataset: str, count: int) -> str:
+def _split(manifest: dict[str, Any], count: int) -> str:
     """Which real images the samples are compared with, in words."""
-    manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
+    dataset = manifest["dataset"]
     which = f"{manifest['split']} images" if "split" in manifest else "images"
     return f"all {which} of {dataset}" if count == manifest["count"] else f"{count} {which} of {dataset}"
 

@@ -46,9 +46,9 @@ class RunFacts:
         self.law = self.experts[0].law if len({e.law for e in self.experts}) == 1 else "mixed"
         self._unpruned = unpruned or experiment.final_expert
 
-    def of_seed(self, seed: int) -> RunFacts:
-        """The same of one seed alone."""
-        return RunFacts(self.results, self.name, self._unpruned, (seed,))
+    def of_seeds(self, *seeds: int) -> RunFacts:
+        """The same of some seeds alone."""
+        return RunFacts(self.results, self.name, self._unpruned, seeds)
 
     @property
     def criterion(self) -> str:
@@ -211,19 +211,16 @@ def spread_of_ratio(results: Results, network: str) -> float:
 
 
 def of_table(results: Results, table: str) -> list[RunFacts]:
-    """The runs in the rows of a table: speed-ups over its own unpruned run, seeds that all of them have."""
+    """The runs in the rows of a table, with speed-ups over its own unpruned run."""
     names = results.experiment.tables[table]
-    own = [results.experiment.seeds_of(name) for name in names]
-    common = tuple(seed for seed in own[0] if all(seed in seeds for seeds in own))
-    unpruned = places.unpruned(results.experiment, names)
-    return [RunFacts(results, name, unpruned, common) for name in names]
+    return [RunFacts(results, name, places.unpruned(results.experiment, names)) for name in names]
 
 
 def paired(
     a: RunFacts, b: RunFacts, value: Callable[[RunFacts], tuple[Value, ...]]
 ) -> list[tuple[Value, Value]]:
-    """A value of two runs for each seed that both have: same seed, same noise and order of the data."""
-    both = ((value(a.of_seed(s)), value(b.of_seed(s))) for s in a.seeds if s in b.seeds)
+    """A value of two runs for each seed that both have: the same sampling noise, and searches in common."""
+    both = ((value(a.of_seeds(s)), value(b.of_seeds(s))) for s in a.seeds if s in b.seeds)
     return [(*x, *y) for x, y in both if x and y]
 
 

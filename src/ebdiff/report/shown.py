@@ -42,7 +42,7 @@ def shown_searches(experiment: Experiment) -> list[Panel]:
         for name, search in experiment.searches.items()
         if search.span == (0, experiment.diffusion.timesteps)
         for criterion in search.criteria
-        for weights in search.weights
+        for weights in experiment.weights_of(name, criterion)
         for rate in search.rates
     ]
 

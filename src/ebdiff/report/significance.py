@@ -48,7 +48,11 @@ class Mean(NamedTuple):
 
 
 class PValues(NamedTuple):
-    """How likely the numbers are if a claim is wrong, and if it is right."""
+    """Two-sided p-values: how likely such numbers are if a claim is wrong, and if it is right.
+
+    A claim may be decided either way, so each side is a one-sided p-value doubled: together they err at
+    `LEVEL`, and decide where the 95 % interval lies beyond the bound.
+    """
 
     supports: float  # small: hardly, if it were wrong
     opposes: float  # small: hardly, if it were right
@@ -59,20 +63,18 @@ class PValues(NamedTuple):
         return min(self)
 
     def both(self, other: PValues) -> PValues:
-        """Those of the claim that this and another hold together (intersection-union test)."""
-        return PValues(max(self.supports, other.supports), min(self.opposes, other.opposes))
+        """Of the claim that this and another hold together.
+
+        It is supported if both are (intersection-union test), and opposed if either is: the smaller of two,
+        doubled (Bonferroni).
+        """
+        return PValues(max(self.supports, other.supports), min(1.0, 2 * min(self.opposes, other.opposes)))
 
 
-def lower(differences: Sequence[float]) -> PValues:
-    """Two-sided t-test on whether paired differences are below zero on average."""
-    mean = Mean.of(differences)
-    return PValues(min(1.0, 2 * mean.below(0)), min(1.0, 2 * mean.above(0)))
-
-
-def beyond(values: Sequence[float], bound: float, margin: float) -> PValues:
-    """One-sided t-tests on whether values are above a bound on average, by a margin either way."""
+def above(values: Sequence[float], bound: float = 0, margin: float = 0) -> PValues:
+    """t-test on whether values are above a bound on average, by more than a margin either way."""
     mean = Mean.of(values)
-    return PValues(mean.above(bound + margin), mean.below(bound - margin))
+    return PValues(min(1.0, 2 * mean.above(bound + margin)), min(1.0, 2 * mean.below(bound - margin)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -43,6 +43,8 @@ def build(results: Results, table: str) -> Table:
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
     rows, told = of_table(results, table), shown.data("tables.yaml")
+    if common := [seed for seed in rows[0].seeds if all(seed in facts.seeds for facts in rows)]:
+        rows = [facts.of_seeds(*common) for facts in rows]
     offered = {column.key: column for column in _columns(results, table, rows)}
     quality = notes.measure(results.experiment).key
     order = told["columns"][table].replace("quality", quality).split()
