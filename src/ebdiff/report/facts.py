@@ -224,7 +224,7 @@ def paired(
     return [(*x, *y) for x, y in both if x and y]
 
 
-def faster(a: RunFacts, b: RunFacts, way: str) -> tuple[float, ...]:
+def ratios(a: RunFacts, b: RunFacts, way: str) -> tuple[float, ...]:
     """How many times faster a is than b, for each common seed; `way` is a count of `Speedups`."""
     return tuple(getattr(x, way) / getattr(y, way) for x, y in paired(a, b, RunFacts.speedups))
 

@@ -10,25 +10,23 @@ Claims that are counted or measured once come without a test.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
 from ebdiff.experiment.schema import PrimaryClaim
-from ebdiff.report import notes, published, shown, significance, text
-from ebdiff.report.facts import RunFacts, faster, of_table, paired, spread_of_ratio, stories
+from ebdiff.report import published, shown, significance, text
+from ebdiff.report.comparison import Comparison, comparable, faster, lower, timed
+from ebdiff.report.facts import RunFacts, of_table, ratios, spread_of_ratio, stories
 from ebdiff.report.results import Results
-from ebdiff.report.significance import LEVEL, SEEDS, Mean, PValues
+from ebdiff.report.significance import LEVEL, PValues
 
 Verdict = Literal["supported", "not supported", "undecided at this scale"]
 UNDECIDED: Verdict = "undecided at this scale"
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
 MOST = 0.9  # of all tickets, those that never settled among them, that must be early
 TWICE = 2.0  # a 50 % network's step should be this many times shorter than a dense one's
-COMPARABLE = 0.1  # of the other's distance, up to which a higher distance counts as comparable
 
 
 class Claim(NamedTuple):
@@ -38,15 +36,6 @@ class Claim(NamedTuple):
     evidence: str
     verdict: Verdict
     kind: Literal["primary", "exploratory", "measured"] = "measured"  # the last: seen without a test
-
-
-class Comparison(NamedTuple):
-    """A claim about two runs, before it is known whether it is a primary one."""
-
-    about: PrimaryClaim | None  # what the experiment would call it
-    text: str
-    evidence: str
-    found: PValues | None = None  # None: nothing can be decided
 
 
 Claims = Iterator[Claim | None]  # None: nothing can be said
@@ -80,7 +69,7 @@ def _primary(results: Results, compared: Sequence[Comparison]) -> Claims:
 def _named(results: Results, claim: PrimaryClaim) -> Comparison:
     """A primary claim that the reading doesn't come to by itself, in the words of the runs' titles."""
     a, b = (RunFacts(results, name) for name in (claim.run, claim.against))
-    compare = {"lower": _lower, "comparable": _comparable, "faster": _faster}[claim.kind]
+    compare = {"lower": lower, "comparable": comparable, "faster": faster}[claim.kind]
     if moving := " and ".join(f.run.title for f in (a, b) if f.unsettled):
         why = f"Masks were still moving when the search ended: {moving}."
     elif found := compare(a.run.title, a, b.run.title, b):
@@ -112,102 +101,6 @@ def _decided(found: PValues | None, p: float) -> Verdict:
 def _verdict(holds: bool) -> Verdict:
     """The verdict of what can be told without a doubt."""
     return "supported" if holds else "not supported"
-
-
-def _lower(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
-    """Whether run a has a lower Fréchet distance than run b; None while one of them has no metrics."""
-    if b is None or not a.quality or not b.quality:
-        return None
-    about, (words, pairs) = PrimaryClaim(run=a.name, against=b.name), _distances(a, b)
-    if len(pairs) < SEEDS:
-        return Comparison(about, f"{subject} against {other}", words)
-    claim = f"{subject} gives a lower {_name(a)} than {other}"
-    return Comparison(about, claim, words, significance.above([y - x for x, y in pairs]))
-
-
-def _distances(a: RunFacts, b: RunFacts) -> tuple[str, list[tuple[float, float]]]:
-    """The distances of two runs in words, and in pairs, one for each seed that both have."""
-    pairs, mean = paired(a, b, lambda facts: facts.quality), text.over_seeds(text.two)
-    x, y = (mean([pair[i] for pair in pairs]) for i in (0, 1))
-    words = f"{_name(a)} {x} ({a.run.title}) against {y} ({b.run.title})"
-    if len(pairs) < SEEDS:
-        return f"{words}; {_too_few(len(pairs))}.", pairs
-    difference = Mean.of([x - y for x, y in pairs])
-    interval = text.interval(difference.interval, text.signed)
-    words += f"; difference {difference.value:+.2f}, {interval}, paired over {len(pairs)} seeds."
-    return words, pairs
-
-
-def _too_few(seeds: int) -> str:
-    return f"{text.plural(seeds, 'seed')} in common, and fewer than {SEEDS} decide nothing"
-
-
-def _name(facts: RunFacts) -> str:
-    return notes.measure(facts.results.experiment).name
-
-
-def _timed(a: RunFacts, b: RunFacts, way: str) -> tuple[float, str, PValues | None]:
-    """How many times faster a is than b; that in words, with the spread of step times; what it decides."""
-    ratios = faster(a, b, way)
-    ratio = statistics.fmean(ratios)
-    margin = ratio * math.hypot(a.spread, b.spread)
-    words = f"{text.times(ratio)} ± {margin:.2f} by the spread of the measured steps"
-    if len(ratios) < SEEDS:
-        return ratio, f"{words}; {_too_few(len(ratios))}.", None
-    alike = len(set(ratios)) == 1
-    words += "; alike" if alike else f"; {text.interval(Mean.of(ratios).interval, text.two)}"
-    return ratio, f"{words} over {len(ratios)} seeds.", significance.above(ratios, 1, margin)
-
-
-def _faster(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
-    """Whether run a takes less device time than run b by measured step times, if ledgers don't contradict."""
-    if b is None or not faster(a, b, "device_time"):
-        return None
-    ratio, words, found = _timed(a, b, "device_time")
-    ways = (statistics.fmean(getattr(s, way) for s in a.speedups()) for way in ("as_paper", "with_search"))
-    paper, search = map(text.times, ways)
-    evidence = (
-        f"{a.run.title}: {paper} as the paper counts, {search} with its search. "
-        f"In device time with all experts summed, over {b.run.title}: {words}"
-    )
-    if spent := paired(a, b, lambda facts: facts.seconds):
-        ours, theirs = (statistics.fmean(pair[i] for pair in spent) for i in (0, 1))
-        evidence += f" Really spent, by the ledgers: {ours:.0f} s against {theirs:.0f} s"
-        contradicted = (ratio > 1) != (theirs > ours)
-        evidence += ", which contradicts it: nothing is decided." if contradicted else "."
-        found = None if contradicted else found
-    about = PrimaryClaim(run=a.name, kind="faster", against=b.name)
-    return Comparison(about, f"{subject} takes less device time than {other}", evidence, found)
-
-
-def _comparable(subject: str, a: RunFacts, other: str, b: RunFacts | None) -> Comparison | None:
-    """Whether run a is faster as the paper counts, and its distance at most a tenth above that of run b.
-
-    The latter is a test of non-inferiority on the paired 1.1 b - a: the margin is as unsure as b is.
-    """
-    if b is None or not a.quality or not b.quality or not faster(a, b, "as_paper"):
-        return None
-    (_, words, fast), (told, pairs) = _timed(a, b, "as_paper"), _distances(a, b)
-    share = f"{text.percent(COMPARABLE)} %"
-    evidence = f"{words} {told} Comparable: at most {share} above.{_headline(a, b)}"
-    found = None
-    if fast and len(pairs) >= SEEDS:
-        found = fast.both(significance.above([(1 + COMPARABLE) * y - x for x, y in pairs]))
-    about = PrimaryClaim(run=a.name, kind="comparable", against=b.name)
-    claim = f"{subject}, timed as in the paper, is faster than {other} at comparable quality"
-    return Comparison(about, claim, evidence, found)
-
-
-def _headline(a: RunFacts, b: RunFacts) -> str:
-    """Whether the paper's own distances would be called comparable."""
-    rows = published.headline(a.results.experiment, a.name, b.name)
-    if not rows:
-        return ""
-    x, y = (published.number(row, "fid") for row in rows)
-    printed = "" if float(rows[0]["fid"]) == x else f" (printed {rows[0]['fid']})"
-    apart = f"{100 * (x / y - 1):+.0f} %"
-    held = "keep" if x <= (1 + COMPARABLE) * y else "fail"
-    return f" The paper's own {x:g}{printed} against {y:g}, {apart}, would {held} that margin."
 
 
 def _tickets(results: Results, runs: list[RunFacts]) -> Claims:
@@ -314,7 +207,7 @@ def _against_controls(runs: list[RunFacts]) -> Comparisons:
                 "after": completed,
             }
         for other, traits in rivals.items():
-            yield _lower(subject, facts, other, _first(facts, runs, traits))
+            yield lower(subject, facts, other, _first(facts, runs, traits))
 
 
 def _first(facts: RunFacts, runs: list[RunFacts], traits: dict[str, Any]) -> RunFacts | None:
@@ -338,23 +231,23 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
     # The finished unpruned network, or else the first unpruned one.
     unpruned = min(dense, key=lambda f: f.experts != final, default=None)
     facts, subject = min(aware, key=lambda f: f.name != first), "Timestep-aware training"
-    for compare in (_faster, _comparable, _lower):
+    for compare in (faster, comparable, lower):
         yield compare(subject, facts, "unpruned training", unpruned)
     as_long = _first(facts, runs, {"init": "dense", "iterations": f"like-{facts.name}"})
-    yield _lower(subject, facts, _AS_LONG, as_long)
+    yield lower(subject, facts, _AS_LONG, as_long)
     same = [(e.search, e.span, e.serve, e.iterations) for e in facts.experts]
     for other in runs:
         whole = all((e.init, e.network) == ("snapshot", "dense") for e in other.experts)
         if whole and [(e.search, e.span, e.serve, e.iterations) for e in other.experts] == same:
             pruning = "Pruning the timestep-aware experts"
-            yield _lower(pruning, facts, "leaving the same experts unpruned", other)
+            yield lower(pruning, facts, "leaving the same experts unpruned", other)
     for other, change in (
         ("random ones trained alike", {"criterion": "random"}),
         ("those of the full range", {"search": results.experiment.dense.search}),
     ):
         alike = tuple(e.model_copy(update=change) for e in facts.experts)
         rival = next((f for f in runs if f.experts == alike and f is not facts), None)
-        yield _lower("Tickets of timestep-aware training", facts, other, rival)
+        yield lower("Tickets of timestep-aware training", facts, other, rival)
 
 
 _BASELINES = {
@@ -374,8 +267,8 @@ def _against_baselines(results: Results) -> Comparisons:
             # Its 10.32 over train-prune-finetune is a second ratio to a scratch row.
             if base is None or base.run.method != method or facts.unsettled:
                 continue
-            if faster(facts, base, "as_paper"):
-                _, words, found = _timed(facts, base, "as_paper")
+            if ratios(facts, base, "as_paper"):
+                _, words, found = timed(facts, base, "as_paper")
                 evidence = (
                     f"Over {base.run.title}, as the paper's text, which says {said['printed']}. {words}"
                 )
@@ -403,7 +296,7 @@ def _overlap(runs: list[RunFacts]) -> Comparisons:
     for tickets, regions in (("with the same tickets", same), ("with tickets of these (Table 3)", own)):
         if found := next((pair for pair in pairs if regions(pair[0]) == regions(pair[1])), None):
             subject, other = "Training experts on overlapping regions", "training them on what they serve"
-            yield _lower(subject, found[0], f"{other}, {tickets}", found[1])
+            yield lower(subject, found[0], f"{other}, {tickets}", found[1])
 
 
 def _speed(runs: list[RunFacts]) -> Comparisons:
@@ -419,4 +312,4 @@ def _speed(runs: list[RunFacts]) -> Comparisons:
         if {e.init for e in facts.experts} == {"fresh"}:
             what = f"a network pruned by {text.percent(rate)} % from new weights"
         other = next((f for f in runs if f.experts == plain), None)
-        yield _lower(f"Adding SpeeD to {what}", facts, "the same without it", other)
+        yield lower(f"Adding SpeeD to {what}", facts, "the same without it", other)

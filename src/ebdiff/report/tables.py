@@ -12,7 +12,7 @@ from typing import Any
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import notes, published, shown, text
-from ebdiff.report.facts import RunFacts, baseline, faster, of_table
+from ebdiff.report.facts import RunFacts, baseline, of_table, ratios
 from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
 from ebdiff.system.files import write_json, write_text
@@ -132,7 +132,7 @@ def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) ->
 
     for method in ("scratch", "finetune"):
         if base := baseline(rows, method):
-            ours, theirs = partial(faster, b=base, way="as_paper"), partial(printed, method=method)
+            ours, theirs = partial(ratios, b=base, way="as_paper"), partial(printed, method=method)
             yield column(f"vs_{method}", f"Over\n{method}", ours, text.over_seeds(text.two))
             yield column(f"paper_vs_{method}", f"Paper over\n{method}", theirs, text.two)
 
