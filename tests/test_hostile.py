@@ -267,7 +267,7 @@ def test_no_text_of_an_experiment_becomes_markdown_or_latex(tmp_path, monkeypatc
     fabricate(e)
     _, markdown, tex, _ = write(e, "table4", folder=tmp_path)
     text = tex.read_text()
-    check_latex(text, 2)
+    check_latex(text, 3)
     assert r"\input" not in text and r"\write" not in text and "^^" not in text
     assert r"\textbackslash{}input\{/etc/passwd\}" in text
     lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]

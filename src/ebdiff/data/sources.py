@@ -268,10 +268,11 @@ def write(
     for path in (images, held_out):
         remove_leftovers(path)  # they take room
     _check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
-    with replacing(images) as temporary, replacing(held_out) as apart:
-        with temporary.open("wb") as file, apart.open("wb") as other:
+    with replacing(images) as temporary:
+        with temporary.open("wb") as file:
             classes, skipped, resized = write_images(found, file, experiment, threads)
-            unseen, skipped_too, resized_too = write_images(kept_out, other, experiment, threads)
+        with replacing(held_out) as apart, apart.open("wb") as file:
+            unseen, skipped_too, resized_too = write_images(kept_out, file, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all(c is not None for c in classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
