@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import Items, UNetConfig
 from ebdiff.nets.denoiser import Denoiser
+from ebdiff.nets.norm import fuses, norm_silu
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -62,9 +63,12 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h, shift = norm_silu(x, self.norm1), self.temb_proj(F.silu(temb))
+        if fuses(h):  # conv1's bias joins the shift: neither adding it nor its gradient takes a pass
+            h, shift = F.conv2d(h, self.conv1.weight, padding=1), shift + self.conv1.bias.to(shift.dtype)
+        else:
+            h = self.conv1(h)
+        h = self.conv2(norm_silu(h, self.norm2, shift, self.dropout))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
     def walk(self) -> list[nn.Module]:
@@ -84,7 +88,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = norm_silu(x, self.norm, silu=False)
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
         h = attend(q, k, v)[:, 0]
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
@@ -226,7 +230,7 @@ class UNet(Denoiser):
                 h = level.step(i, torch.cat([h, skips.pop()], dim=1), temb)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)
+        return self.conv_out(norm_silu(h, self.norm_out)).to(x.dtype)
 
     def walk(self) -> list[nn.Module]:
         """From the output backwards, depth first: the order in which the official code thins its groups.

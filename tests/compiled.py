@@ -1,0 +1,75 @@
+"""Compile the norm's kernels for a GPU that needn't be there, and print what they use: a line of JSON each.
+
+Usage: python compiled.py ARCHITECTURE FORMS PIXELS:SIZE ... (80: A100, 90: H100; the first so many of FORMS).
+Not in the process of the tests, whose kernels are interpreted.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from itertools import product
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ebdiff.nets import norm_kernels
+
+FORMS = [  # shift, dropout, SiLU
+    (True, True, True),  # norm2: the others are parts of it
+    (True, False, True),  # ... without dropout
+    (False, False, True),  # norm1 and norm_out
+    (False, False, False),  # attention's
+]
+WHOLE = [{"SUM": True, "WRITE": True}]
+PARTED = [{"SUM": True, "WRITE": False}, {"SUM": False, "WRITE": True}]
+
+
+def compiled(name, pixels, size, dtype, form, phases, architecture):
+    """The kernel as `norm_kernels` launches it for channels that are a multiple of 16."""
+    kernel, shift, dropout = getattr(norm_kernels, name), form[0], form[1]
+    plan = norm_kernels.plan(pixels, size)
+    options = {"num_warps": plan.pop("num_warps")}
+    if kernel is norm_kernels.backward_kernel:
+        options["maxnreg"] = norm_kernels.REGISTERS
+    fixed = {"EPS": 1e-6, "SILU": form[2], "GONE": norm_kernels.gone(0.1), **phases, **plan}
+    fixed |= {} if shift else {"shift": None}
+    fixed |= {} if dropout else {"seed": None}
+    types = dict.fromkeys(("x", "dx", "y", "dy", "shift", "dshift"), f"*{dtype}")
+    types |= {"seed": "*i64", "pixels": "i32", "channels": "i32"}
+    signature = {n: "constexpr" if n in fixed else types.get(n, "*fp32") for n in kernel.arg_names}
+    constants = {n: v for n, v in fixed.items() if n in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(kernel.arg_names)
+        if n not in fixed and (n != "pixels" or pixels % 16 == 0)
+    }
+    target = GPUTarget("cuda", architecture, 32)
+    return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
+
+
+def resources(cubin):
+    """Registers per thread and bytes of its stack, which holds what spills."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {key: int(re.search(rf"{key}:(\d+)", told)[1]) for key in ("REG", "STACK")}
+
+
+def main(architecture, forms, *shapes):
+    kernels, dtypes = ("forward_kernel", "backward_kernel"), ("bf16", "fp32")
+    for shape, name, dtype, form in product(shapes, kernels, dtypes, FORMS[: int(forms)]):
+        pixels, size = map(int, shape.split(":"))
+        for phases in WHOLE if norm_kernels.plan(pixels, size)["PARTS"] == 1 else PARTED:
+            kernel = compiled(name, pixels, size, dtype, form, phases, int(architecture))
+            what = {"kernel": name, "shape": shape, "dtype": dtype, "form": form, **phases}
+            used = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
+            print(json.dumps(what | used), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
