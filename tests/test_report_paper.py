@@ -357,8 +357,8 @@ def test_claims_on_overlap_speed_and_comparable_quality():
 
     assert verdict("overlapping regions", "(Table 3)") == "supported"
     assert verdict("overlapping regions", "with the same tickets") == "not supported"
-    assert verdict("Tickets of timestep-aware", "random") == "supported"
-    assert verdict("Tickets of timestep-aware", "full range") == "not supported"
+    assert verdict("from its own tickets", "random") == "supported"
+    assert verdict("from its own tickets", "full range") == "not supported"
     assert verdict("at 50 % trained for 900000 steps", "raw weights") == "supported"
     assert verdict("at 50 % trained for 900000 steps", "cut after 2 epochs") == "not supported"
     assert verdict("Adding SpeeD to the early-bird ticket at 50 %") == "supported"

@@ -242,12 +242,12 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
             pruning = "Pruning the timestep-aware experts"
             yield lower(pruning, facts, "leaving the same experts unpruned", other)
     for other, change in (
-        ("random ones trained alike", {"criterion": "random"}),
+        ("random ones, trained alike", {"criterion": "random"}),
         ("those of the full range", {"search": results.experiment.dense.search}),
     ):
         alike = tuple(e.model_copy(update=change) for e in facts.experts)
         rival = next((f for f in runs if f.experts == alike and f is not facts), None)
-        yield lower("Tickets of timestep-aware training", facts, other, rival)
+        yield lower("Timestep-aware training from its own tickets", facts, f"from {other}", rival)
 
 
 _BASELINES = {
