@@ -16,7 +16,7 @@ smoke: env ## every stage once, in under a minute
 test: env ## the tests, slow ones included
 	pytest -m "not long"
 
-test-fast: env ## two minutes of tests
+test-fast: env ## three minutes of tests
 	pytest -m "not slow"
 
 test-all: env ## everything, for as long as it takes

@@ -196,6 +196,7 @@ def settings(experiment, path):
     return Records(experiment).settings(maker(experiment, path))
 
 
+@pytest.mark.slow
 def test_a_file_whose_input_was_made_again_with_another_content_is_refused(made, tmp_path, monkeypatch):
     """By hand, without Snakemake: samples drawn from experts that are not those of now."""
     folder = shutil.copytree(made, tmp_path / "project")
