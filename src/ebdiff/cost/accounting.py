@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Span
 
 # A ticket at least this share of chance away from the initial mask was learned, not averaged into.
@@ -68,6 +69,32 @@ class Speedups:
     as_paper: float
     with_search: float
     device_time: float
+
+
+def trained(
+    experts: Sequence[Expert],
+    iterations: Sequence[int],
+    step_times: Sequence[float],
+    searched: Mapping[str, int],
+    masked: Mapping[tuple[str, str, str], float],
+    dense_ms: float,
+) -> tuple[list[TrainedExpert], float]:
+    """What training some experts costs, and the dense steps that all their searches and masks took.
+
+    Args:
+        experts: of a run.
+        iterations: optimiser steps of each.
+        step_times: of each, relative to the dense network's.
+        searched: `search_steps` of their tickets.
+        masked: `mask_seconds` of their tickets.
+        dense_ms: measured time of a dense step.
+    """
+    masks = {ticket: 1e3 * seconds / dense_ms for ticket, seconds in masked.items()}
+    found = []
+    for e, n, step in zip(experts, iterations, step_times, strict=True):
+        waited = searched.get(e.search, 0) + masks.get((e.search, e.criterion, e.weights), 0)
+        found.append(TrainedExpert(n, step, waited if e.needs_ticket else 0))
+    return found, sum(searched.values()) + sum(masks.values())
 
 
 def speedups(

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from ebdiff.cost import measure
-from ebdiff.cost.accounting import TrainedExpert, average_visited, search_steps, speedups
+from ebdiff.cost.accounting import average_visited, search_steps, speedups, trained
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
 from ebdiff.diffusion.schedule import visited
@@ -189,21 +189,18 @@ class Forecast:
 
     def run(self, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
         """A run's steps, device seconds (what it shares counted in full), speed-ups over dense.iterations."""
-        e, wanted, seconds, costs = self.experiment, set[str](), 0.0, []
+        e, wanted, seconds = self.experiment, set[str](), 0.0
         for task in reversed(tasks):  # each before those it needs
             if task.job.name in wanted or (task.job.stage.verb, task.job.where.get("run")) == ("fid", name):
                 wanted |= task.needs
                 seconds += task.seconds * task.devices if "seed" in task.job.where else 0
-        searched, dense = search_steps(self.stories(name)), self.networks["dense"]["step_ms"]
-        masked = {ticket: 1e3 * s / dense for ticket, s in self.masked(name).items()}
-        for x in e.runs[name].experts:
-            steps = self.end({"expert": x.key, "milestone": str(x.iterations)})
-            waited = searched.get(x.search, 0) + masked.get((x.search, x.criterion, x.weights), 0)
-            step = self.networks[x.network]["step_ms"] / dense
-            costs.append(TrainedExpert(steps, step, waited if x.needs_ticket else 0))
-        before = sum(searched.values()) + sum(masked.values())
-        found = speedups(e.runs[name].method, e.dense.iterations, costs, before)
-        ends = [cost.iterations for cost in costs]
+        experts, dense = e.runs[name].experts, self.networks["dense"]["step_ms"]
+        ends = [self.end({"expert": x.key, "milestone": str(x.iterations)}) for x in experts]
+        times = [self.networks[x.network]["step_ms"] / dense for x in experts]
+        before = search_steps(self.stories(name)), self.masked(name)
+        found = speedups(
+            e.runs[name].method, e.dense.iterations, *trained(experts, ends, times, *before, dense)
+        )
         return {"seeds": len(e.seeds_of(name)), "steps": ends, "device_seconds": seconds, **asdict(found)}
 
 

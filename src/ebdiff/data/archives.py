@@ -211,16 +211,16 @@ def open_path(path: Path, split: str = "train") -> Collection:
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
     if path.is_dir():
         images = folder(path)
-        if images.count == 0 and (tables := sorted(path.rglob("*.parquet"))):
-            named = [p for p in tables if p.name.startswith(split)]
-            if named or split == "train":
-                return parquet(named or tables)
+        tables = [] if images.count else sorted(path.rglob("*.parquet"))
+        named = [p for p in tables if p.name.startswith(split)]
+        if named or (tables and split == "train"):
+            return parquet(named or tables)
+        if split == "train":
+            return images
     if split != "train":
         raise UserError(
             f"{path}: holds no parquet files named {split}*; set dataset.held_out to a share, such as 0.1"
         )
-    if path.is_dir():
-        return images
     if path.suffix.lower() == ".parquet":
         return parquet([path])
     if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):

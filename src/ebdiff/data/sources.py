@@ -97,7 +97,7 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
     if dataset.held_out == "test":
         return found, find(dataset, "test")
     if not dataset.held_out:
-        return found, _some(found, np.zeros(0, np.int64))
+        return found, replace(found, count=0, items=lambda: iter(()))
     if (few := dataset.kept_out(found.count)) < FEWEST:
         raise UserError(
             f"dataset.held_out {dataset.held_out:g} of {found.where}: {few} images are too few; raise it"
@@ -127,7 +127,7 @@ def _some(found: Collection, rows: np.ndarray) -> Collection:
     def items() -> Iterator[Item]:
         return (item for i, item in enumerate(found.items()) if i in chosen)
 
-    return replace(found, count=len(chosen), items=items if chosen else lambda: iter(()))
+    return replace(found, count=len(chosen), items=items)
 
 
 def count(dataset: DatasetConfig) -> int:

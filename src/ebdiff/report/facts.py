@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
-from ebdiff.cost.accounting import Speedups, TrainedExpert, average
+from ebdiff.cost.accounting import Speedups, average
 from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import places
 from ebdiff.experiment.runs import Expert
@@ -174,16 +174,15 @@ class RunFacts:
         return tuple(n if isinstance(n, int) else self.results.ledger(seed, e)["steps"] for e, n in asked)
 
     def _speedups(self, seed: int, unit: str) -> Speedups:
-        dense, searched = self.results.network("dense"), self.search_steps(seed)
-        masked = {key: 1e3 * s / dense["step_ms"] for key, s in self.mask_seconds(seed).items()}
-        trained = []
-        for e, n, cost in zip(self.experts, self._iterations(seed), self._networks(unit), strict=True):
-            waited = searched.get(e.search, 0) + masked.get((e.search, e.criterion, e.weights), 0)
-            trained.append(TrainedExpert(n, cost / dense[unit], waited if e.needs_ticket else 0))
+        dense = self.results.network("dense")
+        times = [cost / dense[unit] for cost in self._networks(unit)]
+        before = self.search_steps(seed), self.mask_seconds(seed)
+        trained, spent = accounting.trained(
+            self.experts, self._iterations(seed), times, *before, dense["step_ms"]
+        )
         asked = self._unpruned.iterations if self._unpruned else self.results.experiment.dense.iterations
         assert isinstance(asked, int)  # `places.unpruned` sees to it
-        before = sum(searched.values()) + sum(masked.values())
-        return accounting.speedups(self.run.method, asked, trained, before)
+        return accounting.speedups(self.run.method, asked, trained, spent)
 
     def _seconds(self, seed: int) -> float | None:
         trained = {(e.key, e.iterations): e for e in self.experts}
