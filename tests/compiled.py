@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ebdiff.nets import norm_kernels
+from ebdiff.nets import kernels
 
 FORMS = [  # shift, dropout, SiLU
     (True, True, True),  # norm2: the others are parts of it
@@ -28,17 +28,17 @@ PARTED = [{"SUM": True, "WRITE": False}, {"SUM": False, "WRITE": True}]
 
 
 def compiled(name, pixels, size, dtype, form, phases, architecture):
-    """The kernel as `norm_kernels` launches it for channels that are a multiple of 16."""
-    kernel, shift, dropout = getattr(norm_kernels, name), form[0], form[1]
-    plan = norm_kernels.plan(pixels, size)
+    """The kernel as `kernels` launches it for channels that are a multiple of 16."""
+    kernel, shift, dropout = getattr(kernels, name), form[0], form[1]
+    plan = kernels.plan(pixels, size)
     options = {"num_warps": plan.pop("num_warps")}
-    if kernel is norm_kernels.backward_kernel:
-        options["maxnreg"] = norm_kernels.REGISTERS
-    fixed = {"EPS": 1e-6, "SILU": form[2], "GONE": norm_kernels.gone(0.1), **phases, **plan}
-    fixed |= {} if shift else {"shift": None}
+    if kernel is kernels.backward_kernel:
+        options["maxnreg"] = kernels.REGISTERS
+    fixed = {"EPS": 1e-6, "SILU": form[2], "GONE": kernels.gone(0.1), **phases, **plan}
+    fixed |= {} if shift else {"shift": None, "apart": 0}
     fixed |= {} if dropout else {"seed": None}
-    types = dict.fromkeys(("x", "dx", "y", "dy", "shift", "dshift"), f"*{dtype}")
-    types |= {"seed": "*i64", "pixels": "i32", "channels": "i32"}
+    types = dict.fromkeys(("x", "dx", "y", "dy", "around", "shift", "dshift"), f"*{dtype}")
+    types |= {"seed": "*i64", "pixels": "i32", "channels": "i32", "apart": "i32"}
     signature = {n: "constexpr" if n in fixed else types.get(n, "*fp32") for n in kernel.arg_names}
     constants = {n: v for n, v in fixed.items() if n in kernel.arg_names}
     aligned = {
@@ -61,10 +61,10 @@ def resources(cubin):
 
 
 def main(architecture, forms, *shapes):
-    kernels, dtypes = ("forward_kernel", "backward_kernel"), ("bf16", "fp32")
-    for shape, name, dtype, form in product(shapes, kernels, dtypes, FORMS[: int(forms)]):
+    names, dtypes = ("forward_kernel", "backward_kernel"), ("bf16", "fp32")
+    for shape, name, dtype, form in product(shapes, names, dtypes, FORMS[: int(forms)]):
         pixels, size = map(int, shape.split(":"))
-        for phases in WHOLE if norm_kernels.plan(pixels, size)["PARTS"] == 1 else PARTED:
+        for phases in WHOLE if kernels.plan(pixels, size)["PARTS"] == 1 else PARTED:
             kernel = compiled(name, pixels, size, dtype, form, phases, int(architecture))
             what = {"kernel": name, "shape": shape, "dtype": dtype, "form": form, **phases}
             used = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}

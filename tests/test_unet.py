@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from conftest import unet
 
-from ebdiff.nets.unet import Dropout, UNet, attend, timestep_embedding
+from ebdiff.nets.fused import attend, shifts
+from ebdiff.nets.unet import Dropout, UNet, timestep_embedding
 
 CIFAR = unet()
 
@@ -75,7 +76,8 @@ def test_a_residual_block_is_norm_silu_conv_twice_with_the_time_between(network)
     h = block.conv1(silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, eps=1e-6)))
     h = h + block.temb_proj(silu(temb))[:, :, None, None]
     h = block.conv2(silu(F.group_norm(h, 4, block.norm2.weight, block.norm2.bias, eps=1e-6)))
-    torch.testing.assert_close(block(x, temb), block.nin_shortcut(x) + h, rtol=1e-4, atol=1e-5)
+    (shift,) = shifts(temb, [(block.temb_proj, block.conv1)], x)
+    torch.testing.assert_close(block(x, shift), block.nin_shortcut(x) + h, rtol=1e-4, atol=1e-5)
 
 
 def test_downsampling_pads_below_and_to_the_right(network):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import Items, UNetConfig
 from ebdiff.nets.denoiser import Denoiser
-from ebdiff.nets.norm import fuses, norm_silu
+from ebdiff.nets.fused import Shift, added, attended, norm_silu, shifts, unbiased
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -62,14 +62,11 @@ class ResnetBlock(nn.Module):
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h, shift = norm_silu(x, self.norm1), self.temb_proj(F.silu(temb))
-        if fuses(h):  # conv1's bias joins the shift: neither adding it nor its gradient takes a pass
-            h, shift = F.conv2d(h, self.conv1.weight, padding=1), shift + self.conv1.bias.to(shift.dtype)
-        else:
-            h = self.conv1(h)
-        h = self.conv2(norm_silu(h, self.norm2, shift, self.dropout))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+    def forward(self, x: Tensor, shift: Shift) -> Tensor:
+        h, x = norm_silu(x, self.norm1)
+        h = unbiased(h, self.conv1) if shift.biased else self.conv1(h)
+        h, _ = norm_silu(h, self.norm2, shift.value, self.dropout)
+        return added(h, self.conv2, x, getattr(self, "nin_shortcut", None))
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: `conv2` goes with the shortcut, `temb_proj` with `conv1`."""
@@ -88,22 +85,12 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_silu(x, self.norm, silu=False)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
-        h = attend(q, k, v)[:, 0]
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        h, x = norm_silu(x, self.norm, silu=False)
+        return added(attended(h, self.q, self.k, self.v), self.proj_out, x)
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: q and v go with k."""
         return [self.proj_out, self.k]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v, for tensors (B, 1, positions, C)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's own function computes in fp32 there and takes three times as long.
-        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):
@@ -114,7 +101,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return added(F.pad(x, (0, 1, 0, 1)), self.conv)
 
 
 class Upsample(nn.Module):
@@ -125,7 +112,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return added(F.interpolate(x, scale_factor=2.0, mode="nearest"), self.conv)
 
 
 class Level(nn.Module):
@@ -136,8 +123,8 @@ class Level(nn.Module):
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
 
-    def step(self, i: int, x: Tensor, temb: Tensor) -> Tensor:
-        x = self.block[i](x, temb)
+    def step(self, i: int, x: Tensor, shift: Shift) -> Tensor:
+        x = self.block[i](x, shift)
         return self.attn[i](x) if len(self.attn) else x
 
     def walk(self, i: int) -> list[nn.Module]:
@@ -210,27 +197,34 @@ class UNet(Denoiser):
         temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
 
-        h = self.conv_in(x.to(dtype))
+        h = added(x.to(dtype), self.conv_in)
+        shift = iter(shifts(temb, [(block.temb_proj, block.conv1) for block in self.blocks()], h))
         skips = [h]
         for level in self.down:
             for i in range(len(level.block)):
-                h = level.step(i, h, temb)
+                h = level.step(i, h, next(shift))
                 skips.append(h)
             if hasattr(level, "downsample"):
                 h = level.downsample(h)
                 skips.append(h)
 
-        h = self.mid.block_1(h, temb)
+        h = self.mid.block_1(h, next(shift))
         if hasattr(self.mid, "attn_1"):
             h = self.mid.attn_1(h)
-        h = self.mid.block_2(h, temb)
+        h = self.mid.block_2(h, next(shift))
 
         for level in reversed(self.up):
             for i in range(len(level.block)):
-                h = level.step(i, torch.cat([h, skips.pop()], dim=1), temb)
+                h = level.step(i, torch.cat([h, skips.pop()], dim=1), next(shift))
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return self.conv_out(norm_silu(h, self.norm_out)).to(x.dtype)
+        return added(norm_silu(h, self.norm_out)[0], self.conv_out).to(x.dtype)
+
+    def blocks(self) -> list[ResnetBlock]:
+        """The residual blocks in the order in which they compute."""
+        levels = [*self.down, None, *reversed(self.up)]
+        middle = [self.mid.block_1, self.mid.block_2]
+        return [block for level in levels for block in (middle if level is None else level.block)]
 
     def walk(self) -> list[nn.Module]:
         """From the output backwards, depth first: the order in which the official code thins its groups.

@@ -1,4 +1,4 @@
-"""The fused norm against torch's layers in float64: interpreted on the CPU, or on a GPU where there is one.
+"""Fused forms against torch's layers in float64: interpreted on the CPU, or on a GPU where there is one.
 
 And each of its kernels compiled for the A100 and the H100, for which no GPU is needed.
 """
@@ -19,8 +19,7 @@ from conftest import ROOT, unet
 from torch import nn
 
 from ebdiff.experiment import load
-from ebdiff.nets import norm, store
-from ebdiff.nets import unet as networks
+from ebdiff.nets import fused, store
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import pruned_count
 
@@ -29,7 +28,7 @@ if importlib.util.find_spec("triton") is None:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRET = {"TRITON_INTERPRET": str(int(DEVICE == "cpu"))}
 with patch.dict(os.environ, INTERPRET):  # read where kernels are defined, and when the first one runs
-    from ebdiff.nets import norm_kernels
+    from ebdiff.nets import kernels
 
 FORMS = [  # shift, dropout, SiLU: of norm1 and norm_out, of norm2, of norm2 without dropout, of attention
     (False, 0.0, True),
@@ -80,17 +79,18 @@ def example(channels, groups, size=(3, 5), images=2, dtype=torch.float32, shift=
     return [t.to(DEVICE).requires_grad_() for t in tensors], dy.to(DEVICE)
 
 
-def fused(tensors, groups, silu=True, p=0.0, seed=0):
+def normed(tensors, groups, silu=True, p=0.0, seed=0):
+    """The output, and x to be used around the norm."""
     x, gain, bias, *shift = tensors
     seed = torch.tensor(seed, device=DEVICE) if p else None
-    return norm.fused(x, gain, bias, *(shift or [None]), seed, groups, 1e-6, silu, p)[0]
+    return fused.Norm.apply(x, gain, bias, *(shift or [None]), seed, groups, 1e-6, silu, p)
 
 
 def factors(like, groups, p, seed=0):
     """What dropout multiplies with: the output of gain 0 and bias 1."""
     x = like.detach()
     zeros = torch.zeros(x.shape[1], device=DEVICE)
-    return fused([x, zeros, zeros + 1], groups, silu=False, p=p, seed=seed)
+    return normed([x, zeros, zeros + 1], groups, silu=False, p=p, seed=seed)[0]
 
 
 def plain(tensors, groups, silu, factor):
@@ -102,7 +102,8 @@ def plain(tensors, groups, silu, factor):
 def check(channels, groups, form, close=2e-6, **how):
     shift, p, silu = form
     tensors, dy = example(channels, groups, shift=shift, **how)
-    y = fused(tensors, groups, silu, p)
+    y, around = normed(tensors, groups, silu, p)
+    assert torch.equal(around, tensors[0])
     assert y.dtype == tensors[0].dtype and y.is_contiguous(memory_format=torch.channels_last)
     found = [y, *torch.autograd.grad(y, tensors, dy)]
     exact = [t.detach().double().requires_grad_() for t in tensors]
@@ -143,7 +144,7 @@ def test_bf16_activations_lose_their_own_rounding_only(form):
     "size", [(1, 1), (4, 4), (12, 11), (70, 61)]
 )  # the last: two programs share an image
 def test_any_number_of_pixels(size):
-    parts = norm_kernels.plan(size[0] * size[1], 4)["PARTS"]
+    parts = kernels.plan(size[0] * size[1], 4)["PARTS"]
     assert parts == (2 if size == (70, 61) else 1)
     check(32, 8, FORMS[1], size=size, images=1)
 
@@ -152,13 +153,13 @@ def test_any_number_of_pixels(size):
 def test_a_large_mean_costs_no_more_than_its_own_rounding():
     tensors, _ = example(32, 8, mean=3000.0, shift=False)  # rounded to 1.2e-4; sums of squares to 1
     exact = plain([t.double() for t in tensors], 8, True, 1)
-    torch.testing.assert_close(fused(tensors, 8).double(), exact, rtol=0, atol=2e-3)
+    torch.testing.assert_close(normed(tensors, 8)[0].double(), exact, rtol=0, atol=2e-3)
 
 
 def test_a_gradient_may_lie_in_memory_as_it_likes():
     tensors, dy = example(32, 8)
-    expected = torch.autograd.grad(fused(tensors, 8), tensors, dy)
-    found = torch.autograd.grad(fused(tensors, 8), tensors, dy.contiguous())
+    expected = torch.autograd.grad(normed(tensors, 8)[0], tensors, dy)
+    found = torch.autograd.grad(normed(tensors, 8)[0], tensors, dy.contiguous())
     assert all(map(torch.equal, found, expected))
 
 
@@ -178,24 +179,69 @@ def test_dropout_drops_a_share_independently_and_scales_the_rest():
 
 def test_the_backward_pass_draws_the_same_mask():
     tensors, dy = example(32, 8, shift=False)
-    y = fused(tensors, 8, silu=False, p=0.5, seed=3)
+    y, _ = normed(tensors, 8, silu=False, p=0.5, seed=3)
     (dbias,) = torch.autograd.grad(y, tensors[2:], torch.ones_like(dy))
     torch.testing.assert_close(dbias, factors(tensors[0], 8, 0.5, seed=3).sum((0, 2, 3)))
 
 
-def test_torch_accepts_the_operators():
-    """Their schema, their shapes without data, their gradients, and what a compiler makes of them."""
+def test_the_gradient_of_the_way_around_joins_that_of_the_norm():
+    tensors, dy = example(32, 8)
+    y, around = normed(tensors, 8)
+    found = torch.autograd.grad([y, around], tensors, [dy, 3 * dy.contiguous()])
+    expected = torch.autograd.grad(normed(tensors, 8)[0], tensors, dy)
+    torch.testing.assert_close(found[0], expected[0] + 3 * dy)
+    assert all(map(torch.equal, found[1:], expected[1:]))
+    (alone,) = torch.autograd.grad(normed(tensors, 8)[1], tensors[:1], dy)
+    assert torch.equal(alone, dy)
+
+
+def test_a_shift_may_lie_among_others():
     (x, gain, bias, shift), _ = example(32, 8)
+    among = torch.cat([shift, shift + 1, shift], 1)[:, 32:64]
+    found, expected = (normed([x, gain, bias, s], 8)[0] for s in (among, among.contiguous()))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 96, 8, 8), (1, 130, 70, 33)])
+def test_sums_of_activations_biases_and_pixels(shape, dtype):
+    close = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=1e-2, atol=1e-2)
+    h, x, dy = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    h, x, dy = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (h, x, dy))
+    bias = torch.arange(shape[1], device=DEVICE, dtype=dtype).requires_grad_()
+    exact = bias.double()[:, None, None]
+    for residual in (x, None):
+        y = fused.Sum.apply(h, residual, bias)
+        total = h.double() + exact + (0 if residual is None else residual.double())
+        torch.testing.assert_close(y.double(), total, **close)
+    inputs = [h, x, bias]
+    dh, dx, dbias = torch.autograd.grad(fused.Sum.apply(*inputs), inputs, dy.detach().contiguous())
+    assert torch.equal(dh, dy) and torch.equal(dx, dy)
+    torch.testing.assert_close(dbias.double(), dy.double().sum((0, 2, 3)), rtol=close["rtol"], atol=1e-2)
+
+
+def test_torch_accepts_the_operators():
+    """Their schema, and their shapes without data."""
+    tensors, dy = example(32, 8)
+    x, gain, bias, shift = (t.detach() for t in tensors)
     seed = torch.tensor(0, device=DEVICE)
+    tests = ("test_schema", "test_faketensor")
     for optional in ((shift, seed), (None, None)):
-        torch.library.opcheck(norm.fused, (x, gain, bias, *optional, 8, 1e-6, True, 0.1))
+        inputs = (x, gain, bias, *optional)
+        how = 8, 1e-6, True, 0.1
+        torch.library.opcheck(fused.norm_forward, (*inputs, *how), test_utils=tests)
+        _, mean, rstd = fused.norm_forward(*inputs, *how)
+        for around in (dy, None):
+            gradient = (dy, around, *inputs, mean, rstd, True, 0.1)
+            torch.library.opcheck(fused.norm_backward, gradient, test_utils=tests)
+    torch.library.opcheck(fused.add, (x, dy, bias), test_utils=tests)
+    torch.library.opcheck(fused.channel_sums, (x,), test_utils=tests)
 
 
 @pytest.fixture
 def everywhere(monkeypatch):
     """Let the CPU take the fused form too."""
-    for module in (norm, networks):
-        monkeypatch.setattr(module, "fuses", lambda x: x.is_contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(fused, "fuses", lambda x: x.is_contiguous(memory_format=torch.channels_last))
 
 
 def test_a_networks_two_forms_agree(everywhere):
@@ -206,7 +252,7 @@ def test_a_networks_two_forms_agree(everywhere):
 
     def run(layout):
         network.to(DEVICE, memory_format=layout).zero_grad()
-        y = network(x.to(DEVICE), t.to(DEVICE))
+        y = network(x.to(DEVICE, memory_format=layout), t.to(DEVICE))
         y.square().sum().backward()
         return {"y": y.detach(), **{name: p.grad.clone() for name, p in network.named_parameters()}}
 
@@ -222,12 +268,12 @@ def test_dropout_is_seeded_by_torch_and_rests_in_evaluation(everywhere):
 
     def run(seed):
         torch.manual_seed(seed)
-        return norm.norm_silu(x, layer, None, dropout)
+        return fused.norm_silu(x, layer, None, dropout)[0]
 
     assert torch.equal(run(0), run(0)) and not torch.equal(run(0), run(1))
     assert (run(0) == 0).float().mean().item() == pytest.approx(0.5, abs=4 * (0.25 / x.numel()) ** 0.5)
     dropout.eval()
-    assert torch.equal(run(0), norm.norm_silu(x, layer))
+    assert torch.equal(run(0), fused.norm_silu(x, layer)[0])
 
 
 def used(architecture, forms, shapes):
@@ -263,7 +309,7 @@ def test_kernels_compile_for_gpus(architecture):
 def test_every_kernel_of_every_preset_compiles(architecture):
     plans = {}
     for channels, groups, pixels in norms_of_presets():
-        plan = norm_kernels.plan(pixels, channels // groups)
+        plan = kernels.plan(pixels, channels // groups)
         plan["PARTS"] = min(plan["PARTS"], 2)  # in how many launches; more of them only moves addresses
         plans[str(plan)] = pixels, channels // groups
     within_limits(used(architecture, 1, sorted(plans.values())))

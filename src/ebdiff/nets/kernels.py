@@ -1,8 +1,8 @@
-"""GroupNorm, SiLU and dropout of channels-last activations: one Triton kernel forward, one backward.
+"""Triton kernels of `fused`: GroupNorm with SiLU and dropout, forward and backward, and sums.
 
-A program has whole groups of one image. It reads their pixels twice, for sums and to write; in between they
-stay in cache. Large images are shared by several programs, whose sums meet between two launches.
-Activations are of any floating type; statistics, sums and all arithmetic are fp32.
+A program of a norm has whole groups of one image. It reads their pixels twice, for sums and to write; in
+between they stay in cache. Large images are shared by several programs, whose sums meet between two launches.
+Activations are channels-last, of any floating type; statistics, sums and all arithmetic are fp32.
 
 Triton comes with torch's CUDA builds only, so this module is imported where CUDA is used.
 """
@@ -49,7 +49,7 @@ def plan(pixels: int, size: int) -> dict[str, int]:
     }
 
 
-def forward(
+def norm_forward(
     x: Tensor,
     gain: Tensor,
     bias: Tensor,
@@ -60,16 +60,17 @@ def forward(
     silu: bool,
     p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the channels' means and the groups' 1 / std. Arguments and shapes as of `norm.fused`."""
+    """The output, the channels' means and the groups' 1 / std. As `fused.norm_forward`."""
     y, mean = torch.empty_like(x), x.new_empty(x.shape[:2], dtype=torch.float32)
     rstd = x.new_empty(x.shape[0], groups, dtype=torch.float32)
     tensors = (x, gain, bias, shift, seed, y, mean, rstd)
-    _launch(forward_kernel, tensors, x, groups, {"EPS": eps, "SILU": silu, "GONE": gone(p)})
+    _launch(forward_kernel, tensors, x, shift, groups, {"EPS": eps, "SILU": silu, "GONE": gone(p)})
     return y, mean, rstd
 
 
-def backward(
+def norm_backward(
     dy: Tensor,
+    around: Tensor | None,
     x: Tensor,
     gain: Tensor,
     bias: Tensor,
@@ -80,11 +81,12 @@ def backward(
     silu: bool,
     p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, of the shift (empty without one), and of bias and gain together, fp32 (2, C)."""
-    dx, dshift = torch.empty_like(x), x.new_empty(0) if shift is None else torch.empty_like(shift)
-    tensors = (dy, x, gain, bias, shift, seed, mean, rstd, dx, dshift)
+    """The gradients of x, of the shift, and of bias and gain. As `fused.norm_backward`."""
+    dx = torch.empty_like(x)
+    dshift = x.new_empty(0) if shift is None else shift.new_empty(shift.shape)
+    tensors = (dy, around, x, gain, bias, shift, seed, mean, rstd, dx, dshift)
     settings = {"SILU": silu, "GONE": gone(p), "maxnreg": REGISTERS}
-    sums = _launch(backward_kernel, tensors, x, rstd.shape[1], settings)
+    sums = _launch(backward_kernel, tensors, x, shift, rstd.shape[1], settings)
     return dx, dshift, sums.sum((0, 1))
 
 
@@ -93,16 +95,24 @@ def gone(p: float) -> int:
     return round(p * 2**16)
 
 
-def _launch(kernel: Any, tensors: Sequence[Any], x: Tensor, groups: int, settings: dict[str, Any]) -> Tensor:
+def _launch(
+    kernel: Any,
+    tensors: Sequence[Any],
+    x: Tensor,
+    shift: Tensor | None,
+    groups: int,
+    settings: dict[str, Any],
+) -> Tensor:
     """Run a kernel on channels-last images: its two sums over every image's pixels, fp32 (B, 1, 2, C)."""
     n, channels, height, width = x.shape
     how = plan(height * width, channels // groups)
     parts = how["PARTS"]
     grid = triton.cdiv(channels, how["WIDTH"]), parts, n
     sums = x.new_empty(n, parts, 2, channels, dtype=torch.float32)
+    apart = 0 if shift is None else shift.stride(0)  # one of many that lie side by side
 
     def run(sums: Tensor, **phases: bool) -> None:
-        kernel[grid](*tensors, sums, height * width, channels, **settings, **how, **phases)
+        kernel[grid](*tensors, sums, height * width, channels, apart, **settings, **how, **phases)
 
     if parts == 1:
         run(sums, SUM=True, WRITE=True)
@@ -115,7 +125,7 @@ def _launch(kernel: Any, tensors: Sequence[Any], x: Tensor, groups: int, setting
 
 @triton.jit
 def forward_kernel(
-    x, gain, bias, shift, seed, y, mean, rstd, sums, pixels, channels,
+    x, gain, bias, shift, seed, y, mean, rstd, sums, pixels, channels, apart,
     EPS: tl.constexpr, SILU: tl.constexpr, GONE: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     SUM: tl.constexpr, WRITE: tl.constexpr,
@@ -135,9 +145,9 @@ def forward_kernel(
         pixel = first
         while pixel < last:
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
-            apart = tl.where(there, tl.load(x + at, mask=there, other=0).to(tl.float32) - origin, 0)
-            total += apart
-            square += apart * apart
+            d = tl.where(there, tl.load(x + at, mask=there, other=0).to(tl.float32) - origin, 0)
+            total += d
+            square += d * d
             pixel += ROWS
         total, square = tl.sum(total, 0), tl.sum(square, 0)
         kept = sums + (image * PARTS + part) * 2 * channels + channel
@@ -151,7 +161,7 @@ def forward_kernel(
     if WRITE:
         moved = tl.zeros([COLUMNS], tl.float32)
         if shift is not None:
-            moved += tl.load(shift + image * channels + channel, mask=own, other=0).to(tl.float32)
+            moved += tl.load(shift + image * apart + channel, mask=own, other=0).to(tl.float32)
         # From channels to groups: squares about the channel's mean, and of that about the group's.
         middle = origin + moved + total / pixels
         centre = _pooled(middle, SIZE, COLUMNS) / SIZE
@@ -179,7 +189,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, x, gain, bias, shift, seed, mean, rstd, dx, dshift, sums, pixels, channels,
+    dy, around, x, gain, bias, shift, seed, mean, rstd, dx, dshift, sums, pixels, channels, apart,
     SILU: tl.constexpr, GONE: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     SUM: tl.constexpr, WRITE: tl.constexpr,
@@ -187,7 +197,7 @@ def backward_kernel(
     """With u = d * rstd, d = x + shift - mean, and dz the gradient of gain * u + bias, means over a group:
 
     dx = rstd * (gain * dz - mean(gain * dz) - u * mean(gain * dz * u));
-    over pixels, dbias sums dz, dgain dz * u, and dshift dx.
+    over pixels, dbias sums dz, dgain dz * u, and dshift dx. What comes from around the norm is added to dx.
     """
     image, part = tl.program_id(2), tl.program_id(1)
     column = tl.arange(0, COLUMNS)
@@ -201,7 +211,7 @@ def backward_kernel(
     r = tl.load(rstd + (image * channels + channel) // SIZE, mask=own, other=0)
     start = centre
     if shift is not None:
-        start -= tl.load(shift + image * channels + channel, mask=own, other=0).to(tl.float32)
+        start -= tl.load(shift + image * apart + channel, mask=own, other=0).to(tl.float32)
     a = r * tl.load(gain + channel, mask=own, other=0).to(tl.float32)
     b = tl.load(bias + channel, mask=own, other=0).to(tl.float32)
 
@@ -232,13 +242,18 @@ def backward_kernel(
             total = a * db - pixels * (level + (middle - centre) * slope)
             tl.store(dshift + image * channels + channel, total, mask=own & (part == 0))
         dx += image.to(tl.int64) * pixels * channels
+        if around is not None:
+            around += image.to(tl.int64) * pixels * channels
         pixel = first
         while pixel < last:
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
             d, dz = _graded(dy, x, at, there, start, a, b, SILU)
             if seed is not None:
                 dz *= _dropout(seed, pixel, pixels, GONE, COLUMNS, ROWS)
-            tl.store(dx + at, a * dz - level - d * slope, mask=there)
+            gradient = a * dz - level - d * slope
+            if around is not None:
+                gradient += tl.load(around + at, mask=there, other=0).to(tl.float32)
+            tl.store(dx + at, gradient, mask=there)
             pixel += ROWS
 
 
@@ -288,3 +303,55 @@ def _dropout(seed, pixel, pixels, GONE: tl.constexpr, COLUMNS: tl.constexpr, ROW
     words = tl.join(tl.join(a, b), tl.join(c, d))
     bits = tl.join(words & 0xFFFF, words >> 16).reshape(ROWS, COLUMNS)
     return tl.where(bits >= GONE, 2**16 / (2**16 - GONE), 0)
+
+
+BLOCK = 4096  # elements of a program of `add`
+ROWS, SHARES = 64, 256  # pixels of a tile of `channel_sums`, and programs that share a batch's pixels
+
+
+def add(h: Tensor, x: Tensor | None, bias: Tensor) -> Tensor:
+    """h + x + bias. As `fused.add`."""
+    y = torch.empty_like(h)
+    grid = (triton.cdiv(h.numel(), BLOCK),)
+    add_kernel[grid](h, x, bias, y, h.numel(), CHANNELS=h.shape[1], BLOCK=BLOCK, num_warps=8)
+    return y
+
+
+def channel_sums(x: Tensor) -> Tensor:
+    """The sum over images and pixels. As `fused.channel_sums`."""
+    channels, rows = x.shape[1], x.numel() // x.shape[1]
+    columns = min(64, triton.next_power_of_2(channels))
+    shares = min(SHARES, triton.cdiv(rows, ROWS))
+    sums = x.new_empty(shares, channels, dtype=torch.float32)
+    grid = triton.cdiv(channels, columns), shares
+    sum_kernel[grid](x, sums, rows, channels, ROWS=ROWS, COLUMNS=columns, num_warps=8)
+    return sums.sum(0)
+
+
+@triton.jit
+def add_kernel(h, x, bias, y, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """y = h + x + bias, element by element."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < count
+    total = tl.load(h + at, mask=there, other=0).to(tl.float32)
+    total += tl.load(bias + at % CHANNELS, mask=there, other=0).to(tl.float32)
+    if x is not None:
+        total += tl.load(x + at, mask=there, other=0).to(tl.float32)
+    tl.store(y + at, total, mask=there)
+
+
+@triton.jit
+def sum_kernel(x, sums, rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of every channel, the sum over a program's share of the rows."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < channels
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    share = tl.cdiv(tl.cdiv(rows, ROWS), parts) * ROWS
+    row, last = part * share, tl.minimum((part + 1) * share, rows)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    while row < last:
+        here = (row + tl.arange(0, ROWS)).to(tl.int64)
+        there = (here < last)[:, None] & own[None, :]
+        total += tl.load(x + here[:, None] * channels + column[None, :], mask=there, other=0).to(tl.float32)
+        row += ROWS
+    tl.store(sums + part * channels + column, tl.sum(total, 0), mask=own)
