@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
+from stages import EXPERT, STAGES, run
 from test_training import EB, same, tensors_of
 
 from ebdiff import cli
+from ebdiff.experiment.jobs import Job
 from ebdiff.system import devices, parallel
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json
@@ -121,6 +123,43 @@ def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
 
 
 # --- GPUs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gpus", "verb", "where"), [
+    (2, "train-dense", {"search": "full"}), (2, "finetune-region", {"expert": EXPERT, "milestone": 40}),
+    (2, "sample", {"run": "eb-50"}), (1, "measure-cost", {}), (0, "tabulate", {}), (0, "report", {}),
+    (1, "prune-per-epoch", {"search": "final", "criterion": "taylor", "weights": "ema"}),
+    (0, "prune-per-epoch", {"search": "final", "criterion": "magnitude", "weights": "ema"}),
+    (0, "select-eb-epoch", {"search": "full", "criterion": "magnitude", "weights": "ema", "rate": 0.5}),
+    (0, "hamming-matrix", {"search": "full", "criterion": "magnitude", "weights": "ema"}),
+    (1, "reference-stats", {"protocol": "clean", "number": "all"}),
+    (0, "reference-stats", {"protocol": "classifier", "number": "all"}),
+    (1, "fid", {"run": "eb-50"}), (0, "prepare-data", {}), (0, "train-classifier", {}),
+])  # fmt: skip
+def test_a_job_takes_gpus_only_where_they_are_faster_than_their_start(vary, gpus, verb, where):
+    several = vary({"compute.gpus": 2, "evaluation.protocols": ["classifier", "clean"]})
+    assert Job.of(several, verb, seed=0, **where).gpus == gpus
+    assert Job.of(vary({}), verb, seed=0, **where).gpus == 0
+    small = vary({"compute.gpus": 2, "evaluation.protocols": ["classifier"]})
+    assert verb != "fid" or Job.of(small, verb, seed=0, **where).gpus == 0
+
+
+def test_what_takes_milliseconds_leaves_cuda_alone(made, tmp_path, monkeypatch):
+    """On a machine with two GPUs, free for `compute.device: auto`; training would take one."""
+
+    def touched(*_):
+        raise AssertionError("CUDA was touched")
+
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "project"))
+    for name in ("device_count", "is_available", "set_device", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    random = ("select-eb-epoch", "tiny", "--rate", "0.5", "--criterion", "random")
+    for small in [*STAGES, random]:
+        if small[0] in ("measure-cost", "train-dense", "finetune-region", "sample"):
+            with pytest.raises(AssertionError, match="CUDA was touched"):
+                run(*small)
+        else:
+            assert run(*small) == 0, small
 
 
 def leasing(folder, gpus, own, count=1, **environment):

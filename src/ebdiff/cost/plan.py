@@ -64,14 +64,14 @@ def wall_seconds(tasks: Sequence[Task], at_once: int) -> float:
     """How long all of them take, `at_once` at a time.
 
     Whenever there is room, the one of highest priority that has all it needs starts, as Snakemake's greedy
-    scheduler does; `measure-cost` waits until nothing runs, and nothing starts beside it.
+    scheduler does; what must be `alone` waits until nothing runs, and nothing starts beside it.
     """
     waiting = sorted(tasks, key=lambda task: -task.job.stage.priority)  # stable: else in order
     running: list[tuple[float, str, int]] = []  # end, name, room that it takes
     now, free, done = 0.0, at_once, set[str]()
     while waiting or running:
         for task in list(waiting):
-            room = at_once if task.job.stage.verb == "measure-cost" else 1
+            room = at_once if task.job.stage.alone else 1
             if task.needs <= done and room <= free:
                 waiting.remove(task)
                 free -= room
@@ -162,7 +162,9 @@ class Forecast:
                 other = where["protocol"] != "classifier"
                 return other * real * per_image, other * 4 * inside * (real + 2 * inside)
             case "measure-cost":
-                calls = measure.steps_at_once(self.device) * (measure.WARMUP + measure.ROUNDS)
+                calls = measure.steps_at_once(self.device) * (
+                    measure.WARMUP + measure.ROUNDS[self.device.type]
+                )
                 return calls * sum(step.values()), 0
             case "train-dense":
                 kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)

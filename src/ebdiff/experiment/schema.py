@@ -229,8 +229,8 @@ class Compute(Strict):
     gpus: int = Field(
         0,
         ge=0,
-        description="GPUs per training or sampling job, 1 for masks and metrics; several share its global "
-        "batch (torchrun), with dropout masks of their own.",
+        description="GPUs per training or sampling job, 1 for gradient masks and Inception, none for the "
+        "rest; several share its global batch (torchrun), with dropout masks of their own.",
     )
     micro_batch: int | None = Field(
         None,
