@@ -79,15 +79,17 @@ def _device_of(job: Job) -> torch.device:
     """The device of a stage: what no GPU would do sooner leaves CUDA, whose start takes seconds, alone."""
     import torch
 
-    return _device(job.experiment) if job.on_gpu else torch.device("cpu")
+    if not job.on_gpu:
+        return torch.device("cpu")
+    return _device(job.experiment, share=1 if job.stage.alone else job.experiment.compute.share)
 
 
-def _device(experiment: Experiment, own: bool = True) -> torch.device:
-    """The job's device, `own` where `compute.gpus` asks for one; processes of a job (torchrun) meet here."""
+def _device(experiment: Experiment, own: bool = True, share: int = 1) -> torch.device:
+    """A device, `own` or its `share` where `compute.gpus` asks for one; a job's processes meet here."""
     from ebdiff.nets.execution import Runtime
     from ebdiff.system import devices, parallel
 
-    device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0)
+    device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0, share)
     parallel.join(device)
     tuned, here = experiment.tuning.device, devices.device_name(device)
     if tuned not in ("", here) and parallel.first():
@@ -357,7 +359,10 @@ def plan(
     name: Name,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs at a time. Default: GPUs here / compute.gpus, or cores / threads."),
+        typer.Option(
+            min=1,
+            help="Jobs at a time. Default: GPUs here x compute.share / compute.gpus, or cores / threads.",
+        ),
     ] = None,
     step_ms: Annotated[
         float | None,
