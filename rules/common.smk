@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from ebdiff.experiment import jobs, layout
 from ebdiff.experiment import load as loading
-from ebdiff.experiment.stages import STAGES, taken_while_training
+from ebdiff.experiment.stages import STAGES
 from ebdiff.system.errors import UserError, unknown
 
 # A verb replaces its shell, so that Snakemake waits for the verb itself: at a SIGTERM of a cluster a
@@ -116,9 +116,9 @@ def job_threads(w):
     return experiment(w).compute.threads * max(1, experiment(w).compute.gpus)
 
 
-def one_gpu(w):
-    """A GPU for a verb that uses one, however many trainings take."""
-    return min(1, experiment(w).compute.gpus)
+def gpus(verb):
+    """The GPUs that a job takes: none for what is done before one would have started."""
+    return lambda w: job(verb, w).gpus
 
 
 def grow(amount):

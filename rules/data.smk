@@ -62,7 +62,7 @@ rule reference_stats:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=lambda w: 0 if w.protocol == "classifier" else one_gpu(w),
+        gpu=gpus("reference-stats"),
     params:
         digest=digest("reference-stats"),
     shell:

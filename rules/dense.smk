@@ -16,7 +16,7 @@ rule measure_cost:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow(30),
-        gpu=one_gpu,
+        gpu=gpus("measure-cost"),
         slurm_extra="--exclusive",
     params:
         digest=digest("measure-cost"),
@@ -41,7 +41,7 @@ rule train_dense:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=compute("gpus"),
+        gpu=gpus("train-dense"),
     params:
         digest=digest("train-dense"),
     shell:

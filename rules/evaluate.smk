@@ -17,7 +17,7 @@ rule sample:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=compute("gpus"),
+        gpu=gpus("sample"),
     params:
         digest=digest("sample"),
     shell:
@@ -41,7 +41,7 @@ rule fid:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=one_gpu,
+        gpu=gpus("fid"),
     params:
         digest=digest("fid"),
     shell:

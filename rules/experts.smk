@@ -17,7 +17,7 @@ rule finetune_region:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=compute("gpus"),
+        gpu=gpus("finetune-region"),
     params:
         digest=digest("finetune-region"),
     shell:

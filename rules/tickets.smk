@@ -17,7 +17,7 @@ rule prune_per_epoch:
     resources:
         mem_mb=grow("mem_mb"),
         runtime=grow("runtime"),
-        gpu=lambda w: (0 if taken_while_training(w.search, w.criterion) else one_gpu(w)),
+        gpu=gpus("prune-per-epoch"),
     params:
         digest=digest("prune-per-epoch"),
     shell:

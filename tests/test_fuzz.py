@@ -67,7 +67,7 @@ EXTRA = {
     "diffusion": {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
     "evaluation": {"protocols": ["classifier"], "reference": None, "weights": None},
     "speed": {"k": 5.0, "tau": 700, "dual": True},
-    "compute": {"threads": 1, "gpus": 0, "device": "auto", "micro_batch": None},
+    "compute": {"threads": 1, "gpus": 0, "share": 1, "device": "auto", "micro_batch": None},
     "tuning": {"device": "", "training": {"0.5": {"precision": "fp32"}}},
     "published": {"dataset": "cifar10", "note": ""},
     "scale": 1.0,

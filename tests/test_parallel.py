@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
+from stages import EXPERT, STAGES, run
 from test_training import EB, same, tensors_of
 
 from ebdiff import cli
+from ebdiff.experiment.jobs import Job
 from ebdiff.system import devices, parallel
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json
@@ -123,11 +125,48 @@ def test_shares_cut_a_batch_without_gap_or_overlap(monkeypatch):
 # --- GPUs --------------------------------------------------------------------------------------------------
 
 
-def leasing(folder, gpus, own, count=1, **environment):
+@pytest.mark.parametrize(("gpus", "verb", "where"), [
+    (2, "train-dense", {"search": "full"}), (2, "finetune-region", {"expert": EXPERT, "milestone": 40}),
+    (2, "sample", {"run": "eb-50"}), (1, "measure-cost", {}), (0, "tabulate", {}), (0, "report", {}),
+    (1, "prune-per-epoch", {"search": "final", "criterion": "taylor", "weights": "ema"}),
+    (0, "prune-per-epoch", {"search": "final", "criterion": "magnitude", "weights": "ema"}),
+    (0, "select-eb-epoch", {"search": "full", "criterion": "magnitude", "weights": "ema", "rate": 0.5}),
+    (0, "hamming-matrix", {"search": "full", "criterion": "magnitude", "weights": "ema"}),
+    (1, "reference-stats", {"protocol": "clean", "number": "all"}),
+    (0, "reference-stats", {"protocol": "classifier", "number": "all"}),
+    (1, "fid", {"run": "eb-50"}), (0, "prepare-data", {}), (0, "train-classifier", {}),
+])  # fmt: skip
+def test_a_job_takes_gpus_only_where_they_are_faster_than_their_start(vary, gpus, verb, where):
+    several = vary({"compute.gpus": 2, "evaluation.protocols": ["classifier", "clean"]})
+    assert Job.of(several, verb, seed=0, **where).gpus == gpus
+    assert Job.of(vary({}), verb, seed=0, **where).gpus == 0
+    small = vary({"compute.gpus": 2, "evaluation.protocols": ["classifier"]})
+    assert verb != "fid" or Job.of(small, verb, seed=0, **where).gpus == 0
+
+
+def test_what_takes_milliseconds_leaves_cuda_alone(made, tmp_path, monkeypatch):
+    """On a machine with two GPUs, free for `compute.device: auto`; training would take one."""
+
+    def touched(*_):
+        raise AssertionError("CUDA was touched")
+
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "project"))
+    for name in ("device_count", "is_available", "set_device", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    random = ("select-eb-epoch", "tiny", "--rate", "0.5", "--criterion", "random")
+    for small in [*STAGES, random]:
+        if small[0] in ("measure-cost", "train-dense", "finetune-region", "sample"):
+            with pytest.raises(AssertionError, match="CUDA was touched"):
+                run(*small)
+        else:
+            assert run(*small) == 0, small
+
+
+def leasing(folder, gpus, own, count=1, share=1, **environment):
     """A process that leases a GPU, prints it and keeps it until its input closes."""
     program = (
         "import sys; from ebdiff.system.devices import lease; "
-        f"print(*lease({gpus}, {count}, {own}, 0.05), flush=True); sys.stdin.read()"
+        f"print(*lease({gpus}, {count}, {own}, {share}, 0.05), flush=True); sys.stdin.read()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],
@@ -154,6 +193,69 @@ def test_jobs_side_by_side_lease_different_gpus_and_wait_for_one(tmp_path):
     for process in (first, second, third, sharing):
         process.stdin.close()
         process.wait(timeout=20)
+
+
+@pytest.mark.slow
+def test_jobs_that_share_gpus_spread_evenly_and_one_that_wants_its_own_waits_for_all(tmp_path):
+    gpus, at = ["a", "b"], []
+
+    def start(**how):
+        process = leasing(tmp_path, gpus, True, **how)
+        return process, process.stdout.readline()
+
+    def end(process):
+        process.stdin.close()
+        process.wait(timeout=20)
+
+    for _ in range(4):
+        at.append(start(share=2))
+    assert [told for _, told in at] == ["0\n", "1\n", "0\n", "1\n"]
+    fifth, told = start(share=2)
+    assert told == "waiting for 1 of 2 GPUs: other jobs use them\n"
+    end(at[1][0])
+    assert fifth.stdout.readline() == "1\n"
+    end(at[0][0])
+    end(at[3][0])  # left: the second slot of the first GPU, the first of the other
+    alone, told = start()
+    assert told.startswith("waiting for 1")
+    later = leasing(tmp_path, gpus, True, share=2)  # stands in line, although there is room
+    end(fifth)
+    assert alone.stdout.readline() == "1\n"
+    assert later.stdout.readline() == "0\n"
+    for process in (at[2][0], alone, later):
+        end(process)
+
+
+@pytest.mark.slow
+def test_jobs_of_different_shares_use_one_gpu_up_to_the_larger(tmp_path):
+    jobs = []
+    for share, told in ((2, "0\n"), (3, "0\n"), (3, "0\n"), (3, "waiting for 1 of 1")):
+        jobs.append(leasing(tmp_path, ["a"], True, share=share))
+        assert jobs[-1].stdout.readline().startswith(told)
+    for job in jobs:
+        job.kill()
+        job.wait()
+
+
+def test_a_job_is_charged_its_part_of_a_gpu_that_others_share(workspace, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(workspace))
+    monkeypatch.setattr(devices, "_leases", [])
+    monkeypatch.setattr(devices, "_shared_by", 1)
+    assert devices.lease(["a"], 1, True, 4) == [0]
+    write_experiment(workspace)  # on the CPU, as if it were that GPU
+    assert run("train-dense", "tiny") == 0
+    ledger = read_json(Path("results/tiny/seed0/dense/full/ledger.json"))
+    assert (ledger["share"], ledger["processes"][0]["share"]) == (4, 4)
+    assert ledger["device_seconds"] == pytest.approx(ledger["seconds"] / 4, abs=1e-3)
+
+
+def test_networks_are_timed_on_a_gpu_of_their_own(workspace, monkeypatch):
+    write_experiment(workspace, {"compute": {"gpus": 1, "share": 3}})
+    asked = []
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["a"])
+    monkeypatch.setattr(devices, "lease", lambda gpus, count, own, share: asked.append((own, share)) or [0])
+    assert [run(verb, "tiny") for verb in ("train-dense", "measure-cost", "tune", "plan")] == [1] * 4
+    assert asked == [(True, 3), (True, 1), (True, 1), (False, 1)]
 
 
 @pytest.mark.slow

@@ -47,11 +47,41 @@ def tasks(e, **more):
     (2, 10, ["fid a 5", "fid b 5", "train-dense c 4", "sample d 4 c"]),
 ])  # fmt: skip
 def test_jobs_wait_for_what_they_read_and_share_the_devices(at_once, seconds, jobs):
+    assert max(end for _, end in timed(jobs, at_once).values()) == seconds
+
+
+def timed(jobs, at_once, share=1):
+    """When each of some made up jobs, `verb name seconds *needs`, begins and ends."""
     found = []
     for verb, name, takes, *needs in map(str.split, jobs):
-        job = SimpleNamespace(name=name, stage=STAGES[verb])
+        job = SimpleNamespace(name=name, stage=STAGES[verb], on_gpu=verb not in ("tabulate", "fid"))
         found.append(plan.Task(job, frozenset(needs), float(takes)))
-    assert plan.wall_seconds(found, at_once) == seconds
+    times = plan.schedule(found, at_once, share)
+    return {name: tuple(round(time, 6) for time in both) for name, both in times.items()}
+
+
+def test_jobs_that_share_a_gpu_have_it_by_turns():
+    """Timed alone; then a search alone, and three experts whose turns are thirds, halves, then all of it."""
+    jobs = ["measure-cost m 1", "train-dense d 10 m", "sample a 1 d", "sample b 2 d", "sample c 4 d"]
+    hand = {"m": (0, 1), "d": (1, 11), "a": (11, 14), "b": (11, 16), "c": (11, 18)}
+    assert timed(jobs, 3, 3) == hand
+    # On two GPUs three jobs have two thirds each, and what needs none isn't slowed down.
+    jobs = ["sample a 2", "sample b 4", "sample c 4", "tabulate t 5"]
+    hand = {"a": (0, 3), "b": (0, 5), "c": (0, 5), "t": (0, 5)}
+    assert timed(jobs, 4, 2) == hand
+    assert timed(jobs, 4)["c"] == (0, 4)
+
+
+def test_a_plan_counts_the_jobs_and_memory_of_a_shared_gpu(vary, alone, monkeypatch):
+    shared = vary({"compute": {"gpus": 1, "share": 3}})
+    monkeypatch.setattr(plan, "available_bytes", lambda device: 3000)
+    found = plan.make(shared, CPU, 3, 160.0, None)  # stated: a GPU's
+    assert (found["devices"], found["share"]) == (3, 3)
+    assert "with 3 jobs at a time, 3 to a GPU by turns" in "".join(plan.page(found))
+    single = plan.make(vary({"compute.gpus": 1}), CPU, 1, 160.0, None)
+    device_seconds = [sum(job["device_seconds"] for job in p["jobs"]) for p in (found, single)]
+    assert device_seconds[0] == pytest.approx(device_seconds[1])
+    assert max(job["seconds"] for job in single["jobs"]) <= found["wall_seconds"] <= single["wall_seconds"]
 
 
 @pytest.mark.slow
@@ -128,6 +158,8 @@ def test_gradient_masks_inception_and_several_gpus(vary):
     assert tasks(clean)["fid.eb-50"].seconds == pytest.approx(3 + 2 * 23 * 0.2)
     on_gpu = tasks(clean, device=torch.device("cuda"))["reference-stats.clean.100"]
     assert on_gpu.seconds == pytest.approx(3 + 100 * 0.005)
+    timed = tasks(clean, device=torch.device("cuda"))["measure-cost"]
+    assert timed.seconds == pytest.approx(3 + (2 + 5) * 20 * (2 + 1.5 + 0.8 + 0.5))  # 20 steps a round
     found = tasks(vary({"compute.gpus": 2}))
     search, ticket = found["train-dense.full"], found["select-eb-epoch.full.magnitude.ema.0.5"]
     assert (search.seconds, search.devices, ticket.seconds, ticket.devices) == (3 + 60 * 2 / 2, 2, 3, 1)
@@ -204,7 +236,9 @@ def test_a_step_must_take_a_time(alone, capsys, step_ms):
 
 def test_a_plan_waits_for_no_gpu(alone, monkeypatch):  # a training may hold the only one for days
     asked = []
-    monkeypatch.setattr("ebdiff.system.devices.pick_device", lambda name, own: asked.append(own) or CPU)
+    monkeypatch.setattr(
+        "ebdiff.system.devices.pick_device", lambda name, own, share: asked.append(own) or CPU
+    )
     assert run("plan", "tiny", "--step-ms", "5", "--devices", "1") == 0
     assert asked == [False]
 

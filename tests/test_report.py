@@ -266,15 +266,15 @@ def test_rows_that_were_executed_otherwise_are_named():
         write_json(path, entry)
 
     # One of three experts went on elsewhere; another training was given from outside and ran no step here.
-    elsewhere = {"device": "NVIDIA H100", "world": 1, "execution": coarse, "steps": 9}
+    elsewhere = {"device": "NVIDIA H100", "world": 1, "share": 3, "execution": coarse, "steps": 9}
     edited(ledger_of(ta_eb[1]), lambda x: x["processes"].append(elsewhere))
     edited(ledger_of(scratch[0]), lambda x: x["processes"].append({**elsewhere, "steps": 0}))
     drawn = layout.path(layout.SAMPLE_LEDGER, experiment="digits", seed=0, run="ta-eb")
     edited(drawn, lambda x: x["execution"].update({ta_eb[2].network: coarse}))
-    here, there = "on a quiet test machine", "bf16, channels last, compiled on"
+    here, there = "on a quiet test machine", "bf16, channels last, compiled"
     assert (
-        f"Executed: training fp32, 2 processes {here} and {there} NVIDIA H100 (TA-EB); "
-        f"sampling fp32 {here} and {there} a quiet test machine (TA-EB)."
+        f"Executed: training fp32, 2 processes {here} and {there}, 3 jobs to a GPU on NVIDIA H100 (TA-EB); "
+        f"sampling fp32 {here} and {there} on a quiet test machine (TA-EB)."
     ) in write(e, "table4")[1].read_text()
     layout.path(layout.SAMPLE_LEDGER, experiment="digits", seed=0, run="eb-50").unlink()
     with pytest.raises(UserError, match=r"runs/eb-50/ledger\.json: missing"):

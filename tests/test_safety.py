@@ -151,7 +151,7 @@ def stages_changed_by(changes):
     [
         ("training.log_every", 7, set()),
         ("training.save_minutes", 1.0, set()),
-        ("compute", {"mem_mb": 999, "runtime": 7, "gpus": 1}, set()),
+        ("compute", {"mem_mb": 999, "runtime": 7, "gpus": 1, "share": 3}, set()),
         ("compute", {"gpus": 2}, {"dense", "expert"}),  # dropout: each process draws masks of its own
         ("compute", {"threads": 2}, {"cost"}),
         ("compute", {"device": "cpu"}, {"cost"}),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from ebdiff.experiment.experiment import Experiment
+    from ebdiff.experiment.jobs import Job
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,22 +65,31 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     return experiment
 
 
-def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Experiment:
+def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
     """Begin a stage: its wildcards are checked before anything slow is imported."""
     from ebdiff.experiment.jobs import Job
 
-    experiment = _begin(name, threads)
-    if Job.of(experiment, verb, **where).stage.spread:
-        _spread(experiment)
-    return experiment
+    job = Job.of(_begin(name, threads), verb, **where)
+    if job.stage.spread:
+        _spread(job.experiment)
+    return job
 
 
-def _device(experiment: Experiment, own: bool = True) -> torch.device:
-    """The job's device, `own` where `compute.gpus` asks for one; processes of a job (torchrun) meet here."""
+def _device_of(job: Job) -> torch.device:
+    """The device of a stage: what no GPU would do sooner leaves CUDA, whose start takes seconds, alone."""
+    import torch
+
+    if not job.on_gpu:
+        return torch.device("cpu")
+    return _device(job.experiment, share=1 if job.stage.alone else job.experiment.compute.share)
+
+
+def _device(experiment: Experiment, own: bool = True, share: int = 1) -> torch.device:
+    """A device, `own` or its `share` where `compute.gpus` asks for one; a job's processes meet here."""
     from ebdiff.nets.execution import Runtime
     from ebdiff.system import devices, parallel
 
-    device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0)
+    device = devices.pick_device(experiment.compute.device, own and experiment.compute.gpus > 0, share)
     parallel.join(device)
     tuned, here = experiment.tuning.device, devices.device_name(device)
     if tuned not in ("", here) and parallel.first():
@@ -174,13 +184,14 @@ def reference_stats(
     from ebdiff.experiment.jobs import Job, of_dataset
 
     protocol = protocol or experiment.evaluation.protocols[0]
-    Job.of(experiment, "reference-stats", protocol=protocol, number=images)
+    where = dict(protocol=protocol, number=images)
+    Job.of(experiment, "reference-stats", **where)
     if images == "1" or not re.fullmatch("all|[1-9][0-9]*", images):
         raise UserError(f"--images {images!r} is neither `all` nor a number from 2 on")
     from ebdiff.metrics import evaluate
 
-    experiment = of_dataset(dataset, protocol, images)
-    evaluate.reference_stats(experiment, protocol, images, _device(experiment))
+    job = Job.of(of_dataset(dataset, **where), "reference-stats", **where)
+    evaluate.reference_stats(job.experiment, protocol, images, _device_of(job))
 
 
 @app.command()
@@ -189,10 +200,10 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
 
     Example: ebdiff train-dense digits --search full --seed 0
     """
-    experiment = _stage("train-dense", name, threads, search=search, seed=seed)
+    job = _stage("train-dense", name, threads, search=search, seed=seed)
     from ebdiff.training import train
 
-    train.train_dense(experiment, search, seed, _device(experiment))
+    train.train_dense(job.experiment, search, seed, _device_of(job))
 
 
 @app.command()
@@ -209,16 +220,16 @@ def prune_per_epoch(
     Example: ebdiff prune-per-epoch digits --search full --criterion magnitude
     """
     ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
-    experiment = _stage("prune-per-epoch", name, threads, **ticket)
+    job = _stage("prune-per-epoch", name, threads, **ticket)
     from ebdiff.experiment.stages import taken_while_training
 
     if taken_while_training(search, criterion):
         from ebdiff.tickets import history
 
-        return history.take_masks(experiment, search, weights, seed)
+        return history.take_masks(job.experiment, search, weights, seed)
     from ebdiff.tickets import stages
 
-    stages.prune_per_epoch(experiment, **ticket, device=_device(experiment))
+    stages.prune_per_epoch(job.experiment, **ticket, device=_device_of(job))
 
 
 @app.command()
@@ -259,7 +270,7 @@ def select_eb_epoch(
     ticket = dict(search=search, criterion=criterion, weights=weights, seed=seed)
     with suppress(ValueError):  # what is no rate is refused below, by name
         rate = layout.ticket(*layout.asked(rate))  # 0.50 is 0.5
-    experiment = _stage("select-eb-epoch", name, rate=rate, **ticket)
+    experiment = _stage("select-eb-epoch", name, rate=rate, **ticket).experiment
     from ebdiff.tickets import stages
 
     asked, after = layout.asked(rate)
@@ -281,10 +292,10 @@ def finetune_region(
 
     Example: ebdiff finetune-region digits --expert full-magnitude-ema-0.5-t0-1000 --milestone 900
     """
-    experiment = _stage("finetune-region", name, threads, expert=expert, milestone=milestone, seed=seed)
+    job = _stage("finetune-region", name, threads, expert=expert, milestone=milestone, seed=seed)
     from ebdiff.training import train
 
-    train.finetune_region(experiment, expert, milestone, seed, _device(experiment))
+    train.finetune_region(job.experiment, expert, milestone, seed, _device_of(job))
 
 
 @app.command()
@@ -293,10 +304,10 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
     Example: ebdiff sample digits --run eb-50
     """
-    experiment = _stage("sample", name, threads, run=run, seed=seed)
+    job = _stage("sample", name, threads, run=run, seed=seed)
     from ebdiff.diffusion import sample
 
-    sample.sample(experiment, run, seed, _device(experiment))
+    sample.sample(job.experiment, run, seed, _device_of(job))
 
 
 @app.command()
@@ -305,10 +316,11 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
 
     Example: ebdiff fid digits --run eb-50
     """
-    experiment = _stage("fid", name, threads, run=run, seed=seed)
+    job = _stage("fid", name, threads, run=run, seed=seed)
     from ebdiff.metrics import evaluate
 
-    for found in evaluate.evaluate(experiment, run, seed, _device(experiment))["protocols"].values():
+    metrics = evaluate.evaluate(job.experiment, run, seed, _device_of(job))
+    for found in metrics["protocols"].values():
         print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
 
 
@@ -318,10 +330,10 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
 
     Example: ebdiff measure-cost digits
     """
-    experiment = _begin(name, threads)
+    job = _stage("measure-cost", name, threads)
     from ebdiff.cost import measure
 
-    for key, network in measure.measure_cost(experiment, _device(experiment))["networks"].items():
+    for key, network in measure.measure_cost(job.experiment, _device_of(job))["networks"].items():
         print(f"{key:>6}: {network['params']:>12,} parameters, {network['step_ms']:8.2f} ms per step")
 
 
@@ -347,7 +359,10 @@ def plan(
     name: Name,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs at a time. Default: GPUs here / compute.gpus, or cores / threads."),
+        typer.Option(
+            min=1,
+            help="Jobs at a time. Default: GPUs here x compute.share / compute.gpus, or cores / threads.",
+        ),
     ] = None,
     step_ms: Annotated[
         float | None,

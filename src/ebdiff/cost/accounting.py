@@ -146,7 +146,7 @@ def search_steps(stories: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def mask_seconds(
     experiment: Experiment, stories: Iterable[Mapping[str, Any]], ledger: Callable[..., Mapping[str, Any]]
 ) -> dict[tuple[str, str, str], float]:
-    """Seconds charged to the masks of gradient criteria, by search, criterion and weights.
+    """Device seconds charged to the masks of gradient criteria, by search, criterion and weights.
 
     As a search is, they are charged once, up to the last of the given tickets' own intervals: a proportional
     share of what all intervals took. Magnitude masks are taken while training, within its time.
@@ -154,7 +154,8 @@ def mask_seconds(
     Args:
         experiment: whose rates masks were taken at.
         stories: ticket stories with `search`, `criterion`, `weights` and `interval` (0-based).
-        ledger: (search, criterion, weights) -> `seconds` and number of `masks`, over all intervals and rates.
+        ledger: (search, criterion, weights) -> `seconds`, jobs that `share` the GPU and number of `masks`,
+            over all intervals and rates.
     """
     intervals: dict[tuple[str, str, str], int] = {}
     for story in stories:
@@ -164,5 +165,5 @@ def mask_seconds(
     seconds = {}
     for ticket, n in intervals.items():
         spent, rates = ledger(*ticket), len(experiment.rates_of(ticket[0]))
-        seconds[ticket] = spent["seconds"] * n * rates / spent["masks"]
+        seconds[ticket] = spent["seconds"] / spent.get("share", 1) * n * rates / spent["masks"]
     return seconds

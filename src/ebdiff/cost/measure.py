@@ -30,7 +30,9 @@ from ebdiff.system.progress import progress
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
-WARMUP, ROUNDS = 2, 11  # calls before timing, and interleaved rounds of one call per subject
+# Calls before timing, and interleaved rounds of one call per subject: on a GPU of `steps_at_once`, which
+# scatter little.
+WARMUP, ROUNDS = 2, {"cpu": 11, "cuda": 5}
 
 Key = TypeVar("Key")
 
@@ -48,7 +50,7 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
 
     began = time.perf_counter()
-    for name, seconds in interleaved(steps, ROUNDS).items():
+    for name, seconds in interleaved(steps, ROUNDS[device.type]).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
         networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     result = {

@@ -6,7 +6,6 @@ network and the start of a job, measured here in about half a minute, or stated.
 
 from __future__ import annotations
 
-import heapq
 import os
 import resource
 import shutil
@@ -51,7 +50,10 @@ FAR, SLOWER, SCATTERED = 0.05, 1.05, 0.25  # told are a rate off by so much, tim
 
 @dataclass(frozen=True)
 class Task:
-    """A job, the names of those it needs, its seconds on each of its devices, and bytes it leaves at most."""
+    """A job, the names of those it needs, its seconds on each of its devices, and bytes it leaves at most.
+
+    Its seconds are those on a GPU that it shares with no other.
+    """
 
     job: Job
     needs: frozenset[str]
@@ -60,26 +62,33 @@ class Task:
     size: int = 0
 
 
-def wall_seconds(tasks: Sequence[Task], at_once: int) -> float:
-    """How long all of them take, `at_once` at a time.
+def schedule(tasks: Sequence[Task], at_once: int, share: int = 1) -> dict[str, tuple[float, float]]:
+    """When each of them begins and ends, in seconds, by its job's name: `at_once` at a time.
 
     Whenever there is room, the one of highest priority that has all it needs starts, as Snakemake's greedy
-    scheduler does; `measure-cost` waits until nothing runs, and nothing starts beside it.
+    scheduler does; what must be `alone` waits until nothing runs, and nothing starts beside it. Where `share`
+    jobs use one GPU it is theirs by turns: beside more of them than GPUs each is slower in proportion.
     """
     waiting = sorted(tasks, key=lambda task: -task.job.stage.priority)  # stable: else in order
-    running: list[tuple[float, str, int]] = []  # end, name, room that it takes
-    now, free, done = 0.0, at_once, set[str]()
+    running, left = dict[str, Task](), dict[str, float]()  # and their seconds to go
+    begun, times = dict[str, float](), dict[str, tuple[float, float]]()
+    now, gpus = 0.0, -(-at_once // share)
     while waiting or running:
         for task in list(waiting):
-            room = at_once if task.job.stage.verb == "measure-cost" else 1
-            if task.needs <= done and room <= free:
+            room = sum(at_once if t.job.stage.alone else 1 for t in (*running.values(), task))
+            if task.needs <= times.keys() and room <= at_once:
                 waiting.remove(task)
-                free -= room
-                heapq.heappush(running, (now + task.seconds, task.job.name, room))
-        now, name, room = heapq.heappop(running)
-        free += room
-        done.add(name)
-    return now
+                name = task.job.name
+                running[name], left[name], begun[name] = task, task.seconds, now
+        turns = max(1.0, sum(t.job.on_gpu for t in running.values()) / gpus)
+        slower = {name: turns if task.job.on_gpu else 1.0 for name, task in running.items()}
+        ended = min(running, key=lambda name: left[name] * slower[name])
+        passed = left[ended] * slower[ended]
+        now += passed
+        left = {name: left[name] - passed / slower[name] for name in running if name != ended}
+        del running[ended]
+        times[ended] = begun[ended], now
+    return times
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,9 @@ class Forecast:
                 other = where["protocol"] != "classifier"
                 return other * real * per_image, other * 4 * inside * (real + 2 * inside)
             case "measure-cost":
-                calls = measure.steps_at_once(self.device) * (measure.WARMUP + measure.ROUNDS)
+                calls = measure.steps_at_once(self.device) * (
+                    measure.WARMUP + measure.ROUNDS[self.device.type]
+                )
                 return calls * sum(step.values()), 0
             case "train-dense":
                 kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)
@@ -213,30 +224,32 @@ def make(
     `step_ms`, milliseconds of the unpruned network's training step, by measuring; `images` of the dataset.
     """
     count, networks = images or sources.count(e.dataset), measure.counts(e)
-    gpu, room = device.type == "cuda", available_bytes(device)
-    share = -(-e.training.batch // max(1, e.compute.gpus))
+    there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
+    gpu, share = device.type == "cuda", e.compute.share if there.type == "cuda" else 1
+    room = available_bytes(device) // (share if gpu else 1)
+    part = -(-e.training.batch // max(1, e.compute.gpus))
     start = {"torch": _start("training.train, ebdiff.metrics.evaluate"), "light": _start("tickets.history")}
     process = 0 if gpu else resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     for name, network in networks.items():
         bf16 = Runtime.of(e, "training", name, device).how.precision == "bf16"
         needs = footprint(e.architecture, meta_tensors(e.architecture, network["rate"]), bf16)
-        network["peak_bytes"] = process + needs.bytes(min(share, e.compute.micro_batch or share))
-        network["fits"] = needs.micro_batch(share, room - process) or 0
+        network["peak_bytes"] = process + needs.bytes(min(part, e.compute.micro_batch or part))
+        network["fits"] = needs.micro_batch(part, room - process) or 0
     pace = _time(e, networks, device, step_ms)
-    own = torch.cuda.device_count() if gpu else len(os.sched_getaffinity(0))
+    own = torch.cuda.device_count() * share if gpu else len(os.sched_getaffinity(0))
     at_once = at_once or own // max(1, e.compute.gpus if gpu else e.compute.threads) or 1
-    there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
     forecast = Forecast(e, there, count, networks, start)
     tasks = forecast.tasks()
+    times = schedule(tasks, at_once, share)
     plan = {
-        "experiment": e.name, "device": device_name(device), "devices": at_once, "pace": pace,
+        "experiment": e.name, "device": device_name(device), "devices": at_once, "share": share, "pace": pace,
         "images": count, "searches": {name: forecast.horizon(name) for name in e.searches},
         "networks": networks, "runs": {name: forecast.run(name, tasks) for name in e.runs},
         "jobs": [{
             "benchmark": str(t.job.note("benchmarks", "tsv")), "kind": t.job.stage.verb, "bytes": t.size,
-            "seconds": t.seconds, "device_seconds": t.seconds * t.devices,
-        } for t in tasks],
-        "wall_seconds": wall_seconds(tasks, at_once), "disk_free": shutil.disk_usage(".").free,
+            "seconds": end - begin, "device_seconds": t.seconds * t.devices,
+        } for t in tasks for begin, end in [times[t.job.name]]],
+        "wall_seconds": max(end for _, end in times.values()), "disk_free": shutil.disk_usage(".").free,
         "disk_to_come": sum(t.size for t in tasks if not all(p.exists() for p in t.job.makes)),
         "memory_free": room, "digest": Job.of(e, "tabulate").digest,
     }  # fmt: skip
@@ -334,8 +347,10 @@ def page(plan: Mapping[str, Any]) -> Iterator[str]:
         "Jobs": ("jobs", str), "Device time": ("device_seconds", text.duration), "Disk": ("bytes", text.size),
     })  # fmt: skip
     all_in, wall = text.duration(stages.device_seconds.sum()), text.duration(plan["wall_seconds"])
+    many = text.plural(plan["devices"], "job") + " at a time"
+    many += f", {plan['share']} to a GPU by turns" if plan["share"] > 1 else ""
     yield (
-        f"Device time {all_in}, wall time {wall} with {text.plural(plan['devices'], 'job')} at a time; "
+        f"Device time {all_in}, wall time {wall} with {many}; "
         f"disk {text.size(stages.bytes.sum())} at most, {text.size(plan['disk_free'])} free."
     )
     yield "\n".join(f"warning: {warning}" for warning in plan["warnings"]) or "Nothing speaks against it."

@@ -107,6 +107,17 @@ class Job:
         return digest(self.stage.depends(self.experiment, **self.where))
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU where there is one."""
+        return self.stage.gpu(self.experiment, **self.where)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it asks for: of `compute.gpus` one, or all where it is spread over them."""
+        asked = self.experiment.compute.gpus if self.on_gpu else 0
+        return asked if self.stage.spread else min(1, asked)
+
+    @property
     def needs(self) -> list[Job]:
         """The jobs that make what it reads or goes on from; files from outside have none."""
         return makers(self.experiment, [*self.reads, *self.continues])

@@ -229,8 +229,14 @@ class Compute(Strict):
     gpus: int = Field(
         0,
         ge=0,
-        description="GPUs per training or sampling job, 1 for masks and metrics; several share its global "
-        "batch (torchrun), with dropout masks of their own.",
+        description="GPUs per training or sampling job, 1 for gradient masks and Inception, none for the "
+        "rest; several share its global batch (torchrun), with dropout masks of their own.",
+    )
+    share: int = Field(
+        1,
+        gt=0,
+        description="Jobs that use one GPU together: by turns, or at once where NVIDIA's MPS runs. Each is "
+        "charged its part of the time. Networks are timed on a GPU of their own.",
     )
     micro_batch: int | None = Field(
         None,
@@ -252,6 +258,9 @@ class Compute(Strict):
     def _several(self) -> Compute:
         if self.gpus > 1 and self.device != "auto":
             raise ValueError(f"{self.gpus} `gpus` need `device: auto`; {self.device} is one device")
+        if self.share > 1 and (self.gpus, self.device) != (1, "auto"):
+            here = f"not `gpus: {self.gpus}` and `device: {self.device}`"
+            raise ValueError(f"`share: {self.share}` needs `gpus: 1` and `device: auto`, {here}")
         return self
 
 

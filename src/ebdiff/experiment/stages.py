@@ -39,7 +39,10 @@ class Stage:
             as without them.
         large: outputs that readers trust by size and date; `ebdiff verify` reads them whole.
         priority: among jobs that could start, the highest goes first.
+        gpu: (experiment, **wildcards) -> whether it computes on a GPU where there is one. What trains,
+            samples, times, takes gradients or runs Inception does; all else ends before CUDA would start.
         spread: over all GPUs of a job (`compute.gpus`), a process for each.
+        alone: nothing else may run on the machine, because it times.
     """
 
     verb: str
@@ -49,7 +52,9 @@ class Stage:
     continues: Callable[..., Iterable[Path]] = lambda e, **_: ()
     large: tuple[str, ...] = ()
     priority: int = 0
+    gpu: Callable[..., bool] = lambda e, **_: False
     spread: bool = False
+    alone: bool = False
 
     @property
     def wildcards(self) -> tuple[str, ...]:
@@ -277,6 +282,10 @@ def _charged(e: Experiment, run: str) -> list[Expert]:
     return [x for x in found if x is not None]
 
 
+def _always(e: Experiment, **_: str) -> bool:
+    return True
+
+
 STAGES = {stage.verb: stage for stage in (
     Stage(
         "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
@@ -293,14 +302,18 @@ STAGES = {stage.verb: stage for stage in (
         ],
         lambda e, protocol, number, **_: [protocol, number],
         large=(layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
+        gpu=lambda e, protocol, **_: protocol != "classifier",
     ),
-    Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100),
+    Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100, gpu=_always, alone=True),
     Stage(
         "train-dense", layout.DENSE_FILES, _images,
         lambda e, search, **_: [_trained(e), e.searches[search], WALK, _tuned(e, "training", "dense")],
-        priority=50, spread=True,
+        priority=50, gpu=_always, spread=True,
     ),
-    Stage("prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40),
+    Stage(
+        "prune-per-epoch", (layout.MASKS, layout.MASKS_LEDGER), _masks_reads, _masks, priority=40,
+        gpu=lambda e, criterion, **_: criterion in GRADIENT,
+    ),
     Stage(
         "hamming-matrix", (layout.HAMMING,),
         lambda e, **w: [layout.path(layout.MASKS, **w), *_of_dataset(e, layout.MANIFEST)],
@@ -315,17 +328,17 @@ STAGES = {stage.verb: stage for stage in (
     ),
     Stage(
         "finetune-region", (layout.MILESTONE, layout.LEDGER, layout.STATS), _expert_reads, _expert,
-        continues=_expert_continues, priority=30, spread=True,
+        continues=_expert_continues, priority=30, gpu=_always, spread=True,
     ),
     Stage(
         "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
-        large=(layout.SAMPLES,), priority=20, spread=True,
+        large=(layout.SAMPLES,), priority=20, gpu=_always, spread=True,
     ),
     Stage(
         "fid", (layout.METRICS,), _fid_reads,
         # Where the weights lie and how many images go in at once change nothing.
         lambda e, **_: [FLOOR, e.evaluation.model_dump(mode="json", exclude={"weights", "batch"})],
-        priority=10,
+        priority=10, gpu=lambda e, **_: set(e.evaluation.protocols) != {"classifier"},
     ),
     Stage("tabulate", (layout.TABLE, layout.FIGURE, layout.PROTOCOLS), _all_results, _whole),
     Stage(

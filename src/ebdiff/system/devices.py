@@ -16,16 +16,18 @@ import torch
 from ebdiff.system.errors import UserError, first_line
 
 _leases: list[TextIO] = []  # open for as long as the process lives: closing one lets its GPU go
+_shared_by = 1  # as `lease` found
 
 
-def pick_device(asked: str, own: bool = False) -> torch.device:
+def pick_device(asked: str, own: bool = False, share: int = 1) -> torch.device:
     """`auto` leases a GPU of this machine where there is one, else takes the CPU.
 
     Of several processes of one job each takes its own of those that were leased for all.
 
     Args:
         asked: a device, or `auto`.
-        own: wait for a GPU that no other job uses (`compute.gpus` of 1 or more), or share one.
+        own: wait for a GPU that no other job uses (`compute.gpus` of 1 or more), or use one that others do.
+        share: how many jobs may lease it together.
 
     Raises:
         UserError: there is no such device here.
@@ -35,7 +37,7 @@ def pick_device(asked: str, own: bool = False) -> torch.device:
         if "LOCAL_RANK" in os.environ and gpus:
             asked = f"cuda:{os.environ['LOCAL_RANK']}"
         else:
-            asked = f"cuda:{lease(gpus, 1, own)[0]}" if gpus else "cpu"
+            asked = f"cuda:{lease(gpus, 1, own, share)[0]}" if gpus else "cpu"
     try:
         device = torch.empty(0, device=asked).device
     except (RuntimeError, AssertionError) as error:
@@ -52,45 +54,48 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-def lease(gpus: list[str], count: int, own: bool, wait: float = 2.0) -> list[int]:
-    """Take the first GPUs that no other job of this machine holds; wait for them, or else share.
+def shared_by() -> int:
+    """How many jobs may hold this process's GPU together: its time is theirs in equal parts."""
+    return _shared_by
+
+
+def lease(gpus: list[str], count: int, own: bool, share: int = 1, wait: float = 2.0) -> list[int]:
+    """Take the first GPUs that no other job of this machine holds; wait for them, or else use a held one.
 
     Snakemake counts GPUs but assigns none. A lease is a `flock` on a file of the temporary folder and
     ends with the process, however that ends; a program that replaces it (`exec`) keeps it. Who waits
-    keeps others from beginning to, so that no two jobs hold half of what each needs.
+    keeps others from beginning to, so that no two jobs hold half of what each needs. Jobs that share a GPU
+    each hold one of its slots, of the GPU with fewest taken, and all of them its file against whoever wants
+    it whole.
 
     Args:
         gpus: their machine-wide names.
         count: how many are needed, at most all.
-        own: whether to wait rather than to share.
+        own: whether to wait rather than to use what others hold.
+        share: slots of a GPU, of which one is taken; 1 takes it whole.
         wait: seconds between two looks.
 
     Returns:
         the positions in `gpus` of the leased ones.
     """
+    global _shared_by
     folder = Path(tempfile.gettempdir()) / f"ebdiff-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     # Of each allocation its own: a cluster that confines its jobs calls the first GPU of every job 0.
     allocation = os.environ.get("SLURM_JOB_ID", "any")
+    places = [folder / f"{allocation}-{gpu.replace('/', '_')}" for gpu in gpus]
     taken: list[int] = []
     told = False
     with (folder / f"{allocation}-queue.lock").open("w") as queue:
         if own:
             fcntl.flock(queue, fcntl.LOCK_EX)
         while True:
-            for position, gpu in enumerate(gpus):
-                if position in taken or len(taken) == count:
-                    continue
-                file = (folder / f"{allocation}-{gpu.replace('/', '_')}.lock").open("w")
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()
-                    continue
-                os.set_inheritable(file.fileno(), True)
-                _leases.append(file)
-                taken.append(position)
+            for position in sorted(range(len(gpus)), key=lambda i: _slots_taken(places[i], share)):
+                if position not in taken and len(taken) < count and (held := _hold(places[position], share)):
+                    _leases.extend(held)
+                    taken.append(position)
             if len(taken) == count:
+                _shared_by = share
                 return taken
             if not own:
                 return [os.getpid() % len(gpus)]
@@ -98,6 +103,39 @@ def lease(gpus: list[str], count: int, own: bool, wait: float = 2.0) -> list[int
                 print(f"waiting for {count} of {len(gpus)} GPUs: other jobs use them", flush=True)
                 told = True
             time.sleep(wait)
+
+
+def _hold(gpu: Path, share: int) -> list[TextIO]:
+    """Locks of a GPU, or of one of its slots; none where it isn't free."""
+    if not (whole := _locked(gpu, "", fcntl.LOCK_EX if share == 1 else fcntl.LOCK_SH)):
+        return []
+    if share == 1:
+        return [whole]
+    for i in range(share):
+        if slot := _locked(gpu, f"-{i}"):
+            return [whole, slot]
+    whole.close()
+    return []
+
+
+def _slots_taken(gpu: Path, share: int) -> int:
+    """How many of a GPU's slots are held; of one that is taken whole, none."""
+    files = [_locked(gpu, f"-{i}") for i in range(share)] if share > 1 else []
+    for file in filter(None, files):
+        file.close()
+    return files.count(None)
+
+
+def _locked(gpu: Path, slot: str, how: int = fcntl.LOCK_EX) -> TextIO | None:
+    """A locked file, kept by a program that replaces this one; None where another process is in the way."""
+    file = gpu.with_name(f"{gpu.name}{slot}.lock").open("w")
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    os.set_inheritable(file.fileno(), True)
+    return file
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 
 import ebdiff
 from ebdiff.system import parallel
-from ebdiff.system.devices import device_name
+from ebdiff.system.devices import device_name, shared_by
 
 
 def versions() -> dict[str, str]:
@@ -37,12 +37,13 @@ def peak_mb(device: torch.device) -> float:
 
 
 def ledger(device: torch.device, **entries: Any) -> dict[str, Any]:
-    """A ledger entry: the given figures, the device, processes, threads, memory and versions."""
+    """A ledger entry: the given figures, the device, its share, processes, threads, memory and versions."""
     return {
         **entries,
         "peak_mb": round(peak_mb(device), 1),
         "device": device_name(device),
         "world": parallel.world(),
+        "share": shared_by(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

@@ -21,7 +21,7 @@ from ebdiff.experiment.schema import Training
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import enough
 from ebdiff.system import interrupts, parallel
-from ebdiff.system.devices import device_name
+from ebdiff.system.devices import device_name, shared_by
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.progress import progress
@@ -94,8 +94,8 @@ def train(
         hook.begin(state)
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    where = {"device": device_name(device), "world": parallel.world(), "execution": runtime.told()}
-    process = {"started": started, **where, "steps": 0, "seconds": 0.0}
+    where = {"device": device_name(device), "world": parallel.world(), "share": shared_by()}
+    process = {"started": started, **where, "execution": runtime.told(), "steps": 0, "seconds": 0.0}
     state.processes.append(process)
     began = saved = time.perf_counter()
     silent = job.stats is None or not parallel.first()

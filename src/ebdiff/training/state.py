@@ -95,8 +95,8 @@ class State:
 
     @property
     def device_seconds(self) -> float:
-        """The same on each job's devices, summed."""
-        return sum(p["seconds"] * p["world"] for p in self.processes)
+        """The same on each job's devices, summed; of a GPU that jobs share a part."""
+        return sum(p["seconds"] * p["world"] / p.get("share", 1) for p in self.processes)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors: raw., ema., m., v., the network's buffer. and the hooks' extra."""
