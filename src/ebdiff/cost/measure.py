@@ -86,19 +86,19 @@ def bound(
     experiment: Experiment, networks: Mapping[str, dict[str, Any]], device: torch.device
 ) -> dict[str, Any]:
     """Add to every network what its training step takes at least on this device; give the device's peaks."""
-    names = {name: Runtime.of(experiment, "training", name, device).how.precision for name in networks}
-    found = peaks(device, set(names.values()))
+    executed = {name: Runtime.of(experiment, "training", name, device).how.precision for name in networks}
+    found = peaks(device, set(executed.values()))
     for name, network in networks.items():
-        network |= bounded(network, experiment.training.batch, names[name], found)
+        network |= bounded(network, experiment.training.batch, executed[name], found)
     return found
 
 
 def peaks(device: torch.device, precisions: Iterable[str]) -> dict[str, Any]:
-    """The best that a device reaches here, with this job's threads.
+    """The best that a device reaches, with this job's threads.
 
     Returns:
         `flops`: FLOP/s of a large matrix product, by precision; `bytes`: bytes/s that a large copy reads
-        and writes, larger than caches.
+        and writes.
     """
     gpu = device.type == "cuda"
     side, length, calls = (8192, 2**28, 3) if gpu else (1024, 2**24, 1)
