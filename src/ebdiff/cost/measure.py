@@ -101,7 +101,8 @@ def peaks(device: torch.device, precisions: Iterable[str]) -> dict[str, Any]:
         and writes.
     """
     gpu = device.type == "cuda"
-    side, length, calls = (8192, 2**28, 3) if gpu else (1024, 2**24, 1)
+    side, length = (8192, 2**28) if gpu else (1024, 2**24)
+    wait = torch.cuda.synchronize if gpu else lambda: None
     source = torch.ones(length, device=device)  # not zeros: pages never written are all the same one
     target = torch.empty_like(source)
 
@@ -109,20 +110,11 @@ def peaks(device: torch.device, precisions: Iterable[str]) -> dict[str, Any]:
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         a = torch.randn(side, side, device=device).to(kind)  # zeros would need less power and clock higher
         out, runtime = torch.empty_like(a), Runtime(device, Execution(precision=precision))
-        return lambda: (runtime.set_arithmetic(), torch.mm(a, a, out=out))
+        return lambda: (runtime.set_arithmetic(), torch.mm(a, a, out=out), wait())
 
-    def often(piece: Callable[[], object]) -> Callable[[], None]:
-        def work() -> None:
-            for _ in range(calls):
-                piece()
-            if gpu:
-                torch.cuda.synchronize(device)
-
-        return work
-
-    work = {precision: often(product(precision)) for precision in sorted(precisions)}
-    work["copy"] = often(lambda: target.copy_(source))
-    best = {name: min(seconds) / calls for name, seconds in interleaved(work, rounds=5).items()}
+    work = {precision: product(precision) for precision in sorted(precisions)}
+    work["copy"] = lambda: (target.copy_(source), wait())
+    best = {name: min(seconds) for name, seconds in interleaved(work, rounds=5).items()}
     moved = 2 * source.nbytes / best.pop("copy")
     return {"flops": {k: round(2 * side**3 / s) for k, s in best.items()}, "bytes": round(moved)}
 
