@@ -1,4 +1,4 @@
-"""What a GPU does while we train: share of its bf16 peak, and share of the time it is busy."""
+"""What a GPU does while we train: share of the bf16 rate it reaches, and share of the time it is busy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import paired
 import torch
 
-# Dense bf16 matrix throughput by the data sheets, FLOP/s.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+from ebdiff.cost.measure import peaks
 
 
 def busy_share(piece: Callable[[], object]) -> float:
@@ -29,7 +28,7 @@ def busy_share(piece: Callable[[], object]) -> float:
 def rows(
     measure: str, operations: float, seconds: Sequence[float], piece: Callable, device: torch.device
 ) -> list[paired.Row]:
-    """Achieved share of the peak and busy share of a piece of work.
+    """Achieved share of a large matrix product's rate and busy share of a piece of work.
 
     Args:
         measure: what it is, in words.
@@ -38,12 +37,10 @@ def rows(
         piece: the call, once more, to be profiled.
         device: the GPU.
     """
-    name = torch.cuda.get_device_name(device)
-    busy = 100 * busy_share(piece)
-    found = [paired.row(f"{measure}: GPU busy", [busy], "%", goal="≥ 90", note="kernels, by the profiler")]
-    peak = next((p for gpu, p in PEAKS.items() if gpu in name), None)
-    if peak is not None:
-        shares = [100 * operations / s / peak for s in seconds]
-        note = f"of {peak / 1e12:.0f} TFLOP/s; 2 FLOP per MAC, backward twice the forward pass"
-        found.append(paired.row(f"{measure}: share of the bf16 peak", shares, "%", note=note))
-    return found
+    busy, peak = 100 * busy_share(piece), peaks(device, ["bf16"])["flops"]["bf16"]
+    shares = [100 * operations / s / peak for s in seconds]
+    note = f"of {peak / 1e12:.0f} TFLOP/s, a large product's; 2 FLOP per MAC, backward twice the forward pass"
+    return [
+        paired.row(f"{measure}: GPU busy", [busy], "%", goal="≥ 90", note="kernels, by the profiler"),
+        paired.row(f"{measure}: share of the bf16 peak", shares, "%", note=note),
+    ]

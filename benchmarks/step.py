@@ -19,6 +19,7 @@ import plain
 import torch
 
 from ebdiff.cost.measure import interleaved, network_of, steps_at_once, timing_job, training_step
+from ebdiff.cost.roofline import operations
 from ebdiff.cost.tune import words
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.schedule import alphas_bar
@@ -109,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows += masks(s, (0.0, hows[0]), steps)
     if gpu:
         macs = count(experiment.architecture, meta_tensors(experiment.architecture, 0.0))[1]
-        operations = 6 * macs * experiment.training.batch * steps  # forward and twice that backward
+        work_done = operations(macs, experiment.training.batch) * steps
         for how in hows[:2]:
             name = f"dense step, {words(how)}"
-            rows += accelerator.rows(name, operations, s[0.0, how], work[0.0, how], args.device)
+            rows += accelerator.rows(name, work_done, s[0.0, how], work[0.0, how], args.device)
     paired.write("step", rows, args.device, args.out)
 
 

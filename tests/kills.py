@@ -19,7 +19,7 @@ from safetensors import safe_open
 # Keys of JSON and columns of tables that hold times, dates or memory, or hashes of files that do. They may
 # differ, nothing else.
 TIMES = re.compile(
-    r"(\w*seconds|started|processes|peak_mb|images_per_second|step_ms|spread_ms|speedup(?!_macs)).*"
+    r"(\w*seconds|started|processes|peak_mb|peaks|images_per_second|step_ms|spread_ms|bound_|speedup(?!_macs)).*"
     "|inputs|checksum|stats_sha256"
 )
 ASIDE = {

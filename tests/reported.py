@@ -122,12 +122,14 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
         k: {
             "rate": 0.0 if k == "dense" else float(k), "realised": 0.0 if k == "dense" else float(k),
             "params": int(MACS[k] / 30), "macs": int(MACS[k]), "step_ms": STEP_MS[k], "spread_ms": 0.5,
+            "operations": 6 * 64 * int(MACS[k]), "bytes": 123_000_000, "bound_ms": 31.4, "bound_by": "bytes",
         }
         for k in MACS
     }  # fmt: skip
     write_json(at(layout.COST), {
         "device": "a quiet test machine", "threads": 1, "batch": 64, "torch": "2.13.0",
         "counter": "torch-pruning count_ops_and_params", "networks": networks,
+        "peaks": {"flops": {"fp32": 250 * 10**9}, "bytes": 20 * 10**9},
     })  # fmt: skip
     write_array(at(layout.IMAGES), rng.integers(0, 256, (100, 8, 8, 1), np.uint8))
     write_json(at(layout.MANIFEST), {

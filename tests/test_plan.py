@@ -192,7 +192,7 @@ def of(name, **values):
     ({}, of("0.5", spread_ms=300.0), r"step times scatter \(0.5\)"),
     ({}, of("0.5", realised=0.6), "rate 0.5: the norm groups allow 0.60"),
     ({}, of("0.8", rate=0.55, realised=0.52), "rates 0.5 and 0.8: nearly the same network"),
-    ({}, of("0.8", step_ms=900.0), r"0.8: training is slower than with 0.5 \(900 against 800"),
+    ({}, of("0.8", step_ms=900.0), r"0.8 gains nothing on this device \(900 .* 800 .* pays: 0.3, 0.5$"),
     ({}, of("0.8", image_ms=22.0), "0.8: sampling is slower than with 0.5"),
 ])  # fmt: skip
 def test_what_cant_work_or_disappoints_is_told_once(vary, changes, planned, told):
@@ -264,7 +264,13 @@ def test_the_plan_is_measured_printed_and_written(verb, tmp_path):
     write_experiment(tmp_path)
     done = verb("plan", "tiny", "--devices", 3)
     assert done.returncode == 0, done.stderr
-    for words in ("3 jobs at a time", "measured on 5 steps of 16 images", "full 60 steps", "eb-50", "sample"):
+    for words in (
+        "3 jobs at a time",
+        "measured on 5 steps of 16 images",
+        "full 60 steps",
+        "eb-50",
+        "at least",
+    ):
         assert words in done.stdout
     found = json.loads((tmp_path / "results/tiny/plan.json").read_text())
     assert list(found["networks"]) == list(NETWORKS)

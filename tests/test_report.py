@@ -650,6 +650,27 @@ def test_a_partial_page_shows_what_is_there(monkeypatch):
     assert not Path("results/digits/figures").exists()
 
 
+def test_the_page_says_which_rates_pay_and_bounds_where_the_file_has_them(monkeypatch):
+    undrawn(monkeypatch)
+    e = make()
+    fabricate(e)
+    path = layout.path(layout.COST, experiment="digits")
+    cost = read_json(path)
+    cost["networks"]["0.3"]["step_ms"] = 99.0
+    write_json(path, cost)
+    html, _ = page_of(e)
+    assert "at 0.25 TFLOP/s (fp32) or bytes at 20.0 GB/s" in html
+    assert "rate 0.3 gains nothing on this device (99.0 ms a step against 100 ms for dense)" in html
+    del cost["peaks"]  # as earlier versions measured
+    for key in ("operations", "bytes", "bound_ms", "bound_by"):
+        for network in cost["networks"].values():
+            del network[key]
+    write_json(path, cost)
+    html, tags = page_of(e)
+    assert ["30 % pruned", "30", "600,000", "18.0", "99.0", "0.5", "0.99", "0.60"] in tags.rows
+    assert "TFLOP" not in html
+
+
 def test_a_partial_page_of_nothing_is_still_a_page():
     assert "So far" in page_of(make())[0]
 
@@ -671,8 +692,9 @@ def test_the_pages_details_are_those_of_the_files(monkeypatch):
     e = make(seeds=(0, 1), more=True)
     fabricate(e)
     _, tags = page_of(e)
-    # Asked for 50 %: 0.25 M parameters, 7.5 M MACs, 40 of 100 ms.
-    assert ["50 % pruned", "50", "250,000", "7.50", "40.0", "0.5", "0.40", "0.25"] in tags.rows
+    # Asked for 50 %: 0.25 M parameters, 7.5 M MACs, 40 of 100 ms, 6 x 64 x 7.5 MFLOP.
+    sizes, bound = ["50 % pruned", "50", "250,000", "7.50"], ["2.88", "123 MB", "31.4", "bytes"]
+    assert [*sizes, "40.0", "0.5", "0.40", "0.25", *bound] in tags.rows
     own, other = (["full", c, "ema", "50", "50", "1", "epoch 9", "290"] for c in ("magnitude", "random"))
     assert [*own, "0.450", "0.100", "0.075", "0.500", "learned"] in tags.rows
     assert [*other, "–", "–", "–", "0.500", "drawn at random"] in tags.rows

@@ -334,7 +334,8 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
     from ebdiff.cost import measure
 
     for key, network in measure.measure_cost(job.experiment, _device_of(job))["networks"].items():
-        print(f"{key:>6}: {network['params']:>12,} parameters, {network['step_ms']:8.2f} ms per step")
+        times = f"{network['step_ms']:8.2f} ms per step, {network['bound_ms']:.2f} at least"
+        print(f"{key:>6}: {network['params']:>12,} parameters, {times}")
 
 
 @app.command()

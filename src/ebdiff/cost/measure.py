@@ -1,9 +1,9 @@
-"""What networks cost: parameters, MACs and measured time per training step (verb `measure-cost`)."""
+"""What networks cost: sizes, and measured and least time per training step (verb `measure-cost`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebdiff.cost.roofline import bounded
 from ebdiff.data.dataset import Batch, Dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic
@@ -18,6 +19,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Work
+from ebdiff.experiment.schema import Execution
 from ebdiff.nets import store
 from ebdiff.nets.denoiser import Denoiser, blank_inputs
 from ebdiff.nets.execution import Runtime
@@ -57,6 +59,7 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         "experiment": experiment.name,
         "batch": experiment.training.batch,
         "counter": COUNTER,
+        "peaks": bound(experiment, networks, device),
         "networks": networks,
         **ledger(device, seconds=round(time.perf_counter() - began, 3)),
     }
@@ -71,14 +74,51 @@ def rates(experiment: Experiment) -> dict[str, float]:
 
 
 def counts(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Asked and realised rate, parameters and MACs of every network, by name."""
+    """Asked and realised rate, parameters, MACs and activations of every network, by name."""
     architecture, found = experiment.architecture, {}
     groups = trace(architecture)
     for name, rate in rates(experiment).items():
-        params, macs = count(architecture, meta_tensors(architecture, rate))
+        counted = count(architecture, meta_tensors(architecture, rate))
         realised = realised_rate(select_random(groups, np.random.default_rng(0), rate))
-        found[name] = {"rate": rate, "realised": realised, "params": params, "macs": macs}
+        found[name] = {"rate": rate, "realised": realised, **counted._asdict()}
     return found
+
+
+def bound(
+    experiment: Experiment, networks: Mapping[str, dict[str, Any]], device: torch.device
+) -> dict[str, Any]:
+    """Add to every network what its training step takes at least on this device; give the device's peaks."""
+    executed = {name: Runtime.of(experiment, "training", name, device).how.precision for name in networks}
+    found = peaks(device, set(executed.values()))
+    for name, network in networks.items():
+        network |= bounded(network, experiment.training.batch, executed[name], found)
+    return found
+
+
+def peaks(device: torch.device, precisions: Iterable[str]) -> dict[str, Any]:
+    """The best that a device reaches, with this job's threads.
+
+    Returns:
+        `flops`: FLOP/s of a large matrix product, by precision; `bytes`: bytes/s that a large copy reads
+        and writes.
+    """
+    gpu = device.type == "cuda"
+    side, length = (8192, 2**28) if gpu else (1024, 2**24)
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    source = torch.ones(length, device=device)  # not zeros: pages never written are all the same one
+    target = torch.empty_like(source)
+
+    def product(precision: str) -> Callable[[], object]:
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        a = torch.randn(side, side, device=device).to(kind)  # zeros would need less power and clock higher
+        out, runtime = torch.empty_like(a), Runtime(device, Execution(precision=precision))
+        return lambda: (runtime.set_arithmetic(), torch.mm(a, a, out=out), wait())
+
+    work = {precision: product(precision) for precision in sorted(precisions)}
+    work["copy"] = lambda: (target.copy_(source), wait())
+    best = {name: min(seconds) for name, seconds in interleaved(work, rounds=5).items()}
+    moved = 2 * source.nbytes / best.pop("copy")
+    return {"flops": {k: round(2 * side**3 / s) for k, s in best.items()}, "bytes": round(moved)}
 
 
 def network_of(experiment: Experiment, rate: float) -> Denoiser:

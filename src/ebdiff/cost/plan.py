@@ -23,6 +23,7 @@ import torch
 
 from ebdiff.cost import measure
 from ebdiff.cost.accounting import average_visited, search_steps, speedups, trained
+from ebdiff.cost.roofline import in_vain
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
 from ebdiff.diffusion.schedule import visited
@@ -264,7 +265,10 @@ def _start(modules: str) -> float:
 
 
 def _time(e: Experiment, networks: dict[str, dict], device: torch.device, step_ms: float | None) -> str:
-    """Add every network's times: by its MACs if `step_ms` is stated, else by some steps; how, in words."""
+    """Add every network's times: by its MACs if `step_ms` is stated, else by some steps; how, in words.
+
+    Where steps are measured, so is what bounds them.
+    """
     if step_ms is not None:
         for network in networks.values():
             step = step_ms * network["macs"] / networks["dense"]["macs"]
@@ -287,6 +291,7 @@ def _time(e: Experiment, networks: dict[str, dict], device: torch.device, step_m
             networks[name] |= {"step_ms": step * middle, "spread_ms": step * (high - low)}
         else:
             networks[name]["image_ms"] = 1e3 * middle / size[use]
+    measure.bound(e, networks, device)
     return f"measured on {ROUNDS} steps of {part} images"
 
 
@@ -320,19 +325,24 @@ def warnings(e: Experiment, plan: Mapping[str, Any], gpu: bool) -> Iterator[str]
         if low["rate"] and high["realised"] - low["realised"] < (high["rate"] - low["rate"]) / 2:
             gone = f"{low['realised']:.2f} and {high['realised']:.2f} of the channels go"
             yield f"rates {less} and {more}: nearly the same network, {gone}"
-        for key, work in (("step_ms", "training"), ("image_ms", "sampling")):
-            if high[key] > SLOWER * low[key]:
-                times = f"{text.number(high[key])} against {text.number(low[key])} ms"
-                yield f"rate {more}: {work} is slower than with {less} ({times}), though more is pruned"
+        if high["image_ms"] > SLOWER * low["image_ms"]:
+            times = f"{text.number(high['image_ms'])} against {text.number(low['image_ms'])} ms"
+            yield f"rate {more}: sampling is slower than with {less} ({times}), though more is pruned"
+    yield from in_vain(networks)
 
 
 def page(plan: Mapping[str, Any]) -> Iterator[str]:
     """The plan as people read it, paragraph by paragraph."""
     stages = pd.DataFrame(plan["jobs"]).assign(jobs=1).groupby("kind", sort=False).sum(numeric_only=True)
     yield f"{plan['experiment']} on {plan['device']}, {plan['images']:,} images; step times {plan['pace']}"
+    bounded = {
+        "GFLOP per step": ("operations", text.giga), "moves": ("bytes", text.size),
+        "ms at least": ("bound_ms", text.number), "by": ("bound_by", str),
+    }  # fmt: skip
     yield _table(plan["networks"], {
         "Rate": ("rate", "{:g}".format), "Realised": ("realised", "{:.3f}".format),
         "Params (M)": ("params", text.mega), "MACs (M)": ("macs", text.mega),
+        **(bounded if "bound_ms" in plan["networks"]["dense"] else {}),
         "ms per step": ("step_ms", text.number), "per sampled image": ("image_ms", text.number),
         "Peak memory": ("peak_bytes", text.size), "Images that fit": ("fits", str),
     })  # fmt: skip

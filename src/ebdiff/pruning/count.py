@@ -1,12 +1,14 @@
-"""Parameters and MACs, by torch-pruning's counter (convolutions, linear layers and norms)."""
+"""Parameters and MACs by torch-pruning's counter, and activations (convolutions, linear layers, norms)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ebdiff.experiment.members import Architecture
 from ebdiff.nets import denoiser
@@ -30,14 +32,33 @@ def meta_tensors(architecture: Architecture, rate: float) -> dict[str, Tensor]:
     return cut(architecture, tensors, select_random(trace(architecture), np.random.default_rng(0), rate))
 
 
-def count(architecture: Architecture, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Parameters and MACs per item of a network, counted while it predicts one.
+class Counted(NamedTuple):
+    """What a network holds, and what it computes and moves while it predicts one item."""
 
-    Attention's own matrix products are not counted, as in the paper's figures.
-    """
+    params: int
+    macs: int  # without attention's own matrix products, as in the paper's figures
+    activations: int  # elements of all inputs and outputs of layers with parameters
+
+
+def count(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Counted:
+    """Count a network of these shapes while it predicts one item."""
     import torch_pruning as tp
 
     # On the CPU: on the meta device some operations import torch's compiler, a second per job.
     network = build(architecture, {name: torch.zeros(t.shape) for name, t in tensors.items()})
-    macs, params = tp.utils.count_ops_and_params(network, network.example(1))
-    return int(params), int(macs)
+    activations = watch(network)
+    macs, params = tp.utils.count_ops_and_params(network, network.example(1))  # runs a copy, watched alike
+    return Counted(int(params), int(macs), sum(activations))
+
+
+def watch(network: nn.Module) -> list[int]:
+    """Elements of input and output of each layer with parameters, appended whenever it is called."""
+    found: list[int] = []
+
+    def note(layer: nn.Module, read: tuple, written: object) -> None:
+        found.append(sum(x.numel() for x in tree_leaves((read, written)) if isinstance(x, Tensor)))
+
+    for layer in network.modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_hook(note)
+    return found

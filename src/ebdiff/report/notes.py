@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from ebdiff.cost.roofline import in_vain
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import published, shown, text
 from ebdiff.report.facts import RunFacts
@@ -50,7 +51,7 @@ def template(name: str) -> Template:
         loader=PackageLoader("ebdiff.report", "."), autoescape=".html" in name, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"text": text, "measures": MEASURES}
+    environment.globals |= {"text": text, "measures": MEASURES, "in_vain": in_vain}
     return environment.get_template(name)
 
 

@@ -144,7 +144,7 @@ def select_eb_epoch(
     path = places.snapshot(experiment, search, seed, found["interval"])
     tensors, architecture, source = store.load(path, f"{weights}.")
     smaller = cut(architecture, tensors, mask)
-    params, macs = count(architecture, smaller)
+    params, macs, _ = count(architecture, smaller)
     story = {
         **where,
         "realised": realised_rate(mask),
