@@ -29,7 +29,7 @@ from ebdiff.pruning.select import realised_rate, select_random
 from ebdiff.system.files import write_json
 from ebdiff.system.ledger import ledger
 from ebdiff.system.progress import progress
-from ebdiff.training.loop import Job, train
+from ebdiff.training.loop import Job, learner, train
 from ebdiff.training.state import State
 
 # Calls before timing, and interleaved rounds of one call per subject: on a GPU of `steps_at_once`, which
@@ -187,5 +187,5 @@ def steps_at_once(device: torch.device) -> int:
 def training_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -> Callable[[], None]:
     """A function that does `steps_at_once` steps of the real training loop and waits for their loss."""
     job, state = timing_job(experiment, runtime), State.start(network, runtime)
-    steps = steps_at_once(runtime.device)
-    return lambda: train(state, job, state.step + steps, save=lambda s: None)
+    steps, learn = steps_at_once(runtime.device), learner(state, job)
+    return lambda: train(state, job, state.step + steps, save=lambda s: None, learn=learn)

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 import yaml
 
-from ebdiff.cost.measure import interleaved, network_of, rates, steps_at_once, training_step
+from ebdiff.cost.measure import interleaved, network_of, rates, training_step
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution, Tuning
@@ -22,13 +22,11 @@ ROUNDS = 5
 WORTH = 1.03  # a plainer candidate is kept unless another is this many times as fast
 
 
-def candidates(device: torch.device, deterministic: bool = False) -> list[Execution]:
-    """What is tried, plain ones first. On a CPU compilation costs minutes and gains nothing."""
-    gpu = device.type == "cuda"
+def candidates() -> list[Execution]:
+    """What is tried, plain ones first."""
     return [
-        Execution(precision=precision, channels_last=last, compile=compiled)
-        for compiled in ([False, True] if gpu and not deterministic else [False])
-        for precision in (["fp32", "tf32", "bf16"] if gpu else ["fp32", "bf16"])
+        Execution(precision=precision, channels_last=last)
+        for precision in ("fp32", "bf16")
         for last in (False, True)
     ]
 
@@ -40,29 +38,27 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
     else may run on the machine. A candidate that can't run is left out, with a word.
 
     Raises:
-        UserError: no candidate of a network runs on this device.
+        UserError: the device is a GPU, where one execution is the fastest; or no candidate of a network runs.
     """
+    if device.type == "cuda":
+        raise UserError(f"{experiment.name}: nothing to tune on a GPU, which computes in bf16 and in graphs")
     chosen: dict[str, dict[str, Execution]] = {}
     told = []
-    at_once = steps_at_once(device)
-    compute = experiment.compute.model_dump(include={"micro_batch", "deterministic"})
-    for use, piece, steps in (("training", training_step, at_once), ("sampling", sampling_step, 1)):
+    for use, piece in (("training", training_step), ("sampling", sampling_step)):
         for name, rate in rates(experiment).items():
-            torch.compiler.reset()
             print(f"{use}, {name}", flush=True)
             work = {}
-            for how in candidates(device, compute["deterministic"]):
+            for how in candidates():
+                runtime = Runtime(device, how, experiment.compute.micro_batch)
                 try:
-                    candidate = piece(
-                        experiment, network_of(experiment, rate), Runtime(device, how, **compute)
-                    )
+                    candidate = piece(experiment, network_of(experiment, rate), runtime)
                     candidate()
                     work[how] = candidate
-                except (MemoryError, RuntimeError) as error:  # of memory that ran out, or of a compiler
+                except (MemoryError, RuntimeError) as error:  # of memory that ran out
                     print(f"{words(how)}: left out ({first_line(error)})", flush=True)
             if not work:
                 raise UserError(f"{experiment.name}: no {use} step of {name} runs on {device_name(device)}")
-            times = {how: median(seconds) / steps for how, seconds in interleaved(work, ROUNDS).items()}
+            times = {how: median(seconds) for how, seconds in interleaved(work, ROUNDS).items()}
             work.clear()
             best = next(how for how in times if times[how] <= WORTH * min(times.values()))
             chosen.setdefault(use, {})[name] = best
@@ -78,8 +74,8 @@ def tune(experiment: Experiment, device: torch.device) -> Tuning:
 
 
 def words(how: Execution) -> str:
-    """`bf16 channels_last compile`, as far as it holds."""
-    return " ".join([how.precision, *(k for k in ("channels_last", "compile") if getattr(how, k))])
+    """`bf16 channels_last`, as far as it holds."""
+    return f"{how.precision} channels_last" if how.channels_last else how.precision
 
 
 def sampling_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -> Callable[[], None]:

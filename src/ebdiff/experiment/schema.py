@@ -269,11 +269,10 @@ class Execution(Strict):
 
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
-        description="fp32: strict. tf32: matrix units of NVIDIA GPUs, 10-bit mantissa. bf16: autocast while "
-        "training, bf16 weights while sampling; weights, moments and averages stay fp32.",
+        description="fp32: strict. tf32: matrix units of NVIDIA GPUs, 10-bit mantissa. bf16: products and "
+        "activations; norms, weights as they are trained, moments and averages stay fp32.",
     )
     channels_last: bool = Field(False, description="Channels innermost in memory (NHWC).")
-    compile: bool = Field(False, description="torch.compile; minutes at the start of every job.")
 
 
 class Tuning(Strict):

@@ -1,25 +1,27 @@
-"""Where and how a network's arithmetic runs: device, precision, memory format, compilation."""
+"""Where and how a network's arithmetic runs: device, precision, memory format, CUDA graphs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
-from ebdiff.system.errors import first_line
 
 Eps = Callable[[Tensor, Tensor, Cond], Tensor]
 
 CPU = Execution()
-# Matrix units want bf16 with channels innermost; a compiler's minutes must be asked for (`ebdiff tune`).
-GPU = Execution(precision="bf16", channels_last=True)
+GPU = Execution(precision="bf16", channels_last=True)  # as matrix units and fused layers want it
+NORMS = (nn.GroupNorm, nn.LayerNorm)
+EAGER = 3  # calls of a function before it is captured: kernels are compiled and algorithms searched meanwhile
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,15 @@ class Runtime:
 
     Attributes:
         device: where.
-        how: precision, memory format, compilation.
+        how: precision and memory format.
         micro_batch: images whose activations are held at a time; None: all.
-        deterministic: on a GPU, only kernels that repeat their bits.
-        uncompiled: why networks that were to be compiled weren't.
+        deterministic: on a GPU, only kernels that repeat their bits, launched one by one.
     """
 
     device: torch.device
     how: Execution = CPU
     micro_batch: int | None = None
     deterministic: bool = False
-    uncompiled: list[str] = field(default_factory=list, init=False, compare=False)
 
     @classmethod
     def of(cls, experiment: Experiment, use: str, network: str, device: torch.device) -> Runtime:
@@ -55,13 +55,19 @@ class Runtime:
         return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
 
     def told(self) -> dict[str, Any]:
-        """How networks really ran, for ledgers: the default depends on the device, and compiling may fail."""
-        return {
-            **self.how.model_dump(),
-            "compile": self.how.compile and not self.uncompiled,
-            "micro_batch": self.micro_batch,
-            "deterministic": self.deterministic,
-        }
+        """How networks really run, for ledgers: the default depends on the device."""
+        how = {"micro_batch": self.micro_batch, "deterministic": self.deterministic, "graph": self.captures}
+        return {**self.how.model_dump(), **how}
+
+    @property
+    def captures(self) -> bool:
+        """Whether work is replayed as CUDA graphs; launched kernel by kernel it is bound by launches."""
+        return self.device.type == "cuda" and not self.deterministic
+
+    @property
+    def halves(self) -> bool:
+        """Whether a network in training computes on bf16 copies of its weights; on a CPU autocast casts them."""
+        return self.device.type == "cuda" and self.how.precision == "bf16"
 
     def set_arithmetic(self) -> None:
         """Set torch's switches: TF32 exactly where asked, and kernels that repeat their bits.
@@ -82,38 +88,75 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager:
         """The context of a training step's forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.precision == "bf16")
+        enabled = self.how.precision == "bf16" and not self.halves
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def compiled(self, network: nn.Module) -> Eps:
-        """The network, compiled if asked; where that fails it says why and runs eagerly.
+    def halved(self, network: nn.Module) -> set[str]:
+        """The parameters that a network in training has a bf16 copy of: all but norms'."""
+        if not self.halves:
+            return set()
+        norms = {p for m in network.modules() if isinstance(m, NORMS) for p in m.parameters()}
+        return {name for name, parameter in network.named_parameters() if parameter not in norms}
 
-        The backward pass is compiled when it first runs; an error there is not caught.
-        """
-        if not self.how.compile:
-            return network
-        # All networks share one forward function, which would be compiled for 8 widths at most.
-        torch._dynamo.config.cache_size_limit = 64
-        run: Eps = torch.compile(network)
-
-        def call(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            nonlocal run
-            try:
-                return run(x, t, cond)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.uncompiled.append(first_line(error))
-                print(f"torch.compile failed, running without it: {self.uncompiled[-1]}", flush=True)
-                run = network
-                return network(x, t, cond)
-
-        return call
+    def captured(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function of tensors, replayed as a CUDA graph where this runtime `captures`."""
+        return Captured(function) if self.captures else function
 
     def denoiser(self, network: nn.Module) -> Eps:
         """A network that only predicts: no gradients, its weights in the precision it computes in."""
         network = self.place(network.eval().requires_grad_(False))
-        run = self.compiled(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)
+        run = self.captured(network.to(torch.bfloat16) if self.how.precision == "bf16" else network)
 
         def predict(x: Tensor, t: Tensor, cond: Cond = UNCONDITIONAL) -> Tensor:
             self.set_arithmetic()  # each time: the experts of a run may differ
             return run(x, t, cond)
 
         return predict
+
+
+class Captured:
+    """A function of tensors that becomes a CUDA graph after `EAGER` calls with inputs of equal shapes.
+
+    A replay launches all its kernels at once, on copies of the inputs. What is random in it follows the seed
+    of torch's generator at the replay, as it would eagerly. Whatever else it reads must stay where it is.
+
+    Args:
+        function: its arguments are tensors, or tuples of tensors and None; it returns a tensor.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+        self.stream = torch.cuda.Stream()
+        self.calls: Counter = Counter()
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        inputs, structure = tree_flatten(arguments)
+        kind = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+        if kind not in self.graphs:
+            if self.calls[kind] < EAGER:
+                self.calls[kind] += 1
+                return self._eagerly(*arguments)
+            self.graphs[kind] = self._capture(inputs, structure)
+        graph, places, output = self.graphs[kind]
+        for place, x in zip(places, inputs, strict=True):
+            if x is not None:
+                place.copy_(x)
+        graph.replay()
+        return output.clone()
+
+    def _eagerly(self, *arguments: Any) -> Tensor:
+        """On the stream of the capture, as torch asks of work that is captured later."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            output = self.function(*arguments)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return output
+
+    def _capture(self, inputs: list[Any], structure: Any) -> tuple[torch.cuda.CUDAGraph, list[Any], Tensor]:
+        places = [None if x is None else x.clone() for x in inputs]
+        graph = torch.cuda.CUDAGraph()
+        # Threads that draw ahead may pin memory meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            output = self.function(*tree_unflatten(places, structure))
+        return graph, places, output

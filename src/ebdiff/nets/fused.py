@@ -202,7 +202,7 @@ def _(h, x, bias):
 
 @torch.library.custom_op("ebdiff::channel_sums", mutates_args=())
 def channel_sums(x: Tensor) -> Tensor:
-    """The sum over images and pixels, fp32 (C,), of activations (B, C, H, W) with channels innermost."""
+    """The sum over all but the channels, fp32 (C,), of (B, C, H, W) or (rows, C) with channels innermost."""
     from ebdiff.nets import kernels
 
     return kernels.channel_sums(x)
@@ -228,6 +228,21 @@ class Sum(torch.autograd.Function):
 
 
 # --- products -----------------------------------------------------------------------------------------------
+
+
+class Product(torch.autograd.Function):
+    """x weight^T + bias for rows (n, inputs), whose bias gradient takes one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous()
+        return dy @ weight, dy.T @ x, channel_sums(dy).to(weight.dtype)
 
 
 class Shift(NamedTuple):
@@ -277,8 +292,8 @@ def attended(h: Tensor, q: nn.Conv2d, k: nn.Conv2d, v: nn.Conv2d) -> Tensor:
     wide = -(-max(q.out_channels, v.out_channels) // EVEN) * EVEN
     weight = torch.cat([padded(layer.weight.flatten(1), wide) for layer in (q, k, v)])
     bias = torch.cat([padded(layer.bias, wide) for layer in (q, k, v)])
-    rows = F.linear(h.permute(0, 2, 3, 1).flatten(1, 2), weight, bias).unflatten(2, (3, wide))
-    q_rows, k_rows, v_rows = rows.permute(2, 0, 1, 3)[:, :, None]
+    rows = Product.apply(h.permute(0, 2, 3, 1).flatten(0, 2), weight, bias)
+    q_rows, k_rows, v_rows = rows.view(len(h), 1, height * width, 3, wide).unbind(3)
     found = F.scaled_dot_product_attention(q_rows, k_rows, v_rows, scale=q.out_channels**-0.5)
     return innermost(found[:, 0].unflatten(1, (height, width)).permute(0, 3, 1, 2))
 

@@ -39,12 +39,14 @@ def plan(pixels: int, size: int) -> dict[str, int]:
         groups *= 2
     columns = triton.next_power_of_2(groups * size)
     rows = min(triton.next_power_of_2(pixels), TILE // columns)
+    parts = triton.next_power_of_2(triton.cdiv(pixels * columns, SHARE))
     return {
         "SIZE": size,
         "WIDTH": groups * size,  # channels of a program
         "COLUMNS": columns,  # of a tile, of which WIDTH are used
         "ROWS": rows,  # pixels of a tile
-        "PARTS": triton.next_power_of_2(triton.cdiv(pixels * columns, SHARE)),  # programs that share an image
+        "PARTS": parts,  # programs that share an image
+        "TILES": triton.cdiv(triton.cdiv(pixels, rows), parts),  # of a program
         "num_warps": max(rows * columns // (32 * THREAD), columns // 16),
     }
 
@@ -103,7 +105,7 @@ def _launch(
     groups: int,
     settings: dict[str, Any],
 ) -> Tensor:
-    """Run a kernel on channels-last images: its two sums over every image's pixels, fp32 (B, 1, 2, C)."""
+    """Run a kernel on channels-last images: its sums over the pixels of every part, fp32 (B, parts, 2, C)."""
     n, channels, height, width = x.shape
     how = plan(height * width, channels // groups)
     parts = how["PARTS"]
@@ -111,15 +113,14 @@ def _launch(
     sums = x.new_empty(n, parts, 2, channels, dtype=torch.float32)
     apart = 0 if shift is None else shift.stride(0)  # one of many that lie side by side
 
-    def run(sums: Tensor, **phases: bool) -> None:
+    def run(**phases: bool) -> None:
         kernel[grid](*tensors, sums, height * width, channels, apart, **settings, **how, **phases)
 
     if parts == 1:
-        run(sums, SUM=True, WRITE=True)
+        run(SUM=True, WRITE=True)
         return sums
-    run(sums, SUM=True, WRITE=False)
-    sums = sums.sum(1, keepdim=True)
-    run(sums, SUM=False, WRITE=True)
+    run(SUM=True, WRITE=False)
+    run(SUM=False, WRITE=True)
     return sums
 
 
@@ -128,35 +129,33 @@ def forward_kernel(
     x, gain, bias, shift, seed, y, mean, rstd, sums, pixels, channels, apart,
     EPS: tl.constexpr, SILU: tl.constexpr, GONE: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    SUM: tl.constexpr, WRITE: tl.constexpr,
+    TILES: tl.constexpr, SUM: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """y = dropout(silu(gain * (x + shift - mean) * rstd + bias))."""
     image, part = tl.program_id(2), tl.program_id(1)
     column = tl.arange(0, COLUMNS)
     channel = tl.program_id(0) * WIDTH + column
     own = (column < WIDTH) & (channel < channels)
-    first, last = _pixels(part, pixels, ROWS, PARTS)
+    first = part * TILES * ROWS
+    last = tl.minimum(first + TILES * ROWS, pixels)
     x += image.to(tl.int64) * pixels * channels
     # About the first pixel: sums about zero would cancel where the mean is large.
     origin = tl.load(x + channel, mask=own, other=0).to(tl.float32)
 
     if SUM:
         total, square = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-        pixel = first
-        while pixel < last:
+        for tile in tl.range(TILES):
+            pixel = first + tile * ROWS
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
             d = tl.where(there, tl.load(x + at, mask=there, other=0).to(tl.float32) - origin, 0)
             total += d
             square += d * d
-            pixel += ROWS
         total, square = tl.sum(total, 0), tl.sum(square, 0)
         kept = sums + (image * PARTS + part) * 2 * channels + channel
         tl.store(kept, total, mask=own)
         tl.store(kept + channels, square, mask=own)
     else:
-        kept = sums + image * 2 * channels + channel
-        total = tl.load(kept, mask=own, other=0)
-        square = tl.load(kept + channels, mask=own, other=0)
+        total, square = _met(sums, image, channel, channels, own, PARTS)
 
     if WRITE:
         moved = tl.zeros([COLUMNS], tl.float32)
@@ -175,8 +174,8 @@ def forward_kernel(
         b = tl.load(bias + channel, mask=own, other=0).to(tl.float32)
         centre -= moved
         y += image.to(tl.int64) * pixels * channels
-        pixel = first
-        while pixel < last:
+        for tile in tl.range(TILES):
+            pixel = first + tile * ROWS
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
             z = (tl.load(x + at, mask=there, other=0).to(tl.float32) - centre) * a + b
             if SILU:
@@ -184,7 +183,6 @@ def forward_kernel(
             if seed is not None:
                 z *= _dropout(seed, pixel, pixels, GONE, COLUMNS, ROWS)
             tl.store(y + at, z, mask=there)
-            pixel += ROWS
 
 
 @triton.jit
@@ -192,7 +190,7 @@ def backward_kernel(
     dy, around, x, gain, bias, shift, seed, mean, rstd, dx, dshift, sums, pixels, channels, apart,
     SILU: tl.constexpr, GONE: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    SUM: tl.constexpr, WRITE: tl.constexpr,
+    TILES: tl.constexpr, SUM: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """With u = d * rstd, d = x + shift - mean, and dz the gradient of gain * u + bias, means over a group:
 
@@ -203,7 +201,8 @@ def backward_kernel(
     column = tl.arange(0, COLUMNS)
     channel = tl.program_id(0) * WIDTH + column
     own = (column < WIDTH) & (channel < channels)
-    first, last = _pixels(part, pixels, ROWS, PARTS)
+    first = part * TILES * ROWS
+    last = tl.minimum(first + TILES * ROWS, pixels)
     x += image.to(tl.int64) * pixels * channels
     dy += image.to(tl.int64) * pixels * channels
     middle = tl.load(mean + image * channels + channel, mask=own, other=0)
@@ -217,23 +216,20 @@ def backward_kernel(
 
     if SUM:
         db, da = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
-        pixel = first
-        while pixel < last:
+        for tile in tl.range(TILES):
+            pixel = first + tile * ROWS
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
             d, dz = _graded(dy, x, at, there, start, a, b, SILU)
             if seed is not None:
                 dz *= _dropout(seed, pixel, pixels, GONE, COLUMNS, ROWS)
             db += dz
             da += dz * d
-            pixel += ROWS
         db, da = tl.sum(db, 0), tl.sum(da, 0) * r
         kept = sums + (image * PARTS + part) * 2 * channels + channel
         tl.store(kept, db, mask=own)
         tl.store(kept + channels, da, mask=own)
     else:
-        kept = sums + image * 2 * channels + channel
-        db = tl.load(kept, mask=own, other=0)
-        da = tl.load(kept + channels, mask=own, other=0)
+        db, da = _met(sums, image, channel, channels, own, PARTS)
 
     if WRITE:
         level = _pooled(a * db, SIZE, COLUMNS) / (pixels * SIZE)
@@ -244,8 +240,8 @@ def backward_kernel(
         dx += image.to(tl.int64) * pixels * channels
         if around is not None:
             around += image.to(tl.int64) * pixels * channels
-        pixel = first
-        while pixel < last:
+        for tile in tl.range(TILES):
+            pixel = first + tile * ROWS
             at, there = _tile(pixel, last, channel, channels, own, ROWS)
             d, dz = _graded(dy, x, at, there, start, a, b, SILU)
             if seed is not None:
@@ -254,14 +250,16 @@ def backward_kernel(
             if around is not None:
                 gradient += tl.load(around + at, mask=there, other=0).to(tl.float32)
             tl.store(dx + at, gradient, mask=there)
-            pixel += ROWS
 
 
 @triton.jit
-def _pixels(part, pixels, ROWS: tl.constexpr, PARTS: tl.constexpr):
-    """The pixels of a program, [first, last): whole tiles."""
-    share = tl.cdiv(tl.cdiv(pixels, ROWS), PARTS) * ROWS
-    return part * share, tl.minimum((part + 1) * share, pixels)
+def _met(sums, image, channel, channels, own, PARTS: tl.constexpr):
+    """The two sums of an image, of all its parts."""
+    part = image * PARTS + tl.arange(0, PARTS)
+    kept = sums + part[:, None] * 2 * channels + channel[None, :]
+    first = tl.load(kept, mask=own[None, :], other=0)
+    second = tl.load(kept + channels, mask=own[None, :], other=0)
+    return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit
@@ -305,53 +303,60 @@ def _dropout(seed, pixel, pixels, GONE: tl.constexpr, COLUMNS: tl.constexpr, ROW
     return tl.where(bits >= GONE, 2**16 / (2**16 - GONE), 0)
 
 
-BLOCK = 4096  # elements of a program of `add`
-ROWS, SHARES = 64, 256  # pixels of a tile of `channel_sums`, and programs that share a batch's pixels
+PIXELS, WIDEST = 64, 64  # tile of `add` and `channel_sums`
+SHARES = 256  # programs of `channel_sums` that share a batch's pixels
 
 
 def add(h: Tensor, x: Tensor | None, bias: Tensor) -> Tensor:
     """h + x + bias. As `fused.add`."""
     y = torch.empty_like(h)
-    grid = (triton.cdiv(h.numel(), BLOCK),)
-    add_kernel[grid](h, x, bias, y, h.numel(), CHANNELS=h.shape[1], BLOCK=BLOCK, num_warps=8)
+    columns, rows = h.shape[1], h.numel() // h.shape[1]
+    tile = {"ROWS": PIXELS, "COLUMNS": min(WIDEST, triton.next_power_of_2(columns))}
+    grid = triton.cdiv(rows, PIXELS), triton.cdiv(columns, tile["COLUMNS"])
+    add_kernel[grid](h, x, bias, y, rows, columns, **tile, num_warps=8)
     return y
 
 
 def channel_sums(x: Tensor) -> Tensor:
-    """The sum over images and pixels. As `fused.channel_sums`."""
-    channels, rows = x.shape[1], x.numel() // x.shape[1]
-    columns = min(64, triton.next_power_of_2(channels))
-    shares = min(SHARES, triton.cdiv(rows, ROWS))
-    sums = x.new_empty(shares, channels, dtype=torch.float32)
-    grid = triton.cdiv(channels, columns), shares
-    sum_kernel[grid](x, sums, rows, channels, ROWS=ROWS, COLUMNS=columns, num_warps=8)
+    """The sum over all but the channels. As `fused.channel_sums`."""
+    columns, rows = x.shape[1], x.numel() // x.shape[1]
+    tile = {"ROWS": PIXELS, "COLUMNS": min(WIDEST, triton.next_power_of_2(columns))}
+    parts = min(SHARES, triton.cdiv(rows, PIXELS))
+    sums = x.new_empty(parts, columns, dtype=torch.float32)
+    sum_kernel[parts, triton.cdiv(columns, tile["COLUMNS"])](x, sums, rows, columns, **tile, num_warps=8)
     return sums.sum(0)
 
 
 @triton.jit
-def add_kernel(h, x, bias, y, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """y = h + x + bias, element by element."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < count
+def add_kernel(h, x, bias, y, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of y = h + x + bias."""
+    row, column = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < columns
+    at, there = _rows(row, rows, column, columns, own, ROWS)
     total = tl.load(h + at, mask=there, other=0).to(tl.float32)
-    total += tl.load(bias + at % CHANNELS, mask=there, other=0).to(tl.float32)
+    total += tl.load(bias + column, mask=own, other=0).to(tl.float32)[None, :]
     if x is not None:
         total += tl.load(x + at, mask=there, other=0).to(tl.float32)
     tl.store(y + at, total, mask=there)
 
 
 @triton.jit
-def sum_kernel(x, sums, rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of every channel, the sum over a program's share of the rows."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    own = column < channels
-    part, parts = tl.program_id(1), tl.num_programs(1)
-    share = tl.cdiv(tl.cdiv(rows, ROWS), parts) * ROWS
+def sum_kernel(x, sums, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of every column, the sum over a program's share of the rows."""
+    part, column = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = column < columns
+    share = tl.cdiv(tl.cdiv(rows, ROWS), tl.num_programs(0)) * ROWS
     row, last = part * share, tl.minimum((part + 1) * share, rows)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     while row < last:
-        here = (row + tl.arange(0, ROWS)).to(tl.int64)
-        there = (here < last)[:, None] & own[None, :]
-        total += tl.load(x + here[:, None] * channels + column[None, :], mask=there, other=0).to(tl.float32)
+        at, there = _rows(row, last, column, columns, own, ROWS)
+        total += tl.load(x + at, mask=there, other=0).to(tl.float32)
         row += ROWS
-    tl.store(sums + part * channels + column, tl.sum(total, 0), mask=own)
+    tl.store(sums + part * columns + column, tl.sum(total, 0), mask=own)
+
+
+@triton.jit
+def _rows(first, last, column, columns, own, ROWS: tl.constexpr):
+    """Where the elements of a tile of a matrix lie, and which there are."""
+    row = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    return row * columns + column[None, :], (row < last) & own[None, :]

@@ -90,6 +90,7 @@ def _kept_for_backward(network: Denoiser, images: int, bf16: bool) -> np.ndarray
     x, t, cond = network.example(images)
     with (
         torch.autocast(x.device.type, torch.bfloat16, enabled=bf16),
+        torch.backends.cudnn.flags(benchmark=False),  # of one image no algorithm is searched
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         graph = network(x, t, cond)  # noqa: F841 (keeps what is kept alive)
@@ -108,7 +109,7 @@ def enough(network: Denoiser, images: int, runtime: Runtime) -> Iterator[None]:
     Raises:
         UserError: the memory ran out inside the block; names the micro-batch that would fit.
     """
-    needs = Footprint.of(network, runtime.how.precision == "bf16")
+    needs = Footprint.of(network, runtime.how.precision == "bf16" and not runtime.halves)
     size = min(images, runtime.micro_batch or images)
     there = PER_PARAMETER * needs.parameters  # the training state is made before the first step
     available = available_bytes(runtime.device) + there

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import Items, UNetConfig
 from ebdiff.nets.denoiser import Denoiser
-from ebdiff.nets.fused import Shift, added, attended, norm_silu, shifts, unbiased
+from ebdiff.nets.fused import Shift, added, attended, fuses, innermost, norm_silu, shifts, unbiased
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -197,7 +197,8 @@ class UNet(Denoiser):
         temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
 
-        h = added(x.to(dtype), self.conv_in)
+        laid = innermost(x.to(dtype)) if fuses(self.conv_in.weight) else x.to(dtype)
+        h = added(laid, self.conv_in)
         shift = iter(shifts(temb, [(block.temb_proj, block.conv1) for block in self.blocks()], h))
         skips = [h]
         for level in self.down:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ebdiff.data.dataset import Dataset
+from ebdiff.data.dataset import Cond, Dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.experiment.schema import Training
@@ -57,6 +57,25 @@ class Job:
     stats: Path | None = None
 
 
+def learner(state: State, job: Job) -> Callable[..., Tensor]:
+    """A function that adds a part of the batch to `state.grad` and gives its part of the loss.
+
+    The loss is the process's, weighted, and averaged over the batch (DDPM Eq. 14). On a GPU noising, forward
+    and backward pass become one graph; what follows them are a dozen kernels.
+    """
+    batch, process, runtime, network = job.training.batch, job.process, job.runtime, state.network
+
+    def learn(x0: Tensor, cond: Cond, t: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+        with runtime.autocast():
+            predicted = network(process.noised(x0, t, eps), t, cond)
+        loss = (process.loss(predicted, eps, cond.mask) * weight).sum() / batch
+        loss.backward()
+        state.gather()
+        return loss.detach()
+
+    return runtime.captured(learn)
+
+
 def train(
     state: State,
     job: Job,
@@ -64,13 +83,13 @@ def train(
     *,
     hooks: Sequence[Hook] = (),
     save: Callable[[State], None],
+    learn: Callable[..., Tensor] | None = None,
 ) -> None:
     """Train in place up to step `until`, or until a hook says that it is over.
 
-    The loss is the process's, weighted, and averaged over the batch (DDPM Eq. 14). Every draw is a
-    function of (seed, stream, step): going on from any saved state gives the same bits as never having
-    stopped. Several processes (`torchrun`) and micro-batches share the global batch; without dropout
-    they change its gradient by rounding only.
+    Every draw is a function of (seed, stream, step): going on from any saved state gives the same bits as
+    never having stopped. Several processes (`torchrun`) and micro-batches share the global batch; without
+    dropout they change its gradient by rounding only.
 
     Args:
         state: where training stands; updated in place.
@@ -78,6 +97,7 @@ def train(
         until: step to stop at.
         hooks: what looks in on the way.
         save: keeps a resumable state; called every `training.save_minutes` and when a signal ends the job.
+        learn: the state's `learner`, where it is called several times.
 
     Raises:
         UserError: the loss is no number, memory ran out, or there are more processes than images.
@@ -88,7 +108,7 @@ def train(
     agree = 1 if parallel.world() == 1 else AGREE
     draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device)
     runtime.set_arithmetic()
-    denoiser = runtime.compiled(network)
+    learn = learn or learner(state, job)
     state.hooks = hooks
     for hook in hooks:
         hook.begin(state)
@@ -109,16 +129,12 @@ def train(
     with open(os.devnull if silent else job.stats, "a") as stats, bar, fits, interrupts.noted() as signalled:
         for batch in draws.batches(range(state.step, until)):
             step, loss = state.step, torch.zeros((), device=device)
-            state.grad.zero_()
-            for i, (x0, cond, t, weight, eps) in enumerate(batch.parts(runtime.micro_batch)):
+            state.begin_step()
+            for i, part in enumerate(batch.parts(runtime.micro_batch)):
                 if random:
                     rng = generator(job.seed, f"{job.name}/dropout", step, parallel.rank(), i)
                     torch.manual_seed(int(rng.integers(2**63)))
-                with runtime.autocast():
-                    predicted = denoiser(job.process.noised(x0, t, eps), t, cond)
-                part = (job.process.loss(predicted, eps, cond.mask) * weight).sum() / cfg.batch
-                part.backward()
-                loss += part.detach()
+                loss += learn(*part)
             parallel.summed(state.grad)
 
             for hook in hooks:
@@ -139,7 +155,7 @@ def train(
             if reading:
                 value = parallel.summed(loss).item()  # waits for the device
                 check_finite(value, step, job.name)
-            process |= {"seconds": time.perf_counter() - began, "execution": runtime.told()}
+            process["seconds"] = time.perf_counter() - began
             if reading:
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")

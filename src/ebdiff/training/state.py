@@ -2,7 +2,8 @@
 
 The same file is a milestone (what `sample` reads the averaged weights of) and the state a killed
 job goes on from. In memory each of them is one flat tensor: what treats all parameters alike is one
-kernel, and so is the sum over processes.
+kernel, and so is the sum over processes. Where a network computes in bf16 its parameters are copies of the
+weights, which lie in one tensor too.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class State:
     """Everything training needs to go on.
 
     Attributes:
-        network: the raw weights, in training: its parameters are views of `raw`, their gradients of `grad`.
+        network: in training: its parameters are views of `raw`, their gradients of `grad`; but those that
+            compute in bf16 (`Runtime.halved`) are views of `half`, and the gradients of all are `gather`ed.
         raw, ema, m, v, grad: weights, moving average, Adam's first and second moments and the gradient of
             all parameters, float32 (n,) each.
+        half: the first of `raw` in bf16; None: the network computes on `raw`.
         step: training steps done.
         updates: optimiser steps since the moments were zero; less than `step` where weights came from
             elsewhere or a hook replaced a step.
@@ -54,6 +57,7 @@ class State:
     m: Tensor
     v: Tensor
     grad: Tensor
+    half: Tensor | None
     _views: dict[str, dict[str, Tensor]]
     step: int = 0
     updates: int = 0
@@ -69,20 +73,26 @@ class State:
         (a GRU's into one piece for cuDNN), and must leave its parameters where they are from then on.
         """
         parameters, places, end = dict(runtime.place(network).named_parameters()), {}, 0
-        for name, parameter in parameters.items():
+        halved, halfway = runtime.halved(network), 0
+        for name in sorted(parameters, key=lambda name: name not in halved):
             # In its own memory format: the network computes on weights as they lie.
+            parameter = parameters[name]
             places[name] = parameter.shape, parameter.stride(), end
             end += -(-parameter.numel() // ALIGNED) * ALIGNED
+            halfway = end if name in halved else halfway
         flat = {kind: torch.zeros(end, device=runtime.device) for kind in KINDS}
         views = {
-            kind: {name: whole.as_strided(*place) for name, place in places.items()}
+            kind: {name: whole.as_strided(*places[name]) for name in parameters}
             for kind, whole in flat.items()
         }
         for name, parameter in parameters.items():
-            parameter.data = views["raw"][name].copy_(parameter.detach())
-            parameter.grad = views["grad"][name]
+            views["raw"][name].copy_(parameter.detach())
+        half = flat["raw"][:halfway].bfloat16() if halved else None
+        for name, parameter in parameters.items():
+            parameter.data = half.as_strided(*places[name]) if name in halved else views["raw"][name]
+            parameter.grad = None if halved else views["grad"][name]
         flat["ema"].copy_(flat["raw"])
-        return cls(network, **flat, _views=views)
+        return cls(network, **flat, half=half, _views=views)
 
     def view(self, kind: str) -> dict[str, Tensor]:
         """One of `KINDS` by parameter name: views in the parameters' order, shapes and memory format."""
@@ -115,8 +125,9 @@ class State:
         Raises:
             UserError: a weight isn't finite.
         """
+        wholes = {whole.untyped_storage().data_ptr() for whole in (self.raw, self.half) if whole is not None}
         for name, parameter in self.network.named_parameters():
-            if parameter.data_ptr() != self.view("raw")[name].data_ptr():
+            if parameter.untyped_storage().data_ptr() not in wholes:
                 raise RuntimeError(f"{name} has left the state: its network moved it, and nothing trained it")
         tensors = self.tensors()
         for name, tensor in tensors.items():
@@ -150,12 +161,43 @@ class State:
         state.extra = parts.get("extra", {})
         return state
 
-    def clip(self, largest: float) -> None:
-        """Scale the gradient down to a norm of `largest` at most, as torch's `clip_grad_norm_`.
+    def begin_step(self) -> None:
+        """Nothing is learned yet, and what computes is what was trained."""
+        self.grad.zero_()
+        if self.half is not None:
+            self.half.copy_(self.raw[: len(self.half)])
 
-        The norm is that of the parameters' norms: summed over the flat tensor it rounds otherwise.
+    def gather(self) -> None:
+        """Add to `grad` what a backward pass left at the parameters; nothing where it went there by itself.
+
+        Left at each it costs no addition; two concatenations bring all together.
         """
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(self.view("grad").values()))))
+        if self.half is None:
+            return
+        for whole, into in (
+            (self.half, self.grad[: len(self.half)]),
+            (self.raw, self.grad[len(self.half) :]),
+        ):
+            pieces, zeros = [], whole.new_zeros(ALIGNED)
+            for parameter in self.network.parameters():
+                if parameter.dtype == whole.dtype:
+                    pieces += [_as_it_lies(parameter), zeros[: -parameter.numel() % ALIGNED]]
+                    parameter.grad = None
+            if pieces:
+                into.add_(torch.cat(pieces))
+
+    def _parts(self, *kinds: str) -> list[list[Tensor]]:
+        """What optimisers treat one by one: on a GPU the whole, on a CPU every parameter.
+
+        There the last few elements of each are computed one by one, which rounds otherwise than vectors.
+        """
+        flat = self.raw.is_cuda
+        return [[getattr(self, kind)] if flat else list(self.view(kind).values()) for kind in kinds]
+
+    def clip(self, largest: float) -> None:
+        """Scale the gradient down to a norm of `largest` at most, as torch's `clip_grad_norm_`."""
+        (parts,) = self._parts("grad")
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
         self.grad.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
     def descend(self, training: Training) -> None:
@@ -168,9 +210,7 @@ class State:
         compiler: a second per job.
         """
         rate = training.learning_rate * min(1.0, (self.updates + 1) / max(1, training.warmup))
-        # Parameter by parameter: the last few elements of each are updated one by one on a CPU, which
-        # rounds otherwise than whole vectors; over the flat tensor other elements would be last.
-        raw, grad, m, v = (list(self.view(kind).values()) for kind in ("raw", "grad", "m", "v"))
+        raw, grad, m, v = self._parts("raw", "grad", "m", "v")
         steps = torch.full((len(raw),), float(self.updates), device=self.raw.device)
         with torch.no_grad():
             adam(
@@ -198,6 +238,15 @@ class State:
         if training.ema_warmup:
             decay = min(decay, (1 + i) / (10 + i))
         self.ema.lerp_(self.raw, 1 - decay)
+
+
+def _as_it_lies(parameter: Tensor) -> Tensor:
+    """A parameter's gradient in the order of the parameter in memory: (elements,)."""
+    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    strides = zip(grad.stride(), parameter.stride(), grad.shape, strict=True)
+    if any(a != b for a, b, n in strides if n > 1):
+        grad = torch.empty_like(parameter).copy_(grad)
+    return grad.as_strided((grad.numel(),), (1,))
 
 
 def check_finite(loss: float, step: int, where: str) -> None:
