@@ -1,4 +1,4 @@
-"""What a GPU does while we train: share of the bf16 rate it reaches, and share of the time it is busy."""
+"""What a GPU does while we train: rates it reaches, kernels it runs, memory it holds, and how busy it is."""
 
 from __future__ import annotations
 
@@ -7,40 +7,103 @@ from collections.abc import Callable, Sequence
 import paired
 import torch
 
-from ebdiff.cost.measure import peaks
+from ebdiff.cost.measure import network_of, peaks, timing_job
+from ebdiff.cost.roofline import moved, operations
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.nets.execution import GPU, Runtime
+from ebdiff.pruning.count import count, meta_tensors
+from ebdiff.training.loop import learner, train
+from ebdiff.training.state import State
 
 
-def busy_share(piece: Callable[[], object]) -> float:
-    """Share of a piece of work's wall time in which some kernel runs (one stream)."""
+def kernels(piece: Callable[[], object]) -> list[tuple[float, float]]:
+    """Begin and end of every kernel of a piece of work, by the profiler: microseconds, in order."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         piece()
         torch.cuda.synchronize()
     on_gpu = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    kernels = sorted((e.time_range.start, e.time_range.end) for e in on_gpu)
-    busy, until = 0.0, kernels[0][0]
-    for start, end in kernels:
+    return sorted((e.time_range.start, e.time_range.end) for e in on_gpu)
+
+
+def busy_share(ran: Sequence[tuple[float, float]]) -> float:
+    """Share of the time from the first kernel's begin to the last one's end in which some kernel runs."""
+    busy, until = 0.0, ran[0][0]
+    for start, end in ran:
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
-    return busy / (until - kernels[0][0])
+    return busy / (until - ran[0][0])
+
+
+def memory(piece: Callable[[], object]) -> list[paired.Row]:
+    """What a step reserves, before anything else ran."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    piece()
+    held = torch.cuda.max_memory_reserved() / 2**30
+    return [paired.row("dense step: GPU memory", [held], "GiB", goal="≤ 3.5", note="reserved at most")]
 
 
 def rows(
-    measure: str, operations: float, seconds: Sequence[float], piece: Callable, device: torch.device
+    experiment: Experiment,
+    rate: float,
+    seconds: Sequence[float],
+    piece: Callable[[], object],
+    steps: int,
+    device: torch.device,
 ) -> list[paired.Row]:
-    """Achieved share of a large matrix product's rate and busy share of a piece of work.
+    """What a training step reaches of the device's peaks, its kernels, and what the loop adds to them.
 
     Args:
-        measure: what it is, in words.
-        operations: FLOP of one call.
-        seconds: of the calls timed.
-        piece: the call, once more, to be profiled.
+        experiment: whose.
+        rate: of the network.
+        seconds: of a step, as timed.
+        piece: `steps` steps, once more, to be profiled.
+        steps: in a piece.
         device: the GPU.
     """
-    busy, peak = 100 * busy_share(piece), peaks(device, ["bf16"])["flops"]["bf16"]
-    shares = [100 * operations / s / peak for s in seconds]
-    note = f"of {peak / 1e12:.0f} TFLOP/s, a large product's; 2 FLOP per MAC, backward twice the forward pass"
+    name = f"{100 * rate:.0f} % step" if rate else "dense step"
+    batch, found = experiment.training.batch, peaks(device, ["bf16"])
+    network = count(experiment.architecture, meta_tensors(experiment.architecture, rate))
+    flop = operations(network.macs, batch) / found["flops"]["bf16"]
+    size = moved(network.params, network.activations, batch, "bf16") / found["bytes"]
+    ran = kernels(piece)
+    bare = graph_seconds(experiment, rate, device)
+    products = (
+        f"of {found['flops']['bf16'] / 1e12:.0f} TFLOP/s, a large product's; backward twice the forward pass"
+    )
+    copies = f"of {found['bytes'] / 1e12:.2f} TB/s, a large copy's; what must be moved"
+    busy, apart = [100 * busy_share(ran)], [100 * (s / bare - 1) for s in seconds]
+    alone = f"{1e3 * bare:.4g} ms: graph and update on inputs that lie ready"
     return [
-        paired.row(f"{measure}: GPU busy", [busy], "%", goal="≥ 90", note="kernels, by the profiler"),
-        paired.row(f"{measure}: share of the bf16 peak", shares, "%", note=note),
+        paired.row(f"{name}: GPU busy", busy, "%", goal="≥ 90", note="kernels, by the profiler"),
+        paired.row(f"{name}: kernels", [len(ran) / steps], "", note="of a step, update included"),
+        paired.row(f"{name}: share of the bf16 peak", [100 * flop / s for s in seconds], "%", note=products),
+        paired.row(f"{name}: share of the bandwidth", [100 * size / s for s in seconds], "%", note=copies),
+        paired.row(f"{name}: the loop around it", apart, "%", goal="≤ 5", note=alone),
     ]
+
+
+def graph_seconds(experiment: Experiment, rate: float, device: torch.device, steps: int = 50) -> float:
+    """Seconds of a step whose inputs lie ready: its graph and the update."""
+    runtime = Runtime(device, GPU)
+    job, state = timing_job(experiment, runtime), State.start(network_of(experiment, rate), runtime)
+    learn = learner(state, job)
+    train(state, job, 10, save=lambda s: None, learn=learn)
+    ((graph, *_),) = learn.graphs.values()
+
+    def step() -> None:
+        state.begin_step()
+        graph.replay()
+        state.clip(job.training.clip)
+        state.descend(job.training)
+        state.update_average(job.training)
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    step()
+    begin.record()
+    for _ in range(steps):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / steps

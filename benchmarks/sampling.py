@@ -1,17 +1,19 @@
 """How fast does the 50 % network draw images, against a plain sampler?
 
-    python benchmarks/sampling.py         # batch 16 on a CPU, 256 on a GPU
+    python benchmarks/sampling.py         # batch 16 on a CPU, 500 on a GPU
 
 100 quadratic DDIM steps. The plain sampler keeps every x_t in a list, evaluates repeated timesteps and
 computes in fp32; ours is `ebdiff sample`'s, in the default execution and in those `ebdiff tune` tries.
-In fp32 both draw the same images.
+In fp32 both draw the same images. On a GPU other widths draw too, each against its floor: the same without
+norms and SiLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import paired
@@ -24,17 +26,20 @@ from ebdiff.data.dataset import to_uint8
 from ebdiff.diffusion.sample import generate
 from ebdiff.diffusion.sampling import Router, ddim
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
-from ebdiff.nets.execution import Runtime
+from ebdiff.nets import unet
+from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.system.draws import item_noise
 
+IMAGES = {0.0: "≥ 200", 0.5: "≥ 400", 0.8: "≥ 700"}  # rates, and images per second hoped for on an H100
 CLOSE = 1e-3  # relative difference that 100 steps of fp32 rounding may make
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = paired.arguments(__doc__, argv, rounds=3)
     gpu = args.device.type == "cuda"
-    batch = 2 if args.tiny else 256 if gpu else 16
+    batch = 2 if args.tiny else 500 if gpu else 16
     experiment = paired.experiment(batch, args.tiny)
     abar = alphas_bar(experiment.diffusion)
     steps = plain.quad_steps(experiment.diffusion.timesteps, experiment.sampling.steps)
@@ -71,16 +76,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert apart[Execution()] < CLOSE, f"fp32 samples differ by {apart[Execution()]}"
 
     work = {how: partial(draw, how) for how in hows}
+    if gpu:
+        work |= widths(experiment, indices, args.device)
     s = interleaved({"plain": draw_plainly, **work}, args.rounds, warmup=1)
     best = min(hows, key=lambda how: median(s[how]))
     rows = []
     for how in dict.fromkeys([hows[0], best]):
         per_second = batch / median(s[how])
         note = f"{per_second:.3g} images per second; relative difference {apart[how]:.0e} (random weights)"
-        goal = ("≥ 5" if gpu else "≥ 1.7") if how == best else ""
+        goal = ("≥ 4" if gpu else "≥ 1.7") if how == best else ""
         measure = f"sampling, 50 %, {experiment.sampling.steps} steps, batch {batch}, {words(how)}"
         rows.append(paired.compare(measure, "plain sampler", goal, s["plain"], s[how], note))
+    for rate, goal in IMAGES.items() if gpu else ():
+        ours, floor = s[rate, "ours"], s[rate, "floor"]
+        name = f"sampling, {100 * rate:.0f} %, batch {batch}"
+        rows.append(paired.row(f"{name}: images per second", [batch / x for x in ours], "", goal=goal))
+        shares = [100 * a / b for a, b in zip(floor, ours, strict=True)]
+        note = f"{paired.milliseconds(floor)} of {paired.milliseconds(ours)}"
+        rows.append(paired.row(f"{name}: share of its floor", shares, "%", goal="≥ 75", note=note))
     paired.write("sampling", rows, args.device, args.out)
+
+
+def widths(
+    experiment: Experiment, indices: list[int], device: torch.device
+) -> dict[tuple[float, str], Callable[[], object]]:
+    """Drawing by networks of several widths, in full and without norms and SiLU."""
+
+    def draw(router: Router, forward: Callable) -> np.ndarray:
+        with patch.object(unet, "norm_silu", forward):
+            return to_uint8(generate(experiment, router, indices, 0, device))
+
+    found = {}
+    for rate in IMAGES:
+        for name, forward in (("ours", unet.norm_silu), ("floor", lambda x, *_, **__: (x, x))):
+            network = Runtime(device, GPU).denoiser(network_of(experiment, rate))
+            router = Router([(0, experiment.diffusion.timesteps)], [network])
+            found[rate, name] = partial(draw, router, forward)
+    return found
 
 
 if __name__ == "__main__":
