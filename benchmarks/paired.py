@@ -21,7 +21,7 @@ from ebdiff.experiment import load
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import UNetConfig
 from ebdiff.experiment.schema import Execution
-from ebdiff.nets.execution import CPU, GPU
+from ebdiff.nets.execution import GPU, STRICT
 from ebdiff.system.devices import device_name, pick_device
 from ebdiff.system.ledger import versions
 
@@ -83,7 +83,7 @@ def executions(device: torch.device) -> list[Execution]:
     """What is tried, the default first: all of `tune`'s on a CPU, TF32 too on a GPU."""
     if device.type == "cuda":
         return [GPU, Execution(precision="tf32")]
-    return [CPU, *(how for how in candidates() if how != CPU)]
+    return [STRICT, *(how for how in candidates() if how != STRICT)]
 
 
 def milliseconds(seconds: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,8 +19,11 @@ from ebdiff.experiment.schema import Execution
 
 Eps = Callable[[Tensor, Tensor, Cond], Tensor]
 
-CPU = Execution()
+STRICT = Execution()
 GPU = Execution(precision="bf16", channels_last=True)  # as matrix units and fused layers want it
+# Values in a batch below which a GPU computes strictly too: compiling kernels and searching algorithms would
+# take longer than the training that they make faster (digits: 4,096; CIFAR-10: 393,216).
+SMALL = 2**15
 NORMS = (nn.GroupNorm, nn.LayerNorm)
 EAGER = 3  # calls of a function before it is captured: kernels are compiled and algorithms searched meanwhile
 
@@ -36,13 +40,13 @@ class Runtime:
     """
 
     device: torch.device
-    how: Execution = CPU
+    how: Execution = STRICT
     micro_batch: int | None = None
     deterministic: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment, use: str, network: str, device: torch.device) -> Runtime:
-        """As the experiment's tuning says, else the device's default.
+        """As the experiment's tuning says, else bf16 on a GPU, where a batch isn't `SMALL`, and strict fp32.
 
         Args:
             experiment: with its tuning and `compute` section.
@@ -50,7 +54,8 @@ class Runtime:
             network: `dense` or an asked rate.
             device: where.
         """
-        default = GPU if device.type == "cuda" else CPU
+        values = getattr(experiment, use).batch * math.prod(experiment.dataset.items.shape)
+        default = GPU if device.type == "cuda" and values >= SMALL else STRICT
         how = getattr(experiment.tuning, use).get(network, default)
         return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
 
@@ -78,7 +83,7 @@ class Runtime:
             strict = self.how.precision == "fp32"
             torch.set_float32_matmul_precision("highest" if strict else "high")
             torch.backends.cudnn.allow_tf32 = not strict
-            torch.backends.cudnn.benchmark = not self.deterministic
+            torch.backends.cudnn.benchmark = self.how.precision == "bf16" and not self.deterministic
             torch.use_deterministic_algorithms(self.deterministic)
 
     def place(self, network: nn.Module) -> nn.Module:
