@@ -1,7 +1,9 @@
 """Estimated memory against what training steps really take, and against made-up control groups."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -186,3 +188,14 @@ def test_available_memory_is_what_the_kernel_says_at_most():
     with open("/proc/meminfo") as file:
         total = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemTotal"))
     assert 0 < memory.available_bytes(torch.device("cpu")) <= total
+
+
+def test_measuring_a_footprint_leaves_nothing_behind():
+    """What a forward pass keeps for the backward pass is gone with it; a GPU's graph couldn't be captured."""
+    network, outputs = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()}), []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, inputs, output: outputs.append(weakref.ref(output)))
+    memory.Footprint.of(network)
+    gc.collect()
+    assert outputs and not any(output() is not None for output in outputs)
