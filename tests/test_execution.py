@@ -143,7 +143,8 @@ def switches():
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
 
 
 def test_fp32_on_a_gpu_is_strict_whatever_came_before(tiny, switches):
@@ -156,9 +157,6 @@ def test_fp32_on_a_gpu_is_strict_whatever_came_before(tiny, switches):
         with runtime.autocast():
             assert not torch.is_autocast_enabled("cuda")
         assert runtime.halves == bool(runtime.halved(network)) == (precision == "bf16")
-    assert not torch.are_deterministic_algorithms_enabled()
-    Runtime(cuda, deterministic=True).set_arithmetic()
-    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 
 
 def test_norms_stay_fp32_and_everything_else_is_halved(tiny):
@@ -171,22 +169,26 @@ def test_norms_stay_fp32_and_everything_else_is_halved(tiny):
 
 @pytest.mark.slow
 def test_metrics_of_bf16_and_fp32_samples_agree_better_than_two_seeds(workspace, vary):
-    e = vary({"training.learning_rate": 5e-3, "sampling.steps": 20, "network.width": 16})
+    e = vary({"training.learning_rate": 5e-3})
     train_classifier(e)
     classifier, _ = load_classifier(layout.path(layout.CLASSIFIER, dataset="digits"))
-    state = trained(e, 600)
+    state = trained(e, 400)
     real = Gaussian.fit(classifier.extract(np.array(open_pixels("digits"))))
+
+    def distance(images):
+        return frechet_distance(Gaussian.fit(classifier.extract(images)), real)
 
     def distances(how):
         network = store.build(e.architecture, state.view("ema"))
         router = Router([(0, 1000)], [Runtime(CPU, how).denoiser(network)])
-        drawn = (to_uint8(sample.generate(e, router, list(range(200)), seed, CPU)) for seed in range(5))
-        return np.array([frechet_distance(Gaussian.fit(classifier.extract(x)), real) for x in drawn])
+        drawn = (sample.generate(e, router, list(range(200)), seed, CPU) for seed in range(5))
+        return np.array([distance(to_uint8(images)) for images in drawn])
 
     exact, coarse = distances(Execution()), distances(GPU)
-    print("METRIC", exact, coarse)
-    assert exact.mean() < 5  # it draws digits: noise is far
-    assert 0 < np.abs(coarse - exact).max() < 0.5 * exact.std(ddof=1)
+    noise = distance(np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8))
+    print("METRIC", exact, coarse, noise)
+    assert exact.max() < noise / 3  # it has learned something
+    assert 0 < np.abs(coarse - exact).max() < 0.3 * exact.std(ddof=1)
 
 
 # --- graphs ------------------------------------------------------------------------------------------------
@@ -310,7 +312,8 @@ def test_a_captured_training_ends_as_an_eager_one(workspace, vary, eagerly, drop
     e = vary(PLAIN | {"network.dropout": dropout})
     captured, eager = (trained(e, EAGER + 6, how).raw for how in (Runtime(CUDA, GPU), eagerly))
     moved = (eager - trained(e, 0, eagerly).raw).norm()
-    assert (captured - eager).norm() < 1e-2 * moved  # other masks would move them by half of it
+    # Other algorithms in bf16 end 0.015 apart, fp32 0.02, other masks 0.66: so measured on a CPU.
+    assert (captured - eager).norm() < 0.05 * moved
 
 
 @gpu
