@@ -42,14 +42,14 @@ class Footprint:
 
     @classmethod
     def of(cls, network: Denoiser, bf16: bool = False) -> Footprint:
-        """Measured by forward passes of one and of two images.
+        """Measured by forward passes of two and of three images: of one, what is transposed isn't copied.
 
         Args:
             network: dense or pruned, on its device.
             bf16: under autocast to bfloat16.
         """
-        one, two = (_kept_for_backward(network, images, bf16) for images in (1, 2))
-        return cls(sum(p.numel() for p in network.parameters()), 2 * one - two, two - one)
+        two, three = (_kept_for_backward(network, images, bf16) for images in (2, 3))
+        return cls(sum(p.numel() for p in network.parameters()), 3 * two - 2 * three, three - two)
 
     def bytes(self, images: int) -> int:
         """Peak memory of a step, beside what the process holds after its imports.
