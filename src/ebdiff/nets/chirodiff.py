@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 def _normed(h: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """In the precision of the norm's weights, which training in bf16 leaves in fp32."""
+    """A norm in the precision of its weights, which training in bf16 leaves in fp32."""
     return norm(h.to(norm.weight.dtype)).to(h.dtype)
 
 
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
         return torch.cat([h[:, :-1], h[:, 1:]], dim=2)
 
     def groups(self) -> list[Group]:
-        """The residual stream, then of each block what products of q and k are summed over, v, and `up`.
+        """The residual stream, then of each block q with k, v with `proj`, and `up` with `down`.
 
         Every head loses as many of its channels.
         """
@@ -167,11 +167,9 @@ class Transformer(nn.Module):
             add(f"{name}.v", f"{name}.proj", "in", w, HEADS)
             add(f"{name}.up", f"{name}.down", "in", 2 * w, None)
             stream += [member(f"{name}.{x}.weight", "in", w, w) for x in ("q", "k", "v")]
-            stream += [
-                member(f"{name}.proj.weight", "out", w, w),
-                member(f"{name}.up.weight", "in", w, 2 * w),
-            ]
-            stream += [member(f"{name}.down.weight", "out", w, 2 * w)]
+            stream.append(member(f"{name}.proj.weight", "out", w, w))
+            stream.append(member(f"{name}.up.weight", "in", w, 2 * w))
+            stream.append(member(f"{name}.down.weight", "out", w, 2 * w))
             stream += [member(f"{name}.norm{n}.weight", "norm", w, 0) for n in (1, 2)]
         whole = 2 * w + EMBEDDED
         stream += [member("out.weight", "in", w, 3, first=first, whole=whole) for first in (0, w)]
