@@ -62,7 +62,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(rate):
 
 
 def test_what_grows_with_images_is_predicted_and_the_rest_is_parameters():
-    """Five images, measured, keep what the forward passes of one and of two foretell."""
+    """Five images, measured, keep what the forward passes of two and of three foretell."""
     network = build(SMALL, {n: torch.zeros(t.shape) for n, t in meta_tensors(SMALL, 0).items()})
     for bf16 in (False, True):
         needs = memory.Footprint.of(network, bf16)

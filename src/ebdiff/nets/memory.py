@@ -42,16 +42,17 @@ class Footprint:
 
     @classmethod
     def of(cls, network: Denoiser, bf16: bool = False) -> Footprint:
-        """Measured by forward passes of one and of two images.
+        """Measured by forward passes of two and of three images: of one, what is transposed isn't copied.
 
         Args:
             network: dense or pruned, on its device.
             bf16: under autocast to bfloat16.
         """
-        searched, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # not for one image
-        one, two = (_kept_for_backward(network, images, bf16) for images in (1, 2))
+        # For so few no algorithm is searched.
+        searched, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        two, three = (_kept_for_backward(network, images, bf16) for images in (2, 3))
         torch.backends.cudnn.benchmark = searched
-        return cls(sum(p.numel() for p in network.parameters()), 2 * one - two, two - one)
+        return cls(sum(p.numel() for p in network.parameters()), 3 * two - 2 * three, three - two)
 
     def bytes(self, images: int) -> int:
         """Peak memory of a step, beside what the process holds after its imports.
