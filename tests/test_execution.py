@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import vouch, write_experiment
+from conftest import ROOT, vouch, write_experiment
 from test_training import job, same, start
 
 from ebdiff import cli
@@ -126,9 +126,11 @@ def test_sampling_in_bf16_draws_nearly_the_same_images(vary):
             assert 0 < (coarse - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_defaults_are_fp32_on_a_cpu_and_bf16_on_a_gpu(tiny):
-    assert Runtime.of(tiny, "training", "dense", CPU).how == Execution()
-    assert Runtime.of(tiny, "sampling", "0.5", torch.device("cuda")).how == GPU
+def test_defaults_are_fp32_on_a_cpu_and_bf16_on_a_gpu_where_batches_are_large(tiny):
+    cifar10, gpu = load.load("cifar10", ROOT / "config/experiments"), torch.device("cuda")
+    assert Runtime.of(cifar10, "training", "dense", CPU).how == Execution()
+    assert Runtime.of(cifar10, "sampling", "0.5", gpu).how == GPU
+    assert Runtime.of(tiny, "training", "dense", gpu).how == Execution()
     assert GPU.precision == "bf16"
 
 
@@ -317,9 +319,10 @@ def test_a_captured_training_ends_as_an_eager_one(workspace, vary, eagerly, drop
 
 
 @gpu
-def test_a_captured_training_repeats_its_losses(workspace, tiny, switches):
+@pytest.mark.parametrize("how", [GPU, Execution()])
+def test_a_captured_training_repeats_its_losses(workspace, tiny, switches, how):
     def losses(name):
-        work = job(tiny, runtime=Runtime(CUDA, GPU), stats=workspace / name)
+        work = job(tiny, runtime=Runtime(CUDA, how), stats=workspace / name)
         work = replace(work, training=tiny.training.model_copy(update={"log_every": 1}))
         train(
             State.start(store.fresh(tiny.architecture, 0, "test"), work.runtime),

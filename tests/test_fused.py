@@ -41,7 +41,9 @@ PRESETS = sorted(path.stem for path in (ROOT / "config/experiments").glob("*.yam
 
 
 @pytest.fixture(autouse=True)
-def interpreted():
+def interpreted(monkeypatch):
+    """Kernels as chosen above; products of a GPU as exact as a CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with patch.dict(os.environ, INTERPRET):
         yield
 
