@@ -1,7 +1,8 @@
 """What an experiment will take: time, memory, disk, speed-ups, and what can't work (verb `plan`).
 
 Every job gets seconds and bytes by arithmetic on a few numbers: a training and a sampling step of each
-network and the start of a job, measured here in about half a minute, or stated. Searches go to their horizon.
+network and the start of a job, measured here (in half a minute, on a GPU in ten seconds per network), or
+stated. Searches go to their horizon.
 """
 
 from __future__ import annotations
