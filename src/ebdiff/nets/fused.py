@@ -176,7 +176,7 @@ def added(h: Tensor, layer: nn.Conv2d, x: Tensor | None = None, shortcut: nn.Con
         if x is None:
             return layer(h)
         h = layer(h)
-        # A sum lies in memory as its first term: the residual, since what comes from attention lies otherwise.
+        # A sum lies in memory as its first term: the residual, for what comes from attention lies otherwise.
         return (x if shortcut is None else shortcut(x)) + h
     bias = layer.bias if shortcut is None else layer.bias + shortcut.bias
     return Sum.apply(unbiased(h, layer), x if shortcut is None else unbiased(x, shortcut), bias)
