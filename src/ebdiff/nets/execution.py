@@ -66,7 +66,7 @@ class Runtime:
 
     @property
     def halves(self) -> bool:
-        """Whether a network in training computes on bf16 copies of its weights; on a CPU, autocast makes them."""
+        """Whether a network in training computes on bf16 copies of its weights; a CPU casts them itself."""
         return self.device.type == "cuda" and self.how.precision == "bf16"
 
     def set_arithmetic(self) -> None:
