@@ -93,7 +93,8 @@ def _device(experiment: Experiment, own: bool = True, share: int = 1) -> torch.d
     parallel.join(device)
     tuned, here = experiment.tuning.device, devices.device_name(device)
     if tuned not in ("", here) and parallel.first():
-        print(f"warning: tuned on {tuned}, but this is {here}: `ebdiff tune {experiment.name}`", flush=True)
+        cure = "delete its file" if device.type == "cuda" else f"`ebdiff tune {experiment.name}`"
+        print(f"warning: tuned on {tuned}, but this is {here}: {cure}", flush=True)
     # Strict fp32 unless a network's own execution says otherwise.
     Runtime(device, deterministic=experiment.compute.deterministic).set_arithmetic()
     return device

@@ -55,6 +55,7 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     for name, seconds in interleaved(steps, ROUNDS[device.type]).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
         networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
+    steps.clear()  # their memory goes to the peaks
     result = {
         "experiment": experiment.name,
         "batch": experiment.training.batch,
@@ -132,7 +133,7 @@ def interleaved(
 ) -> dict[Key, list[float]]:
     """Seconds of each piece of work, one entry per round; the pieces take turns.
 
-    Each is called `warmup` times before: allocators, kernels and compilers settle. Where pieces are large
+    Each is called `warmup` times before: allocators and kernels settle. Where pieces are large
     each finds the last one's memory at its turn; `settle` untimed calls then make it as in a row of its own.
     """
     for piece in work.values():

@@ -277,7 +277,8 @@ class Execution(Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
         description="fp32: strict. tf32: matrix units of NVIDIA GPUs, 10-bit mantissa. bf16: products and "
-        "activations; norms, weights as they are trained, moments and averages stay fp32.",
+        "activations, in sampling all weights; in training norms, masters of the weights, moments and "
+        "averages stay fp32.",
     )
     channels_last: bool = Field(False, description="Channels innermost in memory (NHWC).")
 

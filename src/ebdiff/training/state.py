@@ -167,6 +167,11 @@ class State:
         if self.half is not None:
             self.half.copy_(self.raw[: len(self.half)])
 
+    def forget(self) -> None:
+        """Drop what a pass that came to no end left at the parameters for `gather`."""
+        if self.half is not None:
+            self.network.zero_grad()
+
     def gather(self) -> None:
         """Add to `grad` what a backward pass left at the parameters; nothing where it went there by itself.
 
