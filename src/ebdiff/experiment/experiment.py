@@ -169,6 +169,11 @@ class Experiment(Strict):
                 raise ValueError(f"{where}.serve: {expert.serve} lies outside the span {expert.span}")
             if expert.rate is not None:
                 self._check_rate(f"{where}.rate", expert.rate)
+            if expert.sparse and isinstance(expert.iterations, int):
+                try:
+                    expert.sparse.check(expert.iterations)
+                except ValueError as error:
+                    raise ValueError(f"{where}.sparse.{error}") from None
             self._check_origin(where, expert)
             self._check_method(where, run.method, expert)
             if expert.law == "speed" and self.speed.tau >= self.diffusion.timesteps:
@@ -234,6 +239,7 @@ class Experiment(Strict):
             "finetune": (expert.init == "inherit" and expert.search == FINAL, f"a ticket of search {FINAL}"),
             "eb": (early, "a ticket of a search, cut where the rule fires"),
             "ta-eb": (early, "tickets of searches, cut where the rule fires"),
+            "sparse": (expert.sparse is not None, "experts with `sparse`"),
         }
         fit, wanted = fits.get(method, (True, ""))
         if not fit:

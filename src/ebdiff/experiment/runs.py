@@ -22,6 +22,7 @@ from ebdiff.experiment.schema import (
     Strict,
     Weights,
 )
+from ebdiff.experiment.sparsity import METHODS, Sparse
 
 HOOKS = Registry("hook")  # members: a callable (config, job) that gives a `training.hooks.Hook`
 
@@ -37,7 +38,9 @@ class Expert(Strict):
     search: Name = Field("full", description="The ticket's search, or `final`.")
     criterion: Criterion = "magnitude"
     weights: Weights = "ema"
-    rate: Rate | None = Field(None, description="Asked pruning rate; none for `dense`.")
+    rate: Rate | None = Field(
+        None, description="Asked pruning rate; none for `dense`, nor for sparse networks of the dense widths."
+    )
     after: int | None = Field(
         None,
         ge=0,
@@ -51,6 +54,11 @@ class Expert(Strict):
     hooks: dict[Name, SerializeAsAny[BaseModel]] = Field(
         {}, description="What looks in on the training, by name, each with its own keys."
     )
+    sparse: SerializeAsAny[Sparse] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # no part of what other experts' results depend on
+        description="Sparse training from the first step to the last, by its method.",
+    )
 
     @field_validator("hooks", mode="before")
     @classmethod
@@ -58,6 +66,15 @@ class Expert(Strict):
         if not isinstance(value, dict):
             return value
         return {name: HOOKS.validate(name, raw) for name, raw in value.items()}
+
+    @field_validator("sparse", mode="before")
+    @classmethod
+    def _known_method(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "method" not in value:
+            raise ValueError(f"give its `method`: {', '.join(METHODS)}")
+        return METHODS.validate(str(value["method"]), value)
 
     @field_validator("iterations")
     @classmethod
@@ -70,7 +87,10 @@ class Expert(Strict):
 
     @model_validator(mode="after")
     def _rate_given(self) -> Expert:
-        if (self.init == "dense") != (self.rate is None):
+        masked = self.init == "fresh" and self.sparse is not None and self.sparse.zeros > 0
+        if self.init == "dense" and self.sparse:
+            raise ValueError("a sparse network isn't the unpruned one; give `init: fresh`")
+        if (self.rate is None) != (self.init == "dense") and not masked:
             raise ValueError("give a rate to every expert except `init: dense`, which has none")
         return self
 
@@ -81,10 +101,11 @@ class Expert(Strict):
         how = "" if self.law == "uniform" else f"-{self.law}"
         for name, config in self.hooks.items():
             how += f"-{name}{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:6]}"
+        how += f"-{self.sparse.name}" if self.sparse else ""
         if self.init == "dense":
             return f"dense-{self.search}{how}"
         if self.init == "fresh":
-            return f"fresh-{self.rate}-{span}{how}"
+            return f"fresh-{self.network}-{span}{how}"
         prefix = "snapshot-" if self.init == "snapshot" else ""
         return f"{prefix}{self.search}-{self.criterion}-{self.weights}-{self.ticket}-{span}{how}"
 
@@ -95,8 +116,13 @@ class Expert(Strict):
 
     @property
     def network(self) -> str:
-        """Which network it is, as cost.json and the tuning call it: `dense` or its rate."""
-        return "dense" if self.init in ("dense", "snapshot") else str(self.rate)
+        """Which widths it has, as cost.json and the tuning call them: `dense` or its rate."""
+        return "dense" if self.init in ("dense", "snapshot") or self.rate is None else str(self.rate)
+
+    @property
+    def costs(self) -> str:
+        """What its training costs, as cost.json calls it: a network, or one trained sparse."""
+        return f"{self.network}-{self.sparse.name}" if self.sparse else self.network
 
     @property
     def continues_search(self) -> bool:

@@ -16,6 +16,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.runs import HOOKS, Expert, Run
+from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.denoiser import Denoiser
@@ -148,7 +149,7 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     if expert.init == "dense":
         return store.fresh(experiment.architecture, seed, stream)
     if expert.init == "fresh":
-        shapes = meta_tensors(experiment.architecture, expert.rate)
+        shapes = meta_tensors(experiment.architecture, expert.rate or 0)
         return store.fresh(experiment.architecture, seed, stream, shapes)
     if expert.init == "inherit":
         tensors, architecture, _ = store.load(places.ticket_of(experiment, expert, layout.TICKET, seed))
@@ -218,6 +219,9 @@ def finetune_region(
             stats=place.stats,
         )
         hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
+        if expert.sparse:
+            hooks.append(METHODS.member(expert.sparse.method)(expert.sparse, job))
         train(state, job, steps, hooks=hooks, save=place.keep)
         if parallel.first():
-            _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER))
+            told = {key: value for hook in hooks for key, value in hook.told().items()}
+            _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER), **told)
