@@ -12,6 +12,8 @@ import torch
 from conftest import unet
 from test_training import CPU, interrupted, job, milestone, same, start, tensors_of
 
+from ebdiff.cost.accounting import training_flops
+from ebdiff.cost.measure import counts, measure_cost, sparse_counts
 from ebdiff.experiment.sparsity import MagRan as MagRanConfig
 from ebdiff.experiment.sparsity import Recycle, Static
 from ebdiff.experiment.sparsity import RigL as RigLConfig
@@ -167,7 +169,7 @@ def test_exactly_as_many_weights_at_every_step_and_nothing_of_the_others(
 
 def test_gradients_are_masked_before_they_are_clipped(workspace, vary):
     own, seen = hook(Masks, Static, (e := vary({"training.clip": 1e-3}))), []
-    trained(e, 1, own, Each(lambda state: seen.append((state.grad.norm().item(), state.grad[own.off]))))
+    trained(e, 1, own, Each(lambda state: seen.append((state.grad.norm().item(), state.grad[~own.on]))))
     assert seen[0][0] == pytest.approx(1e-3, rel=1e-3)
     assert (seen[0][1] == 0).all()
 
@@ -310,6 +312,61 @@ def test_two_milestones_of_a_sparse_expert_are_one_long_training(workspace, vary
     one, _ = sparse(vary, 14)
     finetune_region(one, key, "14", 0, CPU)
     assert same(tensors_of(milestone(key, 14)), chained)
+
+
+# --- what it costs ------------------------------------------------------------------------------------------
+
+
+def test_training_flops_by_hand():
+    """Of RigL at dT = 100, f_S = 30 and f_D = 100: (3 * 30 * 100 + 2 * 30 + 100) / 101."""
+    assert training_flops(30, 100) == 90
+    dense = RigLConfig(sparsity=0.7, interval=100, end=400).dense_gradients
+    assert training_flops(30, 100, dense) == pytest.approx((3 * 30 * 100 + 2 * 30 + 100) / 101)
+    twice = RigLConfig(sparsity=0.7, interval=100, end=400, accumulate=2).dense_gradients
+    assert training_flops(30, 100, twice) == pytest.approx((3 * 30 * 99 + 2 * (2 * 30 + 100)) / 101)
+    assert MagRanConfig(sparsity=0.7, end=400).dense_gradients == Recycle(end=400).dense_gradients == 0
+
+
+def test_zeros_are_left_out_of_parameters_and_macs_layer_by_layer(vary):
+    """By hand, 8 channels at 8x8 and 4x4: a 3x3 convolution is applied at every pixel, temb_proj once."""
+    uniform = {"method": "static", "sparsity": 0.5, "distribution": "uniform"}
+    rigl = {"method": "rigl", "sparsity": 0.5, "distribution": "uniform", "interval": 4, "end": 12}
+    run = {"title": "S", "method": "sparse", "init": "fresh", "iterations": 20}
+    e = vary({
+        "network.middle_attention": False,
+        "runs.s": {**run, "sparse": uniform}, "runs.r": {**run, "sparse": rigl},
+        "runs.c": {**run, "rate": 0.5, "sparse": {**RECYCLE, "end": 12}},
+    })  # fmt: skip
+    networks = counts(e)
+    dense, (s, r, c) = networks["dense"], sparse_counts(e, networks).values()
+    square = 8 * 8 * 9
+    # Down: a block at 8, a halving to 4 and a block there. Middle: two blocks at 4. Up: two blocks at 4, a
+    # doubling to 8, two blocks there. A block has two convolutions and a projection of 32 numbers; on the
+    # way up the first convolution has twice the inputs, and there is a 1x1 shortcut.
+    at8, at4 = 2 * square, (1 + 2 + 4) * square
+    wide, shortcut, proj = 2 * square, 16 * 8, 8 * 32
+    at8 += 2 * (wide + square + shortcut) + square
+    at4 += 2 * (wide + square + shortcut)
+    weights = at8 + at4 + 8 * proj
+    assert s["params"] == dense["params"] - weights / 2
+    assert s["macs"] == dense["macs"] - (64 * at8 + 16 * at4 + 8 * proj) / 2
+    assert s["training_flops"] == 6 * s["macs"]
+    assert r["macs"] == s["macs"]
+    assert r["training_flops"] == pytest.approx((6 * s["macs"] * 4 + 4 * s["macs"] + 2 * dense["macs"]) / 5)
+    assert {k: c[k] for k in ("params", "macs")} == {k: networks["0.5"][k] for k in ("params", "macs")}
+
+
+@pytest.mark.slow
+def test_sparse_steps_are_timed_with_their_masks(workspace, vary):
+    run = {"title": "S", "method": "sparse", "init": "fresh", "iterations": 20}
+    e = vary({
+        f"runs.s{i}": {**run, "sparse": {"method": "static", "sparsity": s}} for i, s in enumerate((0.5, 0.9))
+    })  # fmt: skip
+    cost = measure_cost(e, CPU)
+    one, other = cost["sparse"].values()
+    assert one["step_ms"] == other["step_ms"] > 0
+    assert one["macs"] > other["macs"]
+    assert {x.costs for x in e.experts().values() if x.sparse} == cost["sparse"].keys()
 
 
 # --- recycling ----------------------------------------------------------------------------------------------

@@ -107,23 +107,24 @@ class Masks(Hook):
 
     def begin(self, state: State) -> None:
         self.counts = self.nonzeros(self.config, state.network)
-        self.off = torch.zeros_like(state.raw, dtype=torch.bool)
-        views, draws = _views(state, self.off), self._draws(0)
+        self.on = torch.ones_like(
+            state.raw, dtype=torch.bool
+        )  # of all parameters: what is never masked is on
+        views, draws = _views(state, self.on), self._draws(0)
         self._layers = {name: views[name] for name in self.counts}
-        for name, off in self._layers.items():
-            drawn = torch.from_numpy(draws.random(tuple(off.shape), np.float32))
-            on = state.extra.get(f"sparse.{name}", _highest(drawn, self.counts[name]))
-            off.copy_(~on)
+        for name, on in self._layers.items():
+            drawn = torch.from_numpy(draws.random(tuple(on.shape), np.float32))
+            on.copy_(state.extra.get(f"sparse.{name}", _highest(drawn, self.counts[name])))
         self._silence(state)
 
     def graded(self, state: State) -> None:
-        state.grad.masked_fill_(self.off, 0)
+        state.grad.mul_(self.on)
 
     def carry(self) -> Mapping[str, Tensor]:
-        return {f"sparse.{name}": ~off for name, off in self._layers.items()}
+        return {f"sparse.{name}": on for name, on in self._layers.items()}
 
     def told(self) -> Mapping[str, Any]:
-        kept, size = sum(self.counts.values()), sum(off.numel() for off in self._layers.values())
+        kept, size = sum(self.counts.values()), sum(on.numel() for on in self._layers.values())
         return {"sparse": {**self.config.model_dump(), "zeros": size - kept, "nonzeros": self.counts}}
 
     def _draws(self, step: int) -> np.random.Generator:
@@ -131,13 +132,13 @@ class Masks(Hook):
 
     def _silence(self, state: State) -> None:
         for kind in SAVED:
-            getattr(state, kind).masked_fill_(self.off, 0)
+            getattr(state, kind).mul_(self.on)
 
     def _exchange(self, state: State, grow: Iterator[Tensor]) -> None:
         """The update of all masks; `grow`: scores of each layer in turn. What comes has been zero."""
         weights, share = state.view("raw"), self.config.share(state.step)
-        for (name, off), scores in zip(self._layers.items(), grow, strict=True):
-            off.copy_(~exchanged(~off, self.counts[name], share, weights[name].abs(), scores))
+        for (name, on), scores in zip(self._layers.items(), grow, strict=True):
+            on.copy_(exchanged(on, self.counts[name], share, weights[name].abs(), scores))
         self._silence(state)
 
 
@@ -157,8 +158,8 @@ class MagRan(Masks):
     def stepped(self, state: State) -> None:
         if self._moving:
             draws = self._draws(state.step)
-            drawn = (draws.random(tuple(off.shape), np.float32) for off in self._layers.values())
-            self._exchange(state, (torch.from_numpy(scores).to(self.off.device) for scores in drawn))
+            drawn = (draws.random(tuple(on.shape), np.float32) for on in self._layers.values())
+            self._exchange(state, (torch.from_numpy(scores).to(self.on.device) for scores in drawn))
             self._moving = False
 
 

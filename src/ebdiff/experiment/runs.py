@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
@@ -23,6 +24,38 @@ from ebdiff.experiment.schema import (
     Weights,
 )
 from ebdiff.experiment.sparsity import METHODS, Sparse
+
+
+class Budget(NamedTuple):
+    """What a milestone that isn't counted in steps may cost.
+
+    Attributes:
+        run: as much as that run, its search included; None: `minutes`, the expert's own search included.
+        minutes: of device time.
+        unit: the key of cost.json that steps are weighed by.
+    """
+
+    run: str | None
+    minutes: int
+    unit: str
+
+    @classmethod
+    def of(cls, milestone: int | str) -> Budget | None:
+        """That of ``like-RUN``, ``like-RUN-flops`` or ``20min``; None for a number of steps.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        known = r"(\d+)|like-(?P<run>.*?)(?P<flops>-flops)?|(?P<n>[1-9]\d{,5})min"
+        found = re.fullmatch(known, str(milestone))
+        if found is None:
+            raise ValueError(
+                f"iterations must be a number, like-RUN, like-RUN-flops or such as 20min, not {milestone!r}"
+            )
+        if found[1]:
+            return None
+        return cls(found["run"], int(found["n"] or 0), "training_flops" if found["flops"] else "step_ms")
+
 
 HOOKS = Registry("hook")  # members: a callable (config, job) that gives a `training.hooks.Hook`
 
@@ -50,7 +83,10 @@ class Expert(Strict):
     law: Law = Field("uniform", description="Timesteps: uniform in antithetic pairs, or SpeeD.")
     span: Span = Field(None, description="Timesteps trained on, [lo, hi); left out: all.")
     serve: Span = Field(None, description="Timesteps served; left out: the span.")
-    iterations: int | str = Field(description="Optimiser steps, or like-RUN (equal device time).")
+    iterations: int | str = Field(
+        description="Optimiser steps; like-RUN: of equal device time; like-RUN-flops: of equal training "
+        "FLOPs; 20min: of so much device time, its search included."
+    )
     hooks: dict[Name, SerializeAsAny[BaseModel]] = Field(
         {}, description="What looks in on the training, by name, each with its own keys."
     )
@@ -81,8 +117,8 @@ class Expert(Strict):
     def _milestone(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value <= 0:
             raise ValueError("iterations must be positive")
-        if isinstance(value, str) and not value.startswith("like-"):
-            raise ValueError(f"iterations must be a number or like-RUN, not {value!r}")
+        if isinstance(value, str) and Budget.of(value) is None:
+            raise ValueError(f"iterations {value} must be a number, not text")
         return value
 
     @model_validator(mode="after")
