@@ -14,6 +14,7 @@ from test_training import CPU, interrupted, job, milestone, same, start, tensors
 
 from ebdiff.cost.accounting import training_flops
 from ebdiff.cost.measure import counts, measure_cost, sparse_counts
+from ebdiff.experiment.schema import Execution
 from ebdiff.experiment.sparsity import MagRan as MagRanConfig
 from ebdiff.experiment.sparsity import Recycle, Static
 from ebdiff.experiment.sparsity import RigL as RigLConfig
@@ -212,6 +213,21 @@ def test_an_update_of_the_network_is_the_literal_one(workspace, vary, kind, conf
         if kind is RigL:  # no step: what stays is what it was
             assert (after[now & on] == before[now & on]).all()
             assert own.config.dense_gradients == 1 / 4
+
+
+def test_masks_are_the_same_in_every_memory_format(workspace, tiny):
+    found = []
+    for how in (Execution(), Execution(channels_last=True)):
+        runtime, own = Runtime(CPU, how), hook(RigL, RigLConfig, tiny, interval=3, end=100)
+        state = State.start(store.fresh(tiny.architecture, 0, "test"), runtime)
+        own.begin(state)
+        for name, p in store.fresh(tiny.architecture, 1, "test").named_parameters():
+            state.view("grad")[name].copy_(p.detach())
+        state.step = 3
+        own.graded(state)
+        own.update(state)
+        found.append({n: t.clone() for n, t in {**own.carry(), **state.view("raw")}.items()})
+    assert same(*found)
 
 
 def test_gradients_may_be_summed_over_several_batches(workspace, tiny):

@@ -71,8 +71,12 @@ def exchanged(on: Tensor, count: int, share: float, drop: Tensor, grow: Tensor) 
 
 def _highest(scores: Tensor, n: int) -> Tensor:
     """True at the n highest; of equal ones, the first."""
-    order = scores.flatten().argsort(descending=True, stable=True)
-    return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:n], True).view(scores.shape)
+    if n == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    flat = scores.flatten()
+    least = flat.topk(n, sorted=False).values.min()
+    above, equal = flat > least, flat == least
+    return (above | equal & (equal.cumsum(0) <= n - above.sum())).view(scores.shape)
 
 
 class Masks(Hook):
@@ -93,7 +97,7 @@ class Masks(Hook):
             UserError: a layer would be empty.
         """
         ends = {f"{layer}.weight" for layer in network.ends if config.ends == "dense"}
-        own = {n: p for n, p in network.named_parameters() if n in network.maskable() and n not in ends}
+        own = {name: network.get_parameter(name) for name in network.maskable() if name not in ends}
         shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
         found = densities(shapes, config.sparsity, config.distribution)
         counts = {name: round(density * own[name].numel()) for name, density in found.items()}
@@ -174,10 +178,11 @@ class RigL(Masks):
     def begin(self, state: State) -> None:
         super().begin(state)
         self._seen = torch.zeros_like(state.grad)
-        for name, seen in _views(state, self._seen).items():
+        views = _views(state, self._seen)
+        self._gradients = {name: views[name] for name in self._layers}
+        for name, seen in self._gradients.items():
             if f"sparse.seen.{name}" in state.extra:
                 seen.copy_(state.extra[f"sparse.seen.{name}"])
-        self._gradients = {name: _views(state, self._seen)[name] for name in self._layers}
 
     def graded(self, state: State) -> None:
         if self.config.gathers(state.step):
