@@ -111,9 +111,7 @@ class Masks(Hook):
 
     def begin(self, state: State) -> None:
         self.counts = self.nonzeros(self.config, state.network)
-        self.on = torch.ones_like(
-            state.raw, dtype=torch.bool
-        )  # of all parameters: what is never masked is on
+        self.on = torch.ones_like(state.raw, dtype=torch.bool)  # also where nothing is ever masked
         views, draws = _views(state, self.on), self._draws(0)
         self._layers = {name: views[name] for name in self.counts}
         for name, on in self._layers.items():

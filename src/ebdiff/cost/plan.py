@@ -229,6 +229,7 @@ def make(
     `step_ms`, milliseconds of the unpruned network's training step, by measuring; `images` of the dataset.
     """
     count, networks = images or sources.count(e.dataset), measure.counts(e)
+    sparse = measure.sparse_counts(e, networks)
     there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
     gpu, share = device.type == "cuda", e.compute.share if there.type == "cuda" else 1
     room = available_bytes(device) // (share if gpu else 1)
@@ -244,8 +245,8 @@ def make(
     own = torch.cuda.device_count() * share if gpu else len(os.sched_getaffinity(0))
     at_once = at_once or own // max(1, e.compute.gpus if gpu else e.compute.threads) or 1
     # Masked kernels are dense ones: a sparse step is planned at its network's own pace.
-    pace_of = {k: networks[n["network"]] | n for k, n in measure.sparse_counts(e, networks).items()}
-    every = every_network({"networks": networks, "sparse": pace_of})
+    sparse = {name: networks[n["network"]] | n for name, n in sparse.items()}
+    every = every_network({"networks": networks, "sparse": sparse})
     forecast = Forecast(e, there, count, every, start)
     tasks = forecast.tasks()
     times = schedule(tasks, at_once, share)
