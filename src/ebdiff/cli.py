@@ -285,7 +285,7 @@ def select_eb_epoch(
 def finetune_region(
     name: Name,
     expert: Annotated[str, typer.Option(help="Key of an expert, such as full-magnitude-ema-0.5-t0-1000.")],
-    milestone: Annotated[str, typer.Option(help="Steps, or like-RUN.")],
+    milestone: Annotated[str, typer.Option(help="Steps, like-RUN, like-RUN-flops, or such as 20min.")],
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:

@@ -141,6 +141,7 @@ class UNet(Denoiser):
     """
 
     kept = ("conv_out",)
+    ends = ("conv_in", "conv_out")
 
     def __init__(self, config: UNetConfig, items: Items):
         super().__init__(config, items)
@@ -250,6 +251,12 @@ class UNet(Denoiser):
         for part in reversed(list(self.mid.children())):
             met += part.walk()
         return met
+
+    def maskable(self) -> list[str]:
+        return [name for name in super().maskable() if not name.startswith("temb.")]
+
+    def multiplied(self) -> list[str]:
+        return [f"{name}.k" for name, layer in self.named_modules() if isinstance(layer, AttnBlock)]
 
     def example(self, n: int, smallest: bool = False) -> tuple[Tensor, Tensor, Cond]:
         x, t, cond = super().example(n)

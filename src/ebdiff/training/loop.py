@@ -144,7 +144,7 @@ def train(
             if not any(replaced):
                 if cfg.clip is not None:
                     state.clip(cfg.clip)
-                state.descend(cfg)
+                state.descend(cfg, epoch=step * cfg.batch // len(job.dataset))
             state.update_average(cfg)
             for hook in hooks:
                 hook.stepped(state)
