@@ -233,8 +233,8 @@ class State:
                 beta2=0.999,
                 lr=rate,
                 weight_decay=training.weight_decay,
-                decoupled_weight_decay=True,
                 eps=1e-8,
+                **({"decoupled_weight_decay": True} if training.weight_decay else {}),  # new in torch 2.7
             )
         self.updates += 1
 
