@@ -259,7 +259,7 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
         other = of_dataset(experiment.dataset.name, folder=folder)
     except UserError:
         return  # none uses it
-    if other.name != experiment.name and other.dataset.content != experiment.dataset.content:
+    if other.name != experiment.name and other.prepared != experiment.prepared:
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )
