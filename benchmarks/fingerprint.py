@@ -50,7 +50,7 @@ LEDGERS = re.compile(
 # law, searches on spans, other intervals, raw weights, snapshots, a milestone after another, DDPM's sampler,
 # two processes, precision and recall.
 COMMON = """
-dataset: {name: digits, source: bundled-digits, flip: true, subset: 160}
+dataset: {name: tiny-digits, source: bundled-digits, flip: true, subset: 160}
 network: {image_size: 8, channels: 1, width: 16, multipliers: [1, 2], blocks: 1, attention: [4], dropout: 0.1,
   norm_groups: 4}
 training: {batch: 16, learning_rate: 2.0e-3, warmup: 5, ema_decay: 0.9, log_every: 5, save_minutes: 60}

@@ -35,10 +35,11 @@ from ebdiff.pruning.importance import magnitude
 from ebdiff.pruning.select import Selector
 from ebdiff.tickets.watch import KINDS
 from ebdiff.training.hooks import Hook
-from ebdiff.training.loop import train
+from ebdiff.training.loop import learner, train
 from ebdiff.training.state import State
 
 RATES = (0.0, 0.3, 0.5, 0.8)  # 0: dense
+FLOORS = (0.0, 0.5, 0.8)
 Key = tuple[float, Execution]
 
 
@@ -72,7 +73,8 @@ def masked_steps(experiment: Experiment, runtime: Runtime, steps: int) -> Callab
     """Some steps of our dense loop, each followed by masks."""
     job, hooks = timing_job(experiment, runtime), [Masks(experiment, runtime.device)]
     state = State.start(network_of(experiment, 0.0), runtime)
-    return lambda: train(state, job, state.step + steps, hooks=hooks, save=lambda s: None)
+    learn = learner(state, job)
+    return lambda: train(state, job, state.step + steps, hooks=hooks, save=lambda s: None, learn=learn)
 
 
 def check(experiment: Experiment, network: UNet, device: torch.device) -> None:
@@ -120,18 +122,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for rate, how in steps:
         work[rate, how] = training_step(experiment, network_of(experiment, rate), Runtime(args.device, how))
     if gpu:
-        for rate in RATES:
+        for rate in FLOORS:
             work[f"floor {rate}"] = floor_step(experiment, network_of(experiment, rate), first)
     work["masked"] = masked_steps(experiment, first, steps_at_once(args.device))
     steps["plain"] = 10 if gpu else 1
     work["plain"] = plain_step(experiment, network_of(experiment, 0.0), args.device, steps["plain"])
-    calls = interleaved(work, args.rounds, settle=1)
+    calls = interleaved(work, args.rounds, settle=0 if gpu else 1)  # a GPU's memory lies as it lay
     s = {name: [x / steps.get(name, steps_at_once(args.device)) for x in calls[name]] for name in work}
 
     rows += speeds(s, hows) + shares(experiment, s, hows) + masks(s, (0.0, hows[0]))
     if gpu:
         rows += floors(s, hows[0])
-        for rate in (0.0, 0.5, 0.8):
+        for rate in FLOORS:
             at_once = steps[rate, hows[0]]
             rows += accelerator.rows(
                 experiment, rate, s[rate, hows[0]], work[rate, hows[0]], at_once, args.device
@@ -164,7 +166,7 @@ def named(rate: float) -> str:
 def floors(s: dict, how: Execution) -> list[paired.Row]:
     """How much of every step its floor is."""
     rows = []
-    for rate in RATES:
+    for rate in FLOORS:
         floor, step = s[f"floor {rate}"], s[rate, how]
         values = [100 * a / b for a, b in zip(floor, step, strict=True)]
         note = f"{paired.milliseconds(floor)} of {paired.milliseconds(step)}"

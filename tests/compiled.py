@@ -1,6 +1,7 @@
-"""Compile the norm's kernels for a GPU that needn't be there, and print what they use: a line of JSON each.
+"""Compile the kernels for a GPU that needn't be there, and print what they use: a line of JSON each.
 
 Usage: python compiled.py ARCHITECTURE FORMS PIXELS:SIZE ... (80: A100, 90: H100; the first so many of FORMS).
+Shapes are the norm's; sums come along for a few.
 Not in the process of the tests, whose kernels are interpreted.
 """
 
@@ -25,6 +26,7 @@ FORMS = [  # shift, dropout, SiLU
 ]
 WHOLE = [{"SUM": True, "WRITE": True}]
 PARTED = [{"SUM": True, "WRITE": False}, {"SUM": False, "WRITE": True}]
+SUMS = ["add_kernel", "sum_kernel"]
 
 
 def compiled(name, pixels, size, dtype, form, phases, architecture):
@@ -39,12 +41,26 @@ def compiled(name, pixels, size, dtype, form, phases, architecture):
     fixed |= {} if dropout else {"seed": None}
     types = dict.fromkeys(("x", "dx", "y", "dy", "around", "shift", "dshift"), f"*{dtype}")
     types |= {"seed": "*i64", "pixels": "i32", "channels": "i32", "apart": "i32"}
+    return built(kernel, types, fixed, options, architecture, [] if pixels % 16 == 0 else ["pixels"])
+
+
+def compiled_sum(name, columns, dtype, residual, architecture):
+    """As `kernels.add` and `kernels.channel_sums` launch it for rows that are a multiple of 16."""
+    widest = min(kernels.WIDEST, triton.next_power_of_2(columns))
+    fixed = {"ROWS": kernels.PIXELS, "COLUMNS": widest, **({} if residual else {"x": None})}
+    types = dict.fromkeys(("h", "x", "y", "bias"), f"*{dtype}") | {"rows": "i32", "columns": "i32"}
+    odd = [] if columns % 16 == 0 else ["columns"]
+    return built(getattr(kernels, name), types, fixed, {"num_warps": 8}, architecture, odd)
+
+
+def built(kernel, types, fixed, options, architecture, odd):
+    """A kernel for arguments of these types, fp32 tensors otherwise; all but the odd ones divide by 16."""
     signature = {n: "constexpr" if n in fixed else types.get(n, "*fp32") for n in kernel.arg_names}
     constants = {n: v for n, v in fixed.items() if n in kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
-        if n not in fixed and (n != "pixels" or pixels % 16 == 0)
+        if n not in fixed and n not in odd
     }
     target = GPUTarget("cuda", architecture, 32)
     return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
@@ -60,15 +76,23 @@ def resources(cubin):
     return {key: int(re.search(rf"{key}:(\d+)", told)[1]) for key in ("REG", "STACK")}
 
 
+def report(kernel, **what):
+    used = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
+    print(json.dumps(what | used), flush=True)
+
+
 def main(architecture, forms, *shapes):
-    names, dtypes = ("forward_kernel", "backward_kernel"), ("bf16", "fp32")
+    architecture, dtypes = int(architecture), ("bf16", "fp32")
+    names = ("forward_kernel", "backward_kernel")
     for shape, name, dtype, form in product(shapes, names, dtypes, FORMS[: int(forms)]):
         pixels, size = map(int, shape.split(":"))
         for phases in WHOLE if kernels.plan(pixels, size)["PARTS"] == 1 else PARTED:
-            kernel = compiled(name, pixels, size, dtype, form, phases, int(architecture))
-            what = {"kernel": name, "shape": shape, "dtype": dtype, "form": form, **phases}
-            used = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
-            print(json.dumps(what | used), flush=True)
+            kernel = compiled(name, pixels, size, dtype, form, phases, architecture)
+            report(kernel, name=name, shape=shape, dtype=dtype, form=form, **phases)
+    for name, dtype, columns, residual in product(SUMS, dtypes, (3, 96), (True, False)):
+        if residual or name == "add_kernel":
+            kernel = compiled_sum(name, columns, dtype, residual, architecture)
+            report(kernel, name=name, shape=columns, dtype=dtype, residual=residual)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,14 @@ def tiny(vary):
     return vary({})
 
 
+@pytest.fixture
+def halves(monkeypatch):
+    """Let the CPU train as CUDA does: on bf16 copies of the weights."""
+    from ebdiff.nets.execution import Runtime
+
+    monkeypatch.setattr(Runtime, "halves", property(lambda runtime: runtime.how.precision == "bf16"))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Prepared digits, made once: the folder that holds resources/."""

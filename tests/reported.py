@@ -97,8 +97,7 @@ ALL_TABLES = {
 }
 
 EXECUTION = {
-    "precision": "fp32", "channels_last": False, "compile": False,
-    "micro_batch": None, "deterministic": False,
+    "precision": "fp32", "channels_last": False, "micro_batch": None, "deterministic": False, "graph": False,
 }  # fmt: skip
 
 

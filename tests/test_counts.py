@@ -5,9 +5,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, unet
+from torch import nn
 
-from ebdiff.pruning.count import count, meta_tensors
+from ebdiff.pruning.count import _gru_macs, count, meta_tensors
 from ebdiff.pruning.graph import mask_length, trace
 from ebdiff.pruning.select import select, select_random
 
@@ -86,3 +88,14 @@ def test_average_macs_of_table_8():
         macs = [counted("cifar10", float(row[f"rate{i}"]))[1] / 1e9 for i in (1, 2, 3)]
         average = 0.24 * macs[0] + 0.20 * macs[1] + 0.56 * macs[2]
         assert average == pytest.approx(float(row["average_macs_g_corrected"]), abs=0.01)
+
+
+def test_a_recurrent_layer_computes_with_each_weight_once_a_point():
+    gru = nn.GRU(5, 3, num_layers=2, bidirectional=True, batch_first=True)
+    gru.__flops__ = 0
+    gru.register_forward_hook(_gru_macs)
+    a_point = 2 * 3 * (3 * 5 + 3 * 3) + 2 * 3 * (3 * 6 + 3 * 3)
+    gru(torch.zeros(2, 4, 5))
+    assert gru.__flops__ == 8 * a_point
+    gru(nn.utils.rnn.pack_sequence([torch.zeros(4, 5), torch.zeros(3, 5)]))
+    assert gru.__flops__ == (8 + 7) * a_point

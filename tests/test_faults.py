@@ -342,8 +342,8 @@ def tuning(folder):
     path.parent.mkdir(parents=True)
     path.write_text(
         "device: a CPU\n"
-        "training:\n  '0.5': {precision: bf16, channels_last: true, compile: false}\n"
-        "sampling:\n  '0.5': {precision: bf16, channels_last: false, compile: false}\n"
+        "training:\n  '0.5': {precision: bf16, channels_last: true}\n"
+        "sampling:\n  '0.5': {precision: bf16, channels_last: false}\n"
     )
     return path
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from copy import deepcopy
 from functools import cache
 from unittest.mock import patch
 
@@ -40,7 +41,9 @@ PRESETS = sorted(path.stem for path in (ROOT / "config/experiments").glob("*.yam
 
 
 @pytest.fixture(autouse=True)
-def interpreted():
+def interpreted(monkeypatch):
+    """Kernels as chosen above; products of a GPU as exact as a CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with patch.dict(os.environ, INTERPRET):
         yield
 
@@ -260,6 +263,56 @@ def test_a_networks_two_forms_agree(everywhere):
     scale = max(theirs[name].abs().max() for name in theirs if name != "y")
     for name, expected in theirs.items():
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5 * scale.item(), msg=name)
+
+
+def agree(function, layers, *inputs):
+    """A function's fused form in fp32 against its plain one in float64: values, and the gradients of all."""
+    layers = nn.ModuleList(layers).to(DEVICE)
+    given, draw = [], torch.Generator().manual_seed(1)
+    for kind, layout in ((torch.float32, torch.channels_last), (torch.float64, torch.contiguous_format)):
+        of = [x.detach().to(DEVICE, kind) for x in inputs]
+        of = [(x.contiguous(memory_format=layout) if x.dim() == 4 else x).requires_grad_() for x in of]
+        network = deepcopy(layers).to(kind)
+        y = function(*network, *of)
+        dy = torch.randn(y.shape, generator=draw.manual_seed(1)).to(DEVICE, kind)
+        given.append([y, *torch.autograd.grad(y, [*of, *network.parameters()], dy, materialize_grads=True)])
+    for ours, theirs in zip(*given, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "value"), [(5, 7), (16, 16), (9, 3)])
+def test_attention_of_any_widths(everywhere, width, value):
+    torch.manual_seed(0)
+    q, k, v = (nn.Conv2d(16, n, 1) for n in (width, width, value))
+    x, h = torch.randn(2, 2, 16, 3, 4)
+    agree(lambda *all: fused.attended(all[3], *all[:3])[:, :value], [q, k, v], x)
+    agree(
+        lambda q, k, v, proj, h, x: fused.added(fused.attended(h, q, k, v), proj, x),
+        [q, k, v, nn.Conv2d(value, 16, 1)], h, x,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shortcut", [nn.Conv2d(11, 6, 1), None])
+def test_residual_sums_with_and_without_a_shortcut(everywhere, shortcut):
+    torch.manual_seed(0)
+    h, x = torch.randn(2, 9, 5, 4), torch.randn(2, 11 if shortcut else 6, 5, 4)
+    layers, conv = ([shortcut] if shortcut else []), nn.Conv2d(9, 6, 3, padding=1)
+    agree(lambda conv, *rest: fused.added(rest[-2], conv, rest[-1], *rest[:-2]), [conv, *layers], h, x)
+    agree(lambda conv, h: fused.added(h, conv), [nn.Conv2d(9, 6, 3, stride=2)], h)
+
+
+def test_shifts_of_all_blocks_are_one_product_with_the_biases_of_their_convolutions(everywhere):
+    torch.manual_seed(0)
+    layers = [layer for n in (3, 8, 5) for layer in (nn.Linear(12, n), nn.Conv2d(2, n, 3))]
+
+    def moved(*all):
+        blocks, (temb, like) = list(zip(all[:6:2], all[1:6:2], strict=True)), all[6:]
+        found = fused.shifts(temb, blocks, like)
+        assert {shift.biased for shift in found} == {temb.dtype == torch.float32}
+        bias = [0 if shift.biased else conv.bias for shift, (_, conv) in zip(found, blocks, strict=True)]
+        return torch.cat([shift.value + b for shift, b in zip(found, bias, strict=True)], 1)
+
+    agree(moved, layers, torch.randn(2, 12), torch.randn(2, 2, 4, 4))
 
 
 def test_dropout_is_seeded_by_torch_and_rests_in_evaluation(everywhere):

@@ -159,7 +159,7 @@ def test_gradient_masks_inception_and_several_gpus(vary):
     on_gpu = tasks(clean, device=torch.device("cuda"))["reference-stats.clean.100"]
     assert on_gpu.seconds == pytest.approx(3 + 100 * 0.005)
     timed = tasks(clean, device=torch.device("cuda"))["measure-cost"]
-    assert timed.seconds == pytest.approx(3 + (2 + 5) * 20 * (2 + 1.5 + 0.8 + 0.5))  # 20 steps a round
+    assert timed.seconds == pytest.approx(3 + (2 + 5) * 50 * (2 + 1.5 + 0.8 + 0.5))  # 50 steps a round
     found = tasks(vary({"compute.gpus": 2}))
     search, ticket = found["train-dense.full"], found["select-eb-epoch.full.magnitude.ema.0.5"]
     assert (search.seconds, search.devices, ticket.seconds, ticket.devices) == (3 + 60 * 2 / 2, 2, 3, 1)

@@ -340,10 +340,10 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
 
 @app.command()
 def tune(name: Name, threads: Threads = None) -> None:
-    """Measure which precision and memory format is fastest here (keep the machine quiet).
+    """Measure which precision and memory format is fastest on this CPU (keep the machine quiet).
 
     Writes config/tuning/{name}.yaml, which the workflow reads from then on; without it a CPU computes in
-    fp32 and a GPU in bf16.
+    fp32. On a GPU there is nothing to tune: bf16, channels last and CUDA graphs are the fastest.
 
     Example: ebdiff tune cifar10
     """

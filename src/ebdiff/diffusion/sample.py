@@ -64,7 +64,7 @@ def generate(
         noise(diffusion.timesteps),  # x_T
         visited(diffusion, sampling),
         Process(diffusion).abar,
-        noise,
+        lambda t: sampling.strength * noise(t),
         sampling.clamp,
     )
 

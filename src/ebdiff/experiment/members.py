@@ -120,7 +120,32 @@ class UNetConfig(NetworkConfig):
         return None
 
 
+class ChiroDiffConfig(NetworkConfig):
+    """ChiroDiff's denoiser of drawings. Defaults are the paper's for KanjiVG (416,859 parameters)."""
+
+    kind: Literal["chirodiff"] = "chirodiff"
+    body: Literal["gru", "transformer"] = Field(
+        "gru", description="What sees the whole drawing: bidirectional GRUs, or attention with four heads."
+    )
+    hidden: int = Field(96, ge=4, le=16384, multiple_of=4, description="Units of a layer (and direction).")
+    layers: int = Field(3, gt=0, le=64)
+
+    @property
+    def title(self) -> str:
+        return f"ChiroDiff, {self.body} of {self.layers} layers, width {self.hidden}"
+
+    def check(self, items: Items) -> None:
+        if len(items.shape) != 2 or items.shape[1] != 3 or not items.variable:
+            raise ValueError(
+                f"network.kind {self.kind}: denoises drawings (L, 3), not items of {items.shape}"
+            )
+
+    def emptied(self, rate: float) -> str | None:
+        return None if int(self.hidden * (1 - rate)) else f"a layer of width {self.hidden}"
+
+
 NETWORKS.register("unet", UNetConfig, "ebdiff.nets.unet:UNet")
+NETWORKS.register("chirodiff", ChiroDiffConfig, "ebdiff.nets.chirodiff:ChiroDiff")
 
 
 class DatasetConfig(Strict):

@@ -198,6 +198,13 @@ class Sampling(Strict):
     steps: int = Field(100, gt=0, description="DDIM steps per image; quad spacing visits a few less.")
     spacing: Literal["quad", "uniform"] = Field("quad", description="Which timesteps DDIM visits.")
     clamp: bool = Field(False, description="Clamp x0 to [-1, 1] at each step and recompute eps.")
+    strength: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda value: value == 1,  # no part of what samples without it depend on
+        description="Of the noise that DDPM adds after each step; 0.75 in ChiroDiff.",
+    )
     images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
     batch: int = Field(250, gt=0, le=10**6, description="Images per forward pass.")
 

@@ -44,7 +44,8 @@ class Group:
     Attributes:
         name: the root layer.
         width: C, out-channels of the root in the dense network.
-        norm_groups: G of the GroupNorms among the members, or None without one.
+        norm_groups: blocks of consecutive channels that lose equally many: G of the GroupNorms among the
+            members, or attention heads; None: there are neither.
         members: every coupled dimension, the root first.
     """
 

@@ -84,7 +84,8 @@ class Runtime:
             torch.set_float32_matmul_precision("highest" if strict else "high")
             torch.backends.cudnn.allow_tf32 = not strict
             torch.backends.cudnn.benchmark = self.how.precision == "bf16" and not self.deterministic
-            torch.use_deterministic_algorithms(self.deterministic)
+            if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # imports the compiler
+                torch.use_deterministic_algorithms(self.deterministic)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on its device, in its memory format, in place."""

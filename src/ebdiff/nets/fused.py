@@ -295,7 +295,7 @@ def attended(h: Tensor, q: nn.Conv2d, k: nn.Conv2d, v: nn.Conv2d) -> Tensor:
     rows = Product.apply(h.permute(0, 2, 3, 1).flatten(0, 2), weight, bias)
     q_rows, k_rows, v_rows = rows.view(len(h), 1, height * width, 3, wide).unbind(3)
     found = F.scaled_dot_product_attention(q_rows, k_rows, v_rows, scale=q.out_channels**-0.5)
-    return innermost(found[:, 0].unflatten(1, (height, width)).permute(0, 3, 1, 2))
+    return innermost(found.squeeze(1).unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
 
 def padded(weight: Tensor, rows: int) -> Tensor:

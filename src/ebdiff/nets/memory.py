@@ -42,14 +42,17 @@ class Footprint:
 
     @classmethod
     def of(cls, network: Denoiser, bf16: bool = False) -> Footprint:
-        """Measured by forward passes of one and of two images.
+        """Measured by forward passes of two and of three images: of one, what is transposed isn't copied.
 
         Args:
             network: dense or pruned, on its device.
             bf16: under autocast to bfloat16.
         """
-        one, two = (_kept_for_backward(network, images, bf16) for images in (1, 2))
-        return cls(sum(p.numel() for p in network.parameters()), 2 * one - two, two - one)
+        # For so few no algorithm is searched.
+        searched, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        two, three = (_kept_for_backward(network, images, bf16) for images in (2, 3))
+        torch.backends.cudnn.benchmark = searched
+        return cls(sum(p.numel() for p in network.parameters()), 3 * two - 2 * three, three - two)
 
     def bytes(self, images: int) -> int:
         """Peak memory of a step, beside what the process holds after its imports.
@@ -81,20 +84,22 @@ def _kept_for_backward(network: Denoiser, images: int, bf16: bool) -> np.ndarray
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
+        # Nodes keep nothing, and `kept` is emptied at the end: the pass would keep itself alive for ever, and
+        # with it nodes of this stream, which no CUDA graph of another one can capture.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = tensor  # held, so that no address is used again
-        return tensor
 
     x, t, cond = network.example(images)
     with (
         torch.autocast(x.device.type, torch.bfloat16, enabled=bf16),
-        torch.backends.cudnn.flags(benchmark=False),  # of one image no algorithm is searched
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
     ):
-        graph = network(x, t, cond)  # noqa: F841 (keeps what is kept alive)
-    return np.array([tensor.untyped_storage().nbytes() for tensor in kept.values()])
+        network(x, t, cond)
+    sizes = np.array([tensor.untyped_storage().nbytes() for tensor in kept.values()])
+    kept.clear()
+    return sizes
 
 
 @contextmanager

@@ -86,7 +86,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, x = norm_silu(x, self.norm, silu=False)
-        return added(attended(h, self.q, self.k, self.v), self.proj_out, x)
+        h = attended(h, self.q, self.k, self.v)
+        # Where it isn't fused the sum lies in memory as its first term does.
+        return added(h, self.proj_out, x) if fuses(h) else x + self.proj_out(h)
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: q and v go with k."""

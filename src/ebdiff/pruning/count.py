@@ -47,8 +47,15 @@ def count(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Counted:
     # On the CPU: on the meta device some operations import torch's compiler, a second per job.
     network = build(architecture, {name: torch.zeros(t.shape) for name, t in tensors.items()})
     activations = watch(network)
+    tp.utils.op_counter.MODULES_MAPPING[nn.GRU] = _gru_macs  # its own takes a drawing's features for points
     macs, params = tp.utils.count_ops_and_params(network, network.example(1))  # runs a copy, watched alike
     return Counted(int(params), int(macs), sum(activations))
+
+
+def _gru_macs(layer: nn.GRU, read: tuple, _: object) -> None:
+    """Every weight once a point, of padded or of packed sequences."""
+    points = read[0].data.shape[:-1].numel()
+    layer.__flops__ += points * sum(p.numel() for p in layer.parameters() if p.dim() > 1)
 
 
 def watch(network: nn.Module) -> list[int]:

@@ -196,7 +196,7 @@ class RunFacts:
 
 
 def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
-    """`bf16, channels last, compiled, 3 jobs to a GPU on NVIDIA H100`, by what a ledger tells."""
+    """`bf16, channels last, 3 jobs to a GPU on NVIDIA H100`, by what a ledger tells."""
     kernels = {"channels_last": "channels last", "deterministic": "deterministic"}
     words = [how["precision"], *(word for key, word in kernels.items() if how[key])]
     words += [f"{where['world']} processes"] if where["world"] > 1 else []
