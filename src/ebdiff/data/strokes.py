@@ -98,7 +98,9 @@ def find(dataset: SketchesConfig) -> Iterator[Named]:
     else:
         files = [path]
     if not files:
-        raise UserError(f"{path}: no .ndjson files of strokes in it (pickles are never loaded: convert them)")
+        raise UserError(
+            f"{path or dataset.name}: no .ndjson files of strokes (convert pickles: none is loaded)"
+        )
     return (named for file in files for named in lines(file))
 
 

@@ -24,6 +24,7 @@ from ebdiff.system.files import write_json
 
 FEATURES, EPOCHS, BATCH, RATE = 64, 60, 64, 2e-3
 HELD_OUT = 0.25  # share of the images whose labels training never sees
+MOST = 40_000  # images to train on: enough for features, an hour on a CPU
 SMALL = 32  # pixels, up to which images are taken as they are
 BLOCK = 2048 * SMALL**2  # pixels per call outside training, so that memory stays bounded
 
@@ -101,7 +102,7 @@ def fit(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
         raise UserError(f"{path}: the data has no labels; set evaluation.protocols to legacy_pytorch")
     order = generator(0, "classifier/split").permutation(len(pixels))
     held = int(len(pixels) * HELD_OUT)
-    test, train = order[:held], order[held:]
+    test, train = order[:held], order[held : held + MOST]
     network = Classifier(pixels.shape[3], int(labels.max()) + 1)
     store.initialise(network, 0, "classifier")
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, weight_decay=1e-4)
