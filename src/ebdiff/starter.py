@@ -361,11 +361,11 @@ def init(name: str, images: str, size: int | None, force: bool, folder: Path = l
         raise UserError(f"{path}: exists already; choose another name, or --force to write over it")
     told = []
     if are_drawings(images):
-        size = size or 256
+        size = 256 if size is None else size
         seen = look_at_drawings(SketchesConfig(name=name, source="sketches", path=images))
         text = propose_drawings(name, images, size, seen)
     else:
-        size = size or 64
+        size = 64 if size is None else size
         # The name is checked before anything is read: a proposal for images nobody has looked at yet.
         _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
         seen = look(ImagesConfig(name=name, source="images", path=images))
