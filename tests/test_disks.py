@@ -160,7 +160,7 @@ def test_a_disk_that_fills_while_images_are_written(tmp_path, small_disk, monkey
 
     monkeypatch.chdir(tmp_path)
     small_disk("resources").leave(50_000)
-    monkeypatch.setattr(sources, "_check_room", lambda path, needed: None)
+    monkeypatch.setattr(sources, "check_room", lambda path, needed: None)
     outputs = [layout.path(t, dataset="digits") for t in layout.DATA_FILES]
     with pytest.raises(OSError) as caught:
         sources.write(tiny, *outputs)

@@ -124,11 +124,16 @@ def init(
     name: Annotated[
         str, typer.Argument(help="Name of the new experiment: lower-case letters, digits, - and _.")
     ],
-    images: Annotated[str, typer.Option(help="Folder, zip or parquet of images.")],
-    size: Annotated[int, typer.Option(help="Height and width to train at, pixels.")] = 64,
+    images: Annotated[
+        str, typer.Option(help="Folder, zip or parquet of images; folder or .ndjson of drawings.")
+    ],
+    size: Annotated[
+        int | None,
+        typer.Option(help="Height and width, pixels: to train at, 64; of drawings' pictures, 256."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
 ) -> None:
-    """Look at a folder of images and write an experiment for it, config/experiments/{name}.yaml.
+    """Look at a folder of images or drawings and write an experiment for it, config/experiments/{name}.yaml.
 
     Example: ebdiff init flowers --images ~/flowers --size 64
     """

@@ -1,7 +1,7 @@
-"""`ebdiff init`: look at somebody's images and propose an experiment for them.
+"""`ebdiff init`: look at somebody's images or drawings and propose an experiment for them.
 
-The proposal scales the paper's settings (CIFAR-10 at 32, CelebA at 64, LSUN at 256) to the size and number of
-the images; every choice stands in the file with its reason, to be changed there.
+The proposal scales the paper's settings (CIFAR-10 at 32, CelebA at 64, LSUN at 256; ChiroDiff's for drawings)
+to the size and number of the images; every choice stands in the file with its reason, to be changed there.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ebdiff.data import strokes
 from ebdiff.data.images import CELEBA_SIZE, Broken, converted, opened
 from ebdiff.data.sources import find
 from ebdiff.experiment import load, plain
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import of_dataset
-from ebdiff.experiment.members import ImagesConfig
+from ebdiff.experiment.members import ImagesConfig, SketchesConfig
+from ebdiff.experiment.places import given
 from ebdiff.experiment.schema import is_name
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
 
 BASE = "images"  # the experiment that the proposals differ from
+DRAWINGS = "quickdraw"  # the same of drawings
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
 
@@ -220,10 +223,130 @@ runs:
 """
 
 
-def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
-    """Write `{folder}/{name}.yaml` for a folder, zip or parquet of images, to train at `size` pixels.
+@dataclass(frozen=True)
+class Drawn:
+    """What drawings are like, judged from the first of them.
 
-    ${VARIABLES} in the path of the images stay in the file and are filled in at use.
+    Attributes:
+        count: drawings in all.
+        points: of those looked at, that can be used.
+        words: their categories, with their numbers.
+        broken: how many of those looked at can't be used.
+    """
+
+    count: int
+    points: list[int]
+    words: Counter
+    broken: int
+
+    def lines(self) -> list[str]:
+        """The look in words."""
+        broken = f"; {self.broken} can't be used" if self.broken else ""
+        median, longest = int(np.median(self.points)), max(self.points)
+        return [
+            f"{self.count:,} drawings, {len(self.points) + self.broken:,} looked at{broken}",
+            f"{len(self.words)} categories; {median} points in the middle, at most {longest:,}",
+        ]
+
+
+def look_at_drawings(dataset: SketchesConfig) -> Drawn:
+    """Look at up to 500 drawings, evenly spread.
+
+    Raises:
+        UserError: there are none, or none can be used.
+    """
+    stride = max(1, sum(1 for _ in strokes.find(dataset)) // LOOKED_AT)
+    count, points, words, broken = 0, [], Counter(), 0
+    for name, read in strokes.find(dataset):
+        count += 1
+        if count % stride == 0:
+            try:
+                drawing = read()
+                points.append(1 + len(strokes.movements(drawing.strokes, dataset.step)))
+                words[drawing.word] += 1
+            except Broken as error:
+                broken, last = broken + 1, f"{name}: {error}"
+    if not points:
+        raise UserError(f"{dataset.path}: " + (f"no drawing can be used; {last}" if count else "no drawings"))
+    return Drawn(count, points, words, broken)
+
+
+def propose_drawings(name: str, drawings: str, size: int, seen: Drawn) -> str:
+    """The experiment for drawings at a path as YAML with comments: what differs from `quickdraw.yaml`."""
+    kept = math.floor(seen.count * 0.85)  # held out: the rest
+    batch = max(1, min(128, 2 ** int(math.log2(max(kept // 10, 1)))))
+    epoch = math.ceil(kept / batch)
+    interval, steps = _interval(epoch)
+    n = min(400_000, max(20_000, round(400 * epoch, -3)))
+    hidden = 48 if kept < 2_000 else 96 if kept < 50_000 else 128
+    usual = int(np.quantile(seen.points, 0.99))
+    protocol = "[clean, classifier]" if None not in seen.words and len(seen.words) > 1 else "[clean]"
+    return f"""\
+# Written by `ebdiff init {name}`. Seen: {"; ".join(seen.lines())}.
+# Everything else stands in {DRAWINGS}.yaml, and holds unless it is written here too. Run it with
+#
+#     snakemake --cores all --config experiments={name}
+base: {DRAWINGS}
+about: Early-bird tickets and timestep-aware experts on the drawings of {name}.
+
+# Multiplies all iterations and pseudo-epochs below: 0.1 is a first look at a tenth of the cost.
+scale: 1.0
+
+dataset:
+  name: {name}
+  source: sketches
+  path: {json.dumps(drawings, ensure_ascii=False)} # .ndjson or a folder of them; ${{VARIABLES}} are filled in
+  categories: []
+  per_category: null
+  max_points: {min(300, math.ceil(usual / 10) * 10)} # 99 % of those seen have at most {usual:,}
+  broken: {"skip # and count them" if seen.broken else "refuse"}
+
+codec:
+  size: {size} # pixels, of the pictures that metrics see
+
+network: # ChiroDiff's
+  hidden: {hidden} # 48, 96 or 128, by the number of drawings
+
+training:
+  batch: {batch} # {epoch:,} steps per epoch
+
+searches:
+  full:
+    interval: {interval}
+    horizon: {max(10, min(40, n // (2 * steps)))} # intervals after which the search gives up
+
+dense:
+  iterations: {n} # N: about {n / epoch:,.0f} passes over the drawings
+
+sampling:
+  images: {min(10_000, max(1_000, round(seen.count, -3)))}
+
+evaluation:
+  protocols: {protocol}{" # fewer than 8,192 drawings make FID ill-conditioned" if kept < 8192 else ""}
+  reference: null
+
+compute:
+  threads: {min(4, os.cpu_count() or 1)}
+  gpus: {int(shutil.which("nvidia-smi") is not None)} # per job
+
+runs:
+  eb-50: {{iterations: {n * 9 // 8}}} # 9/8 of N, as in the paper
+  random-ticket-50: {{iterations: {n * 9 // 8}}}
+  ta-eb: {{iterations: {n // 2}}} # per expert
+"""
+
+
+def are_drawings(path: str) -> bool:
+    """Whether there are .ndjson files at a path, rather than images."""
+    found = given(path, "--images")
+    return found is not None and (found.suffix == ".ndjson" or any(found.glob("*.ndjson")))
+
+
+def init(name: str, images: str, size: int | None, force: bool, folder: Path = load.EXPERIMENTS) -> list[str]:
+    """Write `{folder}/{name}.yaml` for images (folder, zip, parquet) or drawings (.ndjson, folder of them).
+
+    `size` is the pixels to train at, or of drawings to draw them at. ${VARIABLES} in the path stay in the
+    file and are filled in at use.
 
     Returns:
         lines for the user: what was seen, what was written, the command to run next.
@@ -236,17 +359,25 @@ def init(name: str, images: str, size: int, force: bool, folder: Path = load.EXP
     path = folder / f"{name}.yaml"
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; choose another name, or --force to write over it")
-    # The name is checked before anything is read: a proposal for images nobody has looked at yet.
-    _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
-    seen = look(ImagesConfig(name=name, source="images", path=images))
-    text = propose(name, images, size, seen)
+    told = []
+    if are_drawings(images):
+        size = 256 if size is None else size
+        seen = look_at_drawings(SketchesConfig(name=name, source="sketches", path=images))
+        text = propose_drawings(name, images, size, seen)
+    else:
+        size = 64 if size is None else size
+        # The name is checked before anything is read: a proposal for images nobody has looked at yet.
+        _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
+        seen = look(ImagesConfig(name=name, source="images", path=images))
+        text = propose(name, images, size, seen)
+        small = min(min(s) for s in seen.sizes)
+        told = [f"note: sides of {small} pixels will be enlarged to {size}"] if small < size else []
     experiment = _checked(text, name, path)
     _check_free(experiment, folder)
     write_text(path, text)
-    small = min(min(s) for s in seen.sizes)
     return [
         *seen.lines(),
-        *([f"note: sides of {small} pixels will be enlarged to {size}"] if small < size else []),
+        *told,
         f"wrote {path}; read it, then run:",
         "",
         f"    snakemake --cores all --config experiments={name}",
@@ -259,7 +390,7 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
         other = of_dataset(experiment.dataset.name, folder=folder)
     except UserError:
         return  # none uses it
-    if other.name != experiment.name and other.dataset.content != experiment.dataset.content:
+    if other.name != experiment.name and other.prepared != experiment.prepared:
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )

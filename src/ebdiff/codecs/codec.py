@@ -36,6 +36,10 @@ class Codec:
         """
         raise NotImplementedError
 
+    def vector(self, items: Tensor, cond: Cond) -> list[str] | None:
+        """The items as SVG documents, where they are drawings; arguments as for `decode`."""
+        return None
+
 
 class Identity(Codec):
     """Items are images in [-1, 1]."""

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import os
 import struct
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ebdiff.data.images import EXTENSIONS, FILE_BYTES, Broken, Item
 from ebdiff.system.errors import UserError
+from ebdiff.system.files import replacing
+from ebdiff.system.progress import progress
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,30 @@ def parquet(paths: list[Path]) -> Collection:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _: None) -> None:
+    """Fetch a file, with progress, unless it is there; checked before it gets its name.
+
+    Raises:
+        UserError: no network, or what came is wrong in the words of `check`.
+    """
+    if target.exists():
+        return
+    with replacing(target) as temporary:
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, temporary.open("wb") as file:
+                total = int(answer.headers.get("Content-Length", 0)) or None
+                with progress(total=total, desc=target.name, unit="B", unit_scale=True) as bar:
+                    while block := answer.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"{url}: can't be fetched ({error}); try again, or set dataset.path to a local copy"
+            ) from None
+        if wrong := check(temporary):
+            raise UserError(f"{url}: {wrong}; try again")
 
 
 def open_path(path: Path, split: str = "train") -> Collection:

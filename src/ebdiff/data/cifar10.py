@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
-from ebdiff.data.archives import Collection, open_path
+from ebdiff.data.archives import Collection, fetch, open_path
 from ebdiff.data.images import Item
 from ebdiff.experiment import layout
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import replacing
-from ebdiff.system.progress import progress
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -60,27 +56,12 @@ def check(path: Path) -> None:
 
 
 def download(target: Path) -> None:
-    """Fetch the archive, with progress, unless it is there; checked before it gets its name.
+    """Fetch the archive unless it is there; see `fetch` for errors."""
 
-    Raises:
-        UserError: no network, or what came is not the archive.
-    """
-    if target.exists():
-        return
-    with replacing(target) as temporary:
-        try:
-            with urllib.request.urlopen(URL, timeout=60) as answer, temporary.open("wb") as file:
-                total = int(answer.headers.get("Content-Length", 0)) or None
-                with progress(total=total, desc=ARCHIVE, unit="B", unit_scale=True) as bar:
-                    while block := answer.read(1 << 20):
-                        file.write(block)
-                        bar.update(len(block))
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"{URL}: can't be fetched ({error}); try again, or set dataset.path to a local copy"
-            ) from None
-        if (found := _md5(temporary)) != MD5:
-            raise UserError(f"{URL}: wrong checksum: md5 {found}, expected {MD5}; try again")
+    def wrong(path: Path) -> str | None:
+        return None if (found := _md5(path)) == MD5 else f"wrong checksum: md5 {found}, expected {MD5}"
+
+    fetch(URL, target, wrong)
 
 
 def binary(path: Path, split: str = "train") -> Collection:

@@ -22,8 +22,8 @@ from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import load_memmap
 
-BLOCK = 1024  # images copied to a GPU at a time
-RESIDENT = 0.25  # share of a GPU's free memory that the images may take
+BLOCK = 1024  # items copied to a GPU at a time
+RESIDENT = 0.25  # share of a GPU's free memory that the items may take
 
 
 class Cond(NamedTuple):
@@ -120,6 +120,16 @@ class Dataset:
 def open_dataset(experiment: Experiment) -> Dataset:
     """The training set of an experiment; see `Dataset.of`."""
     return DATASETS.member(experiment.dataset.source).of(experiment)
+
+
+def resident(rows: np.ndarray, device: torch.device) -> Tensor | None:
+    """All of a memory-mapped array on a GPU, if it fits; None if it doesn't, and on a CPU."""
+    if device.type != "cuda" or rows.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return None
+    copied = torch.from_numpy(np.array(rows[:0])).new_empty(rows.shape, device=device)
+    for first in range(0, len(rows), BLOCK):  # never a second copy on the host
+        copied[first : first + BLOCK] = torch.from_numpy(np.array(rows[first : first + BLOCK]))
+    return copied
 
 
 def moved(arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -246,13 +256,7 @@ class Images(Dataset):
 
     def on(self, device: torch.device) -> Images:
         """With all images as uint8 on the GPU, where they fit; on a CPU they stay memory-mapped."""
-        if device.type != "cuda" or self.pixels.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
-            return self
-        resident = torch.empty(self.pixels.shape, dtype=torch.uint8, device=device)
-        for first in range(0, len(resident), BLOCK):  # never a second copy on the host
-            block = np.array(self.pixels[first : first + BLOCK])
-            resident[first : first + BLOCK] = torch.from_numpy(block)
-        return replace(self, resident=resident)
+        return replace(self, resident=resident(self.pixels, device))
 
     def at(self, indices: np.ndarray) -> list[np.ndarray]:
         """Pixels, or indices where all are resident, and which are mirrored: none."""

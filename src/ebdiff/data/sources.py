@@ -207,15 +207,7 @@ def write_images(
                 file.write(result.data)
                 labels.append(item.label)
                 resized |= scaled
-    if broken:
-        if dataset.broken == "skip" or len(broken) > NAMED:  # the error below names only the first
-            print(*(f"broken image {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
-        if dataset.broken == "refuse":
-            more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-            raise UserError(
-                f"broken images: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
-                "or set dataset.broken to skip"
-            )
+    tell_broken("image", broken, dataset.broken)
     if found.count and len(labels) < FEWEST:
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
     file.seek(0)
@@ -223,7 +215,28 @@ def write_images(
     return labels, len(broken), resized
 
 
-def _check_room(path: Path, needed: int) -> None:
+def tell_broken(what: str, broken: list[str], policy: str) -> None:
+    """Say which images or drawings can't be used, one line each.
+
+    Raises:
+        UserError: there are some, and the policy is to refuse them; it names the first.
+    """
+    if broken and (policy == "skip" or len(broken) > NAMED):  # the error below names only the first
+        print(*(f"broken {what} {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
+    if broken and policy == "refuse":
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise UserError(
+            f"broken {what}s: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
+            "or set dataset.broken to skip"
+        )
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Refuse to begin what a disk has no room for.
+
+    Raises:
+        UserError: it has less than `needed` bytes.
+    """
     free = shutil.disk_usage(path).free
     if needed > free:
         raise UserError(
@@ -267,7 +280,7 @@ def write(
     images.parent.mkdir(parents=True, exist_ok=True)
     for path in (images, held_out):
         remove_leftovers(path)  # they take room
-    _check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
+    check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped, resized = write_images(found, file, experiment, threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ from ebdiff.nets.execution import Runtime
 from ebdiff.system import interrupts, parallel
 from ebdiff.system.draws import item_noise
 from ebdiff.system.errors import Unusable
-from ebdiff.system.files import holding, read_arrays, replacing, sha256, write_arrays, write_json
+from ebdiff.system.files import holding, read_arrays, replacing, sha256, write_arrays, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.system.progress import progress
 
 GRID = 10  # rows and columns of the preview
+SIDE = 4  # rows and columns of the drawings as SVG
 
 
 @torch.inference_mode()
@@ -72,7 +74,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
 
     Several processes (`torchrun`) take turns at the batches; an image depends on its number alone.
     Writes samples.npy (uint8, N x H x W x C), where the codec keeps them items.npy (float32), a grid of
-    the first 100 and a ledger.
+    the first 100, as SVG of the first 16 where the codec draws, and a ledger.
 
     Raises:
         UserError: another process draws this run, or an expert is missing or damaged.
@@ -89,9 +91,12 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
     dataset = open_dataset(experiment) if experiment.dataset.items.conditional else None
 
+    def conditions(indices: Sequence[int]) -> Cond:
+        return UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
+
     @torch.inference_mode()
     def draw(indices: list[int]) -> dict[str, np.ndarray]:
-        cond = UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
+        cond = conditions(indices)
         items = generate(experiment, router, indices, seed, device, cond)
         images = {"images": codec.decode(items, cond)}
         return {**images, "items": items.cpu().numpy()} if codec.keeps_items else images
@@ -127,6 +132,11 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         if codec.keeps_items:
             batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
             kept["items_sha256"] = sha256(work.path(layout.SAMPLE_ITEMS))
+            first = np.array(np.load(work.path(layout.SAMPLE_ITEMS), mmap_mode="r")[: SIDE * SIDE])
+            drawings = codec.vector(torch.from_numpy(first).to(device), conditions(range(len(first))))
+            if drawings is not None:
+                write_text(work.path(layout.SAMPLES_SVG), svg_grid(drawings))
+                kept["svg_sha256"] = sha256(work.path(layout.SAMPLES_SVG))
         seconds = batches.join("images", output, count)
         write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
         entry = ledger(
@@ -219,3 +229,12 @@ def write_grid(images: np.ndarray, path: Path) -> None:
     grid = grid.reshape(rows * height, GRID * width, channels)
     with replacing(path) as temporary:
         Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary)
+
+
+def svg_grid(drawings: list[str], unit: int = 256, gap: int = 16) -> str:
+    """SVG documents, each `unit` wide and high, as one, four a row."""
+    side = SIDE * (unit + gap)
+    places = ((i % SIDE * (unit + gap), i // SIDE * (unit + gap)) for i in range(len(drawings)))
+    moved = (f'<g transform="translate({x} {y})">{d}</g>' for (x, y), d in zip(places, drawings, strict=True))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}">'
+    return "\n".join([head, *moved, "</svg>"])

@@ -114,6 +114,7 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         self.network.check(self.dataset.items)
+        self.codec.check(self.dataset.items)
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -257,6 +258,11 @@ class Experiment(Strict):
     def architecture(self) -> Architecture:
         """The dense network: its config and the items it denoises."""
         return Architecture(self.network, self.dataset.items)
+
+    @property
+    def prepared(self) -> Any:
+        """What tells which data are prepared: the dataset, and the codec where that draws the images."""
+        return [self.dataset.content, self.codec] if self.dataset.DRAWN else self.dataset.content
 
     @property
     def final_expert(self) -> Expert | None:

@@ -179,7 +179,7 @@ def of_dataset(
     if not found:
         raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
     for other in found[1:]:
-        if other.dataset.content != found[0].dataset.content:
+        if other.prepared != found[0].prepared:
             raise UserError(
                 f"dataset {dataset!r} means different images in {found[0].name}.yaml and {other.name}.yaml; "
                 "rename dataset.name in one of them"

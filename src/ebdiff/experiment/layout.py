@@ -64,6 +64,7 @@ RUN = SEED + "/runs/{run}"
 SAMPLES = RUN + "/samples.npy"
 SAMPLE_ITEMS = RUN + "/items.npy"  # where the codec keeps them
 SAMPLES_PNG = RUN + "/samples.png"
+SAMPLES_SVG = RUN + "/samples.svg"  # where the codec draws
 SAMPLE_LEDGER = RUN + "/ledger.json"
 METRICS = RUN + "/metrics.json"
 

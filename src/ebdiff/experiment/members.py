@@ -156,10 +156,12 @@ class DatasetConfig(Strict):
             those files (uint8 images for metrics, labels, manifest) and, beside them, what it needs more.
             Beside the member, because it may do without torch.
         SEEN: keys that change how training sees the data, not what is prepared.
+        DRAWN: whether its images are what the experiment's codec makes of its items.
     """
 
     WRITE: ClassVar[str | Callable[..., dict]]
     SEEN: ClassVar[frozenset[str]] = frozenset({"subset"})
+    DRAWN: ClassVar[bool] = False
 
     name: Name = Field(description="Folder name under resources/data/.")
     source: str
@@ -255,10 +257,62 @@ for _source in ("bundled-digits", "cifar10", "images"):
     DATASETS.register(_source, ImagesConfig, "ebdiff.data.dataset:Images")
 
 
+class SketchesConfig(DatasetConfig):
+    """Where drawings come from and how their strokes become sequences of points (ChiroDiff, 2304.03785)."""
+
+    WRITE = "ebdiff.data.sketches:write"
+    DRAWN = True
+
+    source: Literal["sketches", "quickdraw", "vmnist", "kanjivg"] = Field(
+        description="quickdraw: raw .ndjson, a file or a folder of them at `path`, or `categories` to fetch. "
+        "vmnist, sketches: a file or a folder of the same kind at `path`. kanjivg: the package of that name, "
+        "or the project's SVG archive, packed or not, at `path`."
+    )
+    categories: tuple[Annotated[str, Field(pattern=r"^\w[\w -]*$")], ...] = Field(
+        (), description="Of quickdraw: these alone; all at `path` where none is named."
+    )
+    per_category: int | None = Field(None, gt=0, description="At most so many drawings of each category.")
+    max_points: int = Field(300, gt=1, le=10_000, description="Longer drawings are left out and counted.")
+    step: float = Field(
+        0.05, ge=0.005, le=1, description="Way between points, as a share of the radius of the drawing."
+    )
+    simplify: float = Field(
+        0.0, ge=0, lt=1, description="Tolerance of Ramer, Douglas and Peucker, as a share of the radius."
+    )
+    broken: Literal["refuse", "skip"] = Field(
+        "refuse", description="Drawings that can't be used: name them and stop, or skip and count them."
+    )
+    held_out: float = Field(0.15, ge=0, le=0.5, description="Share of the drawings that no training sees.")
+
+    @model_validator(mode="after")
+    def _place_given(self) -> SketchesConfig:
+        if self.source != "kanjivg" and not (self.path or (self.source == "quickdraw" and self.categories)):
+            raise ValueError(f"give `path` (.ndjson file or folder of them) with source {self.source}")
+        if self.categories and self.source != "quickdraw":
+            raise ValueError("categories: quickdraw's alone")
+        return self
+
+    @property
+    def items(self) -> Items:
+        """Sequences of (dx, dy, whether a stroke begins)."""
+        return Items((self.max_points, 3), variable=True)
+
+
+for _source in ("sketches", "quickdraw", "vmnist", "kanjivg"):
+    DATASETS.register(_source, SketchesConfig, "ebdiff.data.sketches:Sketches")
+
+
 class CodecConfig(Strict):
     """What every codec says of itself; `kind` names its member."""
 
     kind: str
+
+    def check(self, items: Items) -> None:
+        """Refuse items that the codec can't decode.
+
+        Raises:
+            ValueError: names the key to change.
+        """
 
 
 class IdentityConfig(CodecConfig):
@@ -266,8 +320,26 @@ class IdentityConfig(CodecConfig):
 
     kind: Literal["identity"] = "identity"
 
+    def check(self, items: Items) -> None:
+        if len(items.shape) != 3:
+            raise ValueError(f"codec.kind identity: items of {items.shape} are no images; name another codec")
+
+
+class RasterConfig(CodecConfig):
+    """Items are drawings. How they are drawn changes every metric, so it stands in each metrics.json."""
+
+    kind: Literal["raster"] = "raster"
+    size: int = Field(256, ge=8, le=1024, description="Height and width of the images, pixels.")
+    line_width: float = Field(6.0, gt=0, le=64, description="Of 256 pixels, whatever the size.")
+    pen: float = Field(0.8, gt=0, lt=1, description="A stroke begins where the pen's value is above this.")
+
+    def check(self, items: Items) -> None:
+        if not (items.variable and items.shape[1:] == (3,)):
+            raise ValueError(f"codec.kind raster: draws sequences of (dx, dy, pen), not {items.shape}")
+
 
 CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")
+CODECS.register("raster", RasterConfig, "ebdiff.codecs.raster:Raster")
 
 # The sections that members fill: who there is, and who is meant where the section doesn't say.
 SECTIONS = {"network": (NETWORKS, "unet"), "dataset": (DATASETS, "images"), "codec": (CODECS, "identity")}

@@ -293,7 +293,7 @@ def _always(e: Experiment, **_: str) -> bool:
 
 STAGES = {stage.verb: stage for stage in (
     Stage(
-        "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.dataset.content,
+        "prepare-data", layout.DATA_FILES, lambda e, **_: (), lambda e, **_: e.prepared,
         large=(layout.IMAGES, layout.LABELS, layout.HELD_OUT),
     ),
     Stage(

@@ -128,6 +128,7 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
         "seed": seed,
         **{key: first[key] for key in FLAT},
         **looks,
+        "codec": experiment.codec.model_dump(mode="json"),
         "protocols": found,
         "seconds": round(time.perf_counter() - began, 3),
     }

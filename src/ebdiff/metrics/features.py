@@ -58,7 +58,7 @@ class Extractor:
             path = layout.path(layout.CLASSIFIER, dataset=dataset)
             network, _ = classifier.load_classifier(path)
             cpu = torch.device("cpu")  # small enough, and the same numbers on every machine
-            mode = "images as they are, in [-1, 1]"
+            mode = "images in [-1, 1], those of more than 64 pixels averaged to 64"
             size = classifier.FEATURES
             return cls(protocol, network.extract, size, 500, 2000, mode, sha256(path), cpu)
         network = inception.Inception(protocol, settings.weights, device)

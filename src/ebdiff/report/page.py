@@ -108,12 +108,18 @@ def _told(results: Results) -> dict[str, Any]:
         "unsettled": notes.unsettled(runs),
         "searches": [(s, n, x) for s, n in sorted(used) if (x := attempt(results.search_ledger, n, s))],
         "samples": [(f.run.title, m) for f in runs if (m := attempt(results.metrics, f.name, f.seeds[0]))],
+        "drawings": [(f.run.title, _svg(x)) for f in runs if (x := attempt(results.svg, f.name, f.seeds[0]))],
         "ways": notes.protocols(runs),
         "executed": notes.executed(runs),
         "plan": plan,
         "jobs": [(job["kind"], job["seconds"], actual) for job, actual in seconds if actual is not None],
         "left_out": results.left_out,
     }
+
+
+def _svg(document: bytes) -> str:
+    """The address of an `img` that holds an SVG: there no script of it would run."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(document).decode()}"
 
 
 def _embedded(png: bytes) -> Markup:

@@ -21,7 +21,7 @@ from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records, opened
 from ebdiff.experiment.runs import Expert
 from ebdiff.system.errors import Missing, Unusable, UserError, damaged
-from ebdiff.system.files import load_memmap, read_arrays, read_json
+from ebdiff.system.files import load_memmap, read_arrays, read_json, sha256
 from ebdiff.tickets.history import load_history
 
 Value = TypeVar("Value")
@@ -164,6 +164,15 @@ class Results:
     def samples(self, run: str, seed: int) -> np.ndarray:
         """A run's samples, uint8 (N, H, W, C)."""
         return self._once(self.path(layout.SAMPLES, run=run, seed=seed), load_memmap)
+
+    def svg(self, run: str, seed: int) -> bytes | None:
+        """A run's first samples as SVG; None where its codec doesn't draw."""
+        told, path = self.sample_ledger(run, seed), self.path(layout.SAMPLES_SVG, run=run, seed=seed)
+        if "svg_sha256" not in told:
+            return None
+        if sha256(path) != told["svg_sha256"]:
+            raise damaged(path, "it isn't what was drawn")
+        return path.read_bytes()
 
     def images(self) -> np.ndarray:
         """The real images, uint8 (N, H, W, C)."""

@@ -16,7 +16,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,6 +146,17 @@ def write_array(path: Path, array: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, array)
     write_bytes(path, content.getvalue())
+
+
+def write_rows(
+    path: Path, dtype: np.dtype | type, shape: tuple[int, ...], parts: Iterable[np.ndarray]
+) -> None:
+    """Write an npy of a known shape atomically, from parts along its first axis, one in memory at a time."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).data)
 
 
 def new_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,190 @@
+"""Drawings as sequences of movements, padded: how they are stored, and as training sees them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff.data import strokes
+from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident
+from ebdiff.data.images import Broken
+from ebdiff.data.sources import FEWEST, check_room, tell_broken
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.members import CODECS, Items
+from ebdiff.system.draws import generator
+from ebdiff.system.errors import Unusable, UserError
+from ebdiff.system.files import load_memmap, read_json, sha256, write_array, write_json, write_rows
+from ebdiff.system.progress import progress
+
+BLOCK = 256  # drawings drawn at a time
+SEQUENCES, LENGTHS = "sequences.npy", "lengths.npy"  # beside the images
+
+
+@dataclass(frozen=True)
+class Sketches(Dataset):
+    """Prepared drawings.
+
+    Attributes:
+        items: their shape.
+        sequences: float32 (N, L, 3): dx, dy, whether a stroke begins; zeros at the end. Memory-mapped.
+        lengths: int64 (N,), how many movements each drawing has.
+        resident: the sequences on a GPU, where they fit.
+    """
+
+    items: Items
+    sequences: np.ndarray
+    lengths: np.ndarray
+    resident: Tensor | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Sketches:
+        """The training set of an experiment.
+
+        Raises:
+            UserError: missing, not what was prepared, or fewer than the subset.
+        """
+        dataset = experiment.dataset
+        manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
+        told = read_json(manifest)
+        for name in (SEQUENCES, LENGTHS):
+            if sha256(path := manifest.with_name(name)) != told.get(name):
+                raise Unusable(path, "isn't what was prepared")
+        if dataset.subset is not None and dataset.subset > told["count"]:
+            raise UserError(
+                f"dataset.subset is {dataset.subset}, but {dataset.name} has {told['count']} drawings"
+            )
+        sequences, lengths = (
+            load_memmap(manifest.with_name(name))[: dataset.subset] for name in (SEQUENCES, LENGTHS)
+        )
+        return cls(dataset.items, sequences, np.array(lengths))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def on(self, device: torch.device) -> Sketches:
+        """With all sequences on the GPU, where they fit; on a CPU they stay memory-mapped."""
+        return replace(self, resident=resident(self.sequences, device))
+
+    def at(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Sequences, or indices where all are resident, and lengths."""
+        return [indices if self.resident is not None else self.sequences[indices], self.lengths[indices]]
+
+    def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
+        """Movements (B, L, 3) and which of them are a drawing's own."""
+        sequences, lengths = moved(arrays, device)
+        if self.resident is not None:
+            sequences = self.resident[sequences]
+        return Batch(sequences, Cond(mask=_inside(lengths, self.items.shape[0])))
+
+    def conditions(self, seed: int, indices: Sequence[int]) -> Cond:
+        """Lengths, each that of a drawing drawn at random."""
+        drawn = [generator(seed, "sample/lengths", i).integers(len(self)) for i in indices]
+        return Cond(mask=_inside(torch.from_numpy(self.lengths[drawn]), self.items.shape[0]))
+
+
+def _inside(lengths: Tensor, longest: int) -> Tensor:
+    """Which places of padded sequences are their own: bool (B, longest)."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def write(
+    experiment: Experiment, images: Path, labels: Path, held_out: Path, manifest: Path, threads: int = 1
+) -> dict:
+    """Sequences as float32 (N, L, 3) and lengths as int64 (N,); and as every source: images of them by the
+    experiment's codec, their categories, images of drawings held out of training, and last the manifest.
+
+    Which are held out, and the order, is a function of their number alone; the first n are a fair subset.
+    """  # fmt: skip
+    dataset, longest = experiment.dataset, experiment.dataset.max_points
+    found, words, told = _read(experiment)
+    order = generator(0, "sketches/split").permutation(len(found))
+    apart, kept = np.split(order, [math.ceil(dataset.held_out * len(found))])
+    if len(kept) < FEWEST:
+        raise UserError(
+            f"dataset {dataset.name}: {len(kept)} drawings to train on; at least {FEWEST} are needed"
+        )
+    codec = CODECS.member(experiment.codec.kind)(experiment, torch.device("cpu"))
+
+    def padded(rows: np.ndarray) -> Iterator[np.ndarray]:
+        for block in (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)):
+            sequences = np.zeros((len(block), longest, 3), np.float32)
+            for sequence, i in zip(sequences, block, strict=True):
+                sequence[: len(found[i])] = found[i]
+            yield sequences
+
+    def drawn(rows: np.ndarray) -> Iterator[np.ndarray]:
+        blocks = progress(padded(rows), total=math.ceil(len(rows) / BLOCK), desc="images")
+        for sequences, first in zip(blocks, range(0, len(rows), BLOCK), strict=True):
+            own = torch.tensor([len(found[i]) for i in rows[first : first + BLOCK]])
+            yield codec.decode(torch.from_numpy(sequences), Cond(mask=_inside(own, longest)))
+
+    shape = next(drawn(kept[:1])).shape[1:]
+    images.parent.mkdir(parents=True, exist_ok=True)
+    check_room(images.parent, len(found) * math.prod(shape) + len(kept) * 12 * longest)
+    manifest.unlink(missing_ok=True)  # never beside data that it doesn't describe
+    write_rows(images, np.uint8, (len(kept), *shape), drawn(kept))
+    write_rows(held_out, np.uint8, (len(apart), *shape), drawn(apart))
+    sequences, lengths = (images.with_name(name) for name in (SEQUENCES, LENGTHS))
+    write_rows(sequences, np.float32, (len(kept), longest, 3), padded(kept))
+    write_array(lengths, np.array([len(found[i]) for i in kept], np.int64))
+    categories = sorted(set(words)) if None not in words else []
+    write_array(labels, np.array([categories.index(words[i]) for i in kept if categories], np.int64))
+    entry = {
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "title": dataset.name,
+        "origin": dataset.path or dataset.source,
+        "licence": "not stated",
+        **strokes.STORIES[dataset.source],
+        "count": len(kept),
+        "held_out": len(apart),
+        **told,
+        "shape": list(shape),
+        "classes": len(categories),
+        "categories": categories,
+        SEQUENCES: sha256(sequences),
+        LENGTHS: sha256(lengths),
+    }
+    write_json(manifest, entry)
+    return entry
+
+
+def _read(experiment: Experiment) -> tuple[list[np.ndarray], list[str | None], dict[str, int]]:
+    """The drawings as movements, their categories, and how many were left out.
+
+    Raises:
+        UserError: some can't be used (with `broken: refuse`).
+    """
+    dataset = experiment.dataset
+    found: list[np.ndarray] = []
+    words: list[str | None] = []
+    taken: Counter[str | None] = Counter()
+    broken: list[str] = []
+    long: list[str] = []
+    for name, read in progress(strokes.find(dataset), desc="drawings"):
+        try:
+            drawing = read()
+            if taken[drawing.word] == dataset.per_category:
+                continue
+            sequence = strokes.movements(drawing.strokes, dataset.step, dataset.simplify)
+        except Broken as error:
+            broken.append(f"{name}: {error}")
+            continue
+        if len(sequence) > dataset.max_points:
+            long.append(f"{name}: {len(sequence):,}")
+            continue
+        taken[drawing.word] += 1
+        found.append(sequence)
+        words.append(drawing.word)
+    tell_broken("drawing", broken, dataset.broken)
+    if long:
+        print(f"left out, longer than dataset.max_points {dataset.max_points}: {len(long)} (first {long[0]})")
+    return found, words, {"skipped": len(broken), "too_long": len(long)}
