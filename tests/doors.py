@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from conftest import command
 from pydantic import BaseModel
 from torch import nn
 
@@ -41,7 +42,7 @@ def write(experiment, images, labels, held_out, manifest, threads=1):
     inside = np.arange(LENGTH) < lengths[:, None]
     x[~inside] = 0
     cond = Cond(mask=torch.from_numpy(inside))
-    pictures = Raster(experiment, torch.device("cpu")).decode(torch.from_numpy(x), cond)
+    pictures = ToyRaster(experiment, torch.device("cpu")).decode(torch.from_numpy(x), cond)
     write_array(images, pictures[:n])
     write_array(held_out, pictures[n:])
     write_array(labels, classes[:n].astype(np.int64))
@@ -56,7 +57,7 @@ def write(experiment, images, labels, held_out, manifest, threads=1):
     return entry
 
 
-class StrokesConfig(DatasetConfig):
+class ToyStrokesConfig(DatasetConfig):
     WRITE = staticmethod(write)
     source: Literal["strokes"] = "strokes"
 
@@ -65,7 +66,7 @@ class StrokesConfig(DatasetConfig):
         return Items((LENGTH, 3), CLASSES, variable=True)
 
 
-class Strokes(Dataset):
+class ToyStrokes(Dataset):
     def __init__(self, items, x, lengths, labels):
         self.items, self.x, self.lengths, self.labels = items, x, lengths, labels
 
@@ -157,11 +158,11 @@ class GRUNet(Denoiser):
 # --- a codec that holds weights ----------------------------------------------------------------------------
 
 
-class RasterConfig(CodecConfig):
+class ToyRasterConfig(CodecConfig):
     kind: Literal["toy-raster"] = "toy-raster"
 
 
-class Raster(Codec):
+class ToyRaster(Codec):
     def __init__(self, experiment, device):
         super().__init__(experiment, device)
         drawn = generator(0, "toy/raster").standard_normal((SIDE * SIDE, LENGTH * 3)).astype(np.float32)
@@ -201,17 +202,10 @@ class Shrink(Hook):
         return {"shrink.count": self.count}
 
 
-DATASETS.register("strokes", StrokesConfig, Strokes)
+DATASETS.register("strokes", ToyStrokesConfig, ToyStrokes)
 NETWORKS.register("toy-gru", GRUConfig, GRUNet)
-CODECS.register("toy-raster", RasterConfig, Raster)
+CODECS.register("toy-raster", ToyRasterConfig, ToyRaster)
 HOOKS.register("toy-shrink", ShrinkConfig, Shrink)
-
-
-def command(job):
-    """The command line of a job."""
-    own = {k: v for k, v in job.where.items() if k not in ("experiment", "dataset")}
-    options = [x for k, v in own.items() for x in (f"--{'images' if k == 'number' else k}", v)]
-    return [job.stage.verb, job.where.get("experiment") or job.where["dataset"], *options]
 
 
 def main():

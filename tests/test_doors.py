@@ -135,7 +135,7 @@ def test_the_pruned_recurrent_network_is_the_dense_one_with_those_units_silenced
         "from ebdiff.pruning.importance import magnitude\n"
         "from ebdiff.pruning.select import select\n"
         "from ebdiff.pruning.surgery import cut\n"
-        "it = Architecture(doors.GRUConfig(), doors.StrokesConfig(name='s').items)\n"
+        "it = Architecture(doors.GRUConfig(), doors.ToyStrokesConfig(name='s').items)\n"
         "net = store.fresh(it, 0, 't').eval()\n"
         "tensors = {n: t.detach() for n, t in net.state_dict().items()}\n"
         "groups = trace(it); mask = select(groups, magnitude(tensors), 0.5)\n"

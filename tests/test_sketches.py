@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, changed
-from doors import command
+from conftest import ROOT, changed, command
 from PIL import Image, ImageDraw
 from test_doors import TOY
 
