@@ -14,9 +14,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, changed
-from doors import command
 from PIL import Image, ImageDraw
-from test_doors import TOY
+from test_doors import TOY, doors
 
 from ebdiff import starter
 from ebdiff.codecs.codec import open_codec
@@ -26,7 +25,6 @@ from ebdiff.data.dataset import Cond, open_dataset, open_held_out, open_labels, 
 from ebdiff.data.sources import prepare
 from ebdiff.diffusion.sample import svg_grid
 from ebdiff.experiment import layout, load
-from ebdiff.experiment.jobs import jobs
 from ebdiff.experiment.members import IdentityConfig
 from ebdiff.metrics.classifier import Classifier
 from ebdiff.system.errors import Unusable, UserError
@@ -536,7 +534,7 @@ def test_real_strokes_survive_the_round_trip(quickdraw):
 
 
 @pytest.mark.slow
-def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path, verb):
+def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path):
     """Every stage: GRUs pruned by unit, samples as pictures and as SVG, the codec told with the metrics."""
     raw = changed(TOY, {"dataset": {"name": "q", "source": "quickdraw", "path": quickdraw, "step": 0.2}})
     raw |= {
@@ -548,9 +546,8 @@ def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path, verb):
     folder = tmp_path / "config/experiments"
     folder.mkdir(parents=True)
     (folder / "toy.yaml").write_text(yaml.safe_dump(raw))
-    for job in jobs(load.load("toy", folder)):
-        done = verb(*command(job))
-        assert done.returncode == 0, (job.name, done.stderr[-2000:])
+    done = doors(tmp_path, "all")
+    assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / layout.path(layout.RUN, experiment="toy", seed=0, run="eb-50")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["codec"] == {"kind": "raster", "size": 64, "line_width": 6.0, "pen": 0.8}
