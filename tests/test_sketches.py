@@ -506,6 +506,21 @@ def test_the_classifier_sees_large_pictures_at_64_pixels():
     torch.testing.assert_close(network(large), network(x))
 
 
+def test_real_characters_have_the_strokes_that_dictionaries_count():
+    pytest.importorskip("svgpathtools", reason="the extra `sketches` is not installed")
+    try:
+        found = {Path(name).stem: read for name, read in strokes.kanji(None)}
+    except UserError:
+        pytest.skip("the extra `sketches` is not installed")
+    assert 6_000 < len(found) < 7_000 and all(int(stem, 16) > 0x3400 for stem in found)
+    known = {"一": 1, "三": 3, "木": 4, "国": 8, "漢": 13, "鬱": 29}
+    kinds = {"木": "one piece", "国": "enclosed", "漢": "left and right", "草": "top and bottom"}
+    for character, count in known.items():
+        assert len(found[f"{ord(character):05x}"]().strokes) == count
+    for character, kind in kinds.items():
+        assert found[f"{ord(character):05x}"]().word == kind
+
+
 @pytest.fixture(scope="module")
 def quickdraw():
     if not (path := os.environ.get("EBDIFF_QUICKDRAW")):
