@@ -28,6 +28,8 @@ def kernels(piece: Callable[[], object]) -> list[tuple[float, float]]:
 
 def busy_share(ran: Sequence[tuple[float, float]]) -> float:
     """Share of the time from the first kernel's begin to the last one's end in which some kernel runs."""
+    if not ran:
+        return float("nan")
     busy, until = 0.0, ran[0][0]
     for start, end in ran:
         busy += max(0.0, end - max(start, until))

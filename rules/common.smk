@@ -186,5 +186,5 @@ wildcard_constraints:
     weights="raw|ema",
     rate=r"0\.[0-9]*[1-9](-at[0-9]+)?",
     expert="[a-z0-9][a-z0-9_.-]*",
-    milestone="[1-9][0-9]*|like-[a-z0-9_-]+",
+    milestone="[1-9][0-9]*(min)?|like-[a-z0-9_-]+",
     run="[a-z0-9][a-z0-9_-]*",

@@ -165,7 +165,7 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
                     kind = {k: ticket[k] for k in ("search", "criterion", "weights")}
                     for path in places.masks_beside(e, seed, **kind):
                         save_histories(path, {x.weights: history(e, path.parts[-4], seed)})
-            for path in places.mask_ledgers(e, name, seed):  # two seconds an interval
+            for path in places.mask_ledgers(e, run.experts, seed):  # two seconds an interval
                 intervals = 1 if (search := path.parts[-4]) == schema.FINAL else 24
                 write_json(path, {"seconds": 2.0 * intervals, "masks": intervals * len(e.rates_of(search))})
     for seed in e.seeds:

@@ -22,7 +22,7 @@ from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.metrics.classifier import load_classifier, train_classifier
 from ebdiff.metrics.distances import Gaussian, frechet_distance
-from ebdiff.nets import store
+from ebdiff.nets import execution, store
 from ebdiff.nets.execution import EAGER, GPU, Captured, Runtime
 from ebdiff.system.devices import device_name
 from ebdiff.system.errors import UserError
@@ -213,6 +213,9 @@ def cuda(monkeypatch):
     class Graph:
         replays = 0
 
+        def pool(self):
+            return "shared"
+
         def replay(self):
             self.replays += 1
             told.at = "replay"
@@ -221,16 +224,19 @@ def cuda(monkeypatch):
 
     @contextmanager
     def stream(stream):
-        told.at = stream.name
-        yield
-        told.at = "current"
+        before, told.at = told.at, stream.name
+        try:
+            yield
+        finally:
+            told.at = before
 
     @contextmanager
-    def graph(graph, stream, capture_error_mode):
+    def graph(graph, pool, stream, capture_error_mode):
+        assert pool == "shared" and not torch.is_inference_mode_enabled()
         told.graphs.append(graph)
         told.at = "capture"
-        yield
-        told.at = "current"
+        yield  # an error leaves the capturing stream, as torch's does
+        told.at = "own"
 
     def held(function):
         """The function, such that a graph can hold it."""
@@ -249,6 +255,8 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, fake.__name__, fake)
     monkeypatch.setattr(torch.cuda, "current_stream", Current)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(execution, "_room", lambda: (room, first))
+    room, first = Stream(), Graph()
     return told
 
 
@@ -267,7 +275,7 @@ def test_a_function_runs_eagerly_a_few_times_and_is_then_replayed_on_copies_of_i
         x.fill_(-1)
     assert [y.tolist() for y in outputs] == [[12.0 * i] * 2 for i in range(EAGER + 3)]
     assert called == ["own"] * EAGER + ["capture"] + ["replay"] * 3
-    assert cuda.waits == [("own", "current"), ("current", "own")] * EAGER
+    assert cuda.waits == [("own", "current"), ("current", "own")] * EAGER + [("current", "own")]
     (graph,) = cuda.graphs
     assert graph.places[0] is not x and graph.places[1].mask is None
 
@@ -284,6 +292,42 @@ def test_every_set_of_shapes_has_a_graph_of_its_own(cuda):
         found = [run(*inputs).item() for inputs in kinds]
         assert found == [2, 3, 5, 3]
     assert [graph.replays for graph in cuda.graphs] == [2] * len(kinds)
+
+
+def test_what_is_captured_while_sampling_serves_outside_of_inference_too(cuda):
+    run = Captured(cuda.held(lambda x: 2 * x))
+    with torch.inference_mode():
+        for _ in range(EAGER + 1):
+            run(torch.ones(2))
+    assert run(torch.ones(2)).tolist() == [2, 2] and not cuda.graphs[0].places[0].is_inference()
+
+
+def test_what_cannot_be_captured_goes_on_eagerly_and_says_so(cuda, capsys):
+    def reads_back(x):
+        if cuda.at == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+        return 2 * x
+
+    run = Captured(reads_back)
+    assert [run(torch.tensor(float(i))).item() for i in range(EAGER + 3)] == [2 * i for i in range(EAGER + 3)]
+    assert cuda.at == "current" and len(cuda.graphs) == 1
+    told = capsys.readouterr().out
+    assert (
+        told == "not captured as a CUDA graph, so slower: operation not permitted when stream is capturing\n"
+    )
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_as_such(cuda):
+    def large(x):
+        if cuda.at == "capture":
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return x
+
+    run = Captured(large)
+    for _ in range(EAGER):
+        run(torch.ones(1))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(torch.ones(1))
 
 
 def test_only_cuda_replays_and_a_deterministic_job_does_not():

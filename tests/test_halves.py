@@ -161,6 +161,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(workspace, tiny, stop):
 HALVED = {"tuning.training": {"dense": {"precision": "bf16", "channels_last": True}}}
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_an_undisturbed_one(workspace, vary, monkeypatch, capsys):
     e = vary(HALVED)
     search(e)

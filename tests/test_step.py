@@ -85,7 +85,7 @@ class Calls(TorchDispatchMode):
 
 def last(x):
     """`fused.fuses` for any device."""
-    return x.is_contiguous(memory_format=torch.channels_last)
+    return x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def training(architecture, rate, device="cpu", batch=128):
@@ -150,3 +150,15 @@ def test_a_replay_would_launch_the_same_on_the_same_memory(halves):
     (before, _), (after, written) = (calls.memory() for calls in steps)
     assert before == after and {state.half.untyped_storage()._cdata} < after
     assert written == {state.grad.untyped_storage()._cdata}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_does_not_lie_channels_last_is_never_fused(channels, monkeypatch):
+    """A GPU computes small batches strictly, without a kernel to compile: not for one channel, which lies in
+    any layout at once, nor after attention, whose product lies otherwise."""
+    for module in (fused, nets_unet):
+        monkeypatch.setattr(module, "fuses", last)
+    for function in (fused.Norm, fused.Sum, fused.Product):
+        monkeypatch.setattr(function, "apply", None)
+    network = store.fresh(unet(8, channels=channels, multipliers=(1, 2), attention=(8, 4)), 0, "test")
+    network(*network.example(2)).sum().backward()

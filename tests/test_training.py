@@ -456,9 +456,13 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
         "runs.short": {"title": "S", "method": "control", "init": "dense", "iterations": "like-ta-eb"},
         "runs.like-scratch": {"title": "L", **control, "iterations": "like-scratch"},
         "runs.scratch": {"title": "C", **control, "method": "scratch", "iterations": 30},
+        "runs.flops": {"title": "F", **control, "iterations": "like-ta-eb-flops"},
+        "runs.minutes": {"title": "M", **control, "iterations": "2min"},
+        "runs.eb-minutes": {"title": "E", "method": "eb", "rate": 0.8, "iterations": "2min"},
     })  # fmt: skip
     step_ms = {"dense": 10.0, "0.3": 7.0, "0.5": 4.0, "0.8": 2.5}
-    networks = {k: {"step_ms": ms} for k, ms in step_ms.items()}
+    macs = {"dense": 100, "0.3": 50, "0.5": 25, "0.8": 4}
+    networks = {k: {"step_ms": ms, "macs": macs[k]} for k, ms in step_ms.items()}
     write_json(layout.path(layout.COST, experiment="tiny"), {"networks": networks})
     for rate, step in ((0.3, 50), (0.8, 60)):
         path = layout.path(layout.STORY, experiment="tiny", seed=0, rate=rate, **TICKET)
@@ -473,6 +477,15 @@ def test_like_a_run_counts_its_device_time_and_its_search(workspace, vary):
     assert steps("narrow") == round(79 / 0.4)
     # Scratch needs the dense network first: 80 dense steps, and 30 at 0.4.
     assert steps("like-scratch") == round((80 + 12) / 0.4)
+    # Training FLOPs of TA-EB: 20 at 0.5, 20 at 0.04, and the search.
+    assert steps("flops") == round((10 + 0.8 + 60) / 0.25)
+    # Two minutes are 12,000 dense steps, or 30,000 at 0.4; a ticket at 0.25 spends 60 on its search first.
+    assert steps("minutes") == 30_000
+    assert steps("eb-minutes") == round((12_000 - 60) / 0.25)
+    path = layout.path(layout.STORY, experiment="tiny", seed=0, rate=0.8, **TICKET)
+    write_json(path, {"search": "full", "criterion": "magnitude", "step": 12_000})
+    with pytest.raises(UserError, match=r"2min are over before full-magnitude-ema-0.8-t0-1000 begins"):
+        steps("eb-minutes")
     assert milestone_steps(e, e.runs["scratch"].experts[0], "30", 0) == 30
 
 

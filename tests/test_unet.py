@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import unet
 
 from ebdiff.nets.fused import attend, shifts
-from ebdiff.nets.unet import Dropout, UNet, timestep_embedding
+from ebdiff.nets.unet import AttnBlock, Downsample, Dropout, ResnetBlock, UNet, Upsample, timestep_embedding
 
 CIFAR = unet()
 
@@ -134,3 +134,20 @@ def test_attention_is_the_softmax_of_scaled_products(dtype, close):
     found = attend(q, k, v)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, atol=close, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_layer_leaves_activations_as_they_lay(layout):
+    """Otherwise all that follow would compute in the other format, at its pace and with its rounding."""
+    network = UNet(*unet(8, width=8, multipliers=(1, 1), attention=(8, 4), norm_groups=4)).to(
+        memory_format=layout
+    )
+    layers = [m for m in network.modules() if isinstance(m, ResnetBlock | AttnBlock | Downsample | Upsample)]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda _, read, given: seen.append(given.is_contiguous(memory_format=layout))
+        )
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=layout)
+    network(x, torch.tensor([0, 9]))
+    assert len(seen) == len(layers) and all(seen)

@@ -93,7 +93,8 @@ def _device(experiment: Experiment, own: bool = True, share: int = 1) -> torch.d
     parallel.join(device)
     tuned, here = experiment.tuning.device, devices.device_name(device)
     if tuned not in ("", here) and parallel.first():
-        print(f"warning: tuned on {tuned}, but this is {here}: `ebdiff tune {experiment.name}`", flush=True)
+        cure = "delete its file" if device.type == "cuda" else f"`ebdiff tune {experiment.name}`"
+        print(f"warning: tuned on {tuned}, but this is {here}: {cure}", flush=True)
     # Strict fp32 unless a network's own execution says otherwise.
     Runtime(device, deterministic=experiment.compute.deterministic).set_arithmetic()
     return device
@@ -289,7 +290,7 @@ def select_eb_epoch(
 def finetune_region(
     name: Name,
     expert: Annotated[str, typer.Option(help="Key of an expert, such as full-magnitude-ema-0.5-t0-1000.")],
-    milestone: Annotated[str, typer.Option(help="Steps, or like-RUN.")],
+    milestone: Annotated[str, typer.Option(help="Steps, like-RUN, like-RUN-flops, or such as 20min.")],
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:

@@ -42,6 +42,26 @@ def average_visited(values: Sequence[float], serves: Sequence[Span], visited: Se
     return total / len(visited)
 
 
+def training_flops(sparse: float, dense: float, dense_gradients: float = 0.0) -> float:
+    """FLOPs of training on one item, as RigL's authors count them (Evci et al. 2020, Appendix H).
+
+    3 f_S; where gradients are also taken of masked weights (3 f_S * dT + 2 f_S + f_D) / (dT + 1). Masks and
+    the optimiser aren't counted.
+
+    Args:
+        sparse: f_S, FLOPs of a forward pass: those of each layer times its density.
+        dense: f_D, those of the dense network.
+        dense_gradients: share of steps with dense gradients, 1 / (dT + 1) of RigL.
+    """
+    return 3 * sparse + dense_gradients * (dense - sparse)
+
+
+def every_network(cost: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What cost.json tells of each network by name and, by `Expert.costs`, of those trained sparse."""
+    networks = {**cost["networks"], **cost.get("sparse", {})}
+    return {k: {"training_flops": training_flops(2 * n["macs"], 0), **n} for k, n in networks.items()}
+
+
 @dataclass(frozen=True)
 class TrainedExpert:
     """What an expert's training costs.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebdiff.cost.accounting import training_flops
 from ebdiff.cost.roofline import bounded
 from ebdiff.data.dataset import Batch, Dataset
 from ebdiff.diffusion.process import Process
@@ -19,11 +20,13 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import Items
 from ebdiff.experiment.records import Work
+from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import Execution
+from ebdiff.experiment.sparsity import METHODS, Sparse
 from ebdiff.nets import store
 from ebdiff.nets.denoiser import Denoiser, blank_inputs
 from ebdiff.nets.execution import Runtime
-from ebdiff.pruning.count import COUNTER, count, meta_tensors
+from ebdiff.pruning.count import COUNTER, count, meta_tensors, weight_macs
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import realised_rate, select_random
 from ebdiff.system.files import write_json
@@ -47,20 +50,32 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     network executed as it will be: nothing else may run on the machine.
     """
     work, networks, steps = Work(experiment, "measure-cost"), counts(experiment), {}
+    sparse, alike = sparse_counts(experiment, networks), dict[str, str]()
     for name, rate in rates(experiment).items():
         runtime = Runtime.of(experiment, "training", name, device)
         steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
+    firsts = dict[tuple[str, str], str]()
+    for name, x in experiment.sparse().items():
+        alike[name] = firsts.setdefault(timed_as(x), name)
+        if alike[name] == name:
+            runtime = Runtime.of(experiment, "training", x.network, device)
+            steps[name] = training_step(experiment, network_of(experiment, x.rate or 0), runtime, x.sparse)
 
     began = time.perf_counter()
+    times = {}
     for name, seconds in interleaved(steps, ROUNDS[device.type]).items():
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
-        networks[name] |= {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
+        times[name] = {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
+    steps.clear()  # their memory goes to the peaks
+    for name, network in (networks | sparse).items():
+        network |= times[alike.get(name, name)]
     result = {
         "experiment": experiment.name,
         "batch": experiment.training.batch,
         "counter": COUNTER,
         "peaks": bound(experiment, networks, device),
         "networks": networks,
+        **({"sparse": sparse} if sparse else {}),
         **ledger(device, seconds=round(time.perf_counter() - began, 3)),
     }
     write_json(work.path(layout.COST), result)
@@ -82,6 +97,42 @@ def counts(experiment: Experiment) -> dict[str, dict[str, Any]]:
         realised = realised_rate(select_random(groups, np.random.default_rng(0), rate))
         found[name] = {"rate": rate, "realised": realised, **counted._asdict()}
     return found
+
+
+def sparse_counts(
+    experiment: Experiment, networks: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What networks trained sparse hold and compute, by `Expert.costs`: zeros count for nothing.
+
+    Args:
+        experiment: whose.
+        networks: from `counts`.
+
+    Raises:
+        UserError: a sparsity leaves nothing of a layer.
+    """
+    built, found = dict[str, tuple[Denoiser, dict[str, int]]](), {}
+    for name, x in experiment.sparse().items():
+        if x.network not in built:
+            network = network_of(experiment, x.rate or 0)
+            built[x.network] = network, weight_macs(network)
+        network, applied = built[x.network]
+        dense = networks[x.network]
+        macs, params = dense["macs"], dense["params"]
+        for weight, kept in METHODS.member(x.sparse.method).nonzeros(x.sparse, network).items():
+            size = network.get_parameter(weight).numel()
+            params -= size - kept
+            macs -= applied[weight] * (size - kept) // size
+        flops = training_flops(2 * macs, 2 * dense["macs"], x.sparse.dense_gradients)
+        told = {"network": x.network, "method": x.sparse.method, "sparsity": x.sparse.zeros}
+        counted = {"params": params, "macs": macs, "training_flops": flops}
+        found[name] = {**told, "rate": dense["rate"], "realised": dense["realised"], **counted}
+    return found
+
+
+def timed_as(expert: Expert) -> tuple[str, str]:
+    """What the time of a sparse step depends on: not on how many weights are masked; updates are rare."""
+    return expert.network, expert.sparse.method
 
 
 def bound(
@@ -132,7 +183,7 @@ def interleaved(
 ) -> dict[Key, list[float]]:
     """Seconds of each piece of work, one entry per round; the pieces take turns.
 
-    Each is called `warmup` times before: allocators, kernels and compilers settle. Where pieces are large
+    Each is called `warmup` times before: allocators and kernels settle. Where pieces are large
     each finds the last one's memory at its turn; `settle` untimed calls then make it as in a row of its own.
     """
     for piece in work.values():
@@ -184,8 +235,14 @@ def steps_at_once(device: torch.device) -> int:
     return 50 if device.type == "cuda" else 1
 
 
-def training_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -> Callable[[], None]:
+def training_step(
+    experiment: Experiment, network: Denoiser, runtime: Runtime, sparse: Sparse | None = None
+) -> Callable[[], None]:
     """A function that does `steps_at_once` steps of the real training loop and waits for their loss."""
     job, state = timing_job(experiment, runtime), State.start(network, runtime)
     steps, learn = steps_at_once(runtime.device), learner(state, job)
-    return lambda: train(state, job, state.step + steps, save=lambda s: None, learn=learn)
+    hooks = [METHODS.member(sparse.method)(sparse, job)] if sparse else []
+    for hook in hooks:
+        hook.begin(state)
+        hook.begin = lambda state: None  # which is timed with no step
+    return lambda: train(state, job, state.step + steps, hooks=hooks, save=lambda s: None, learn=learn)

@@ -1,7 +1,8 @@
 """What an experiment will take: time, memory, disk, speed-ups, and what can't work (verb `plan`).
 
 Every job gets seconds and bytes by arithmetic on a few numbers: a training and a sampling step of each
-network and the start of a job, measured here in about half a minute, or stated. Searches go to their horizon.
+network and the start of a job, measured here (in half a minute, on a GPU in ten seconds per network), or
+stated. Searches go to their horizon.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 
 from ebdiff.cost import measure
-from ebdiff.cost.accounting import average_visited, search_steps, speedups, trained
+from ebdiff.cost.accounting import average_visited, every_network, search_steps, speedups, trained
 from ebdiff.cost.roofline import in_vain
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
@@ -30,6 +31,7 @@ from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs, maker
+from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.experiment.stages import taken_while_training
 from ebdiff.metrics import classifier, inception
@@ -38,7 +40,7 @@ from ebdiff.nets.memory import available_bytes, footprint
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.report import text
 from ebdiff.system.devices import device_name
-from ebdiff.training.train import like_steps
+from ebdiff.training.train import budget_steps
 
 ROUNDS = 5  # timed steps of each network
 MACS = 2e10  # of a timed forward pass on a CPU: of larger batches a part is timed
@@ -99,7 +101,7 @@ class Forecast:
     experiment: Experiment
     device: torch.device
     count: int  # images of the dataset
-    networks: Mapping[str, dict[str, Any]]  # as in cost.json; `image_ms`: an image's way through one
+    networks: Mapping[str, dict[str, Any]]  # as in cost.json, sparse too; `image_ms`: an image through one
     start: Mapping[str, float]  # seconds to the first line of work of a job that is `torch` or `light`
 
     def horizon(self, search: str) -> int:
@@ -107,10 +109,10 @@ class Forecast:
         rule = self.experiment.searches.get(search)
         return rule.horizon * self.experiment.interval_steps(search, self.count) if rule else 0
 
-    def stories(self, run: str) -> list[dict[str, Any]]:
-        """What decides the cost of a run's tickets: each is found at its search's horizon, or where asked."""
+    def stories(self, experts: Sequence[Expert]) -> list[dict[str, Any]]:
+        """What decides the cost of experts' tickets: each is found at its search's horizon or where asked."""
         e, told = self.experiment, []
-        for x in (x for x in e.runs[run].experts if x.needs_ticket):
+        for x in (x for x in experts if x.needs_ticket):
             asked = x.after is not None
             step = x.after * e.interval_steps(x.search, self.count) if asked else self.horizon(x.search)
             told.append({"search": x.search, "step": step})
@@ -123,20 +125,22 @@ class Forecast:
         passes = intervals * e.diffusion.timesteps / e.pruning.stride
         return passes * min(e.pruning.images, self.count) / e.training.batch * step
 
-    def masked(self, run: str) -> dict[tuple[str, str, str], float]:
-        """Seconds of the masks of a run's tickets, by search, criterion and weights."""
-        ranked = [x for x in self.experiment.runs[run].experts if x.needs_ticket and x.criterion in GRADIENT]
+    def masked(self, experts: Sequence[Expert]) -> dict[tuple[str, str, str], float]:
+        """Seconds of the masks of experts' tickets, by search, criterion and weights."""
+        ranked = [x for x in experts if x.needs_ticket and x.criterion in GRADIENT]
         return {(x.search, x.criterion, x.weights): self.mask_seconds(x.search) for x in ranked}
 
     def end(self, where: Mapping[str, str]) -> int:
         """The step at which a search or an expert's milestone ends, at most."""
         if "milestone" not in where:
             return self.horizon(where["search"])
-        if not where["milestone"].startswith("like-"):
+        budget = Budget.of(where["milestone"])
+        if budget is None:
             return int(where["milestone"])
-        e, run = self.experiment, where["milestone"].removeprefix("like-")
-        expert, masks = e.experts()[where["expert"]], sum(self.masked(run).values())
-        return like_steps(e, expert, e.runs[run], self.networks, self.stories(run), masks)
+        e, expert = self.experiment, self.experiment.experts()[where["expert"]]
+        charged = places.charged(e, expert, budget)
+        masks = sum(self.masked(charged).values())
+        return budget_steps(e, expert, budget, self.networks, self.stories(charged), masks)
 
     def steps(self, job: Job) -> int:
         """The steps of an expert's training from the furthest of the states that it may go on from."""
@@ -175,7 +179,8 @@ class Forecast:
                 calls = measure.steps_at_once(self.device) * (
                     measure.WARMUP + measure.ROUNDS[self.device.type]
                 )
-                return calls * sum(step.values()), 0
+                sparse = {measure.timed_as(x): x.costs for x in e.sparse().values()}
+                return calls * sum(step[name] for name in (*measure.rates(e), *sparse.values())), 0
             case "train-dense":
                 kept = search.horizon if search.gradient_criteria else len(search.rates) * len(search.weights)
                 kept = min(kept, search.horizon) + len(search.tickets_at)
@@ -208,8 +213,8 @@ class Forecast:
                 seconds += task.seconds * task.devices if "seed" in task.job.where else 0
         experts, dense = e.runs[name].experts, self.networks["dense"]["step_ms"]
         ends = [self.end({"expert": x.key, "milestone": str(x.iterations)}) for x in experts]
-        times = [self.networks[x.network]["step_ms"] / dense for x in experts]
-        before = search_steps(self.stories(name)), self.masked(name)
+        times = [self.networks[x.costs]["step_ms"] / dense for x in experts]
+        before = search_steps(self.stories(experts)), self.masked(experts)
         found = speedups(
             e.runs[name].method, e.dense.iterations, *trained(experts, ends, times, *before, dense)
         )
@@ -225,6 +230,7 @@ def make(
     `step_ms`, milliseconds of the unpruned network's training step, by measuring; `images` of the dataset.
     """
     count, networks = images or sources.count(e.dataset), measure.counts(e)
+    sparse = measure.sparse_counts(e, networks)
     there = device if step_ms is None else torch.device("cuda")  # whose steps are stated is taken for a GPU
     gpu, share = device.type == "cuda", e.compute.share if there.type == "cuda" else 1
     room = available_bytes(device) // (share if gpu else 1)
@@ -239,7 +245,10 @@ def make(
     pace = _time(e, networks, device, step_ms)
     own = torch.cuda.device_count() * share if gpu else len(os.sched_getaffinity(0))
     at_once = at_once or own // max(1, e.compute.gpus if gpu else e.compute.threads) or 1
-    forecast = Forecast(e, there, count, networks, start)
+    # Masked kernels are dense ones: a sparse step is planned at its network's own pace.
+    sparse = {name: networks[n["network"]] | n for name, n in sparse.items()}
+    every = every_network({"networks": networks, "sparse": sparse})
+    forecast = Forecast(e, there, count, every, start)
     tasks = forecast.tasks()
     times = schedule(tasks, at_once, share)
     plan = {

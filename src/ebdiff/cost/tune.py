@@ -13,7 +13,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution, Tuning
 from ebdiff.nets.denoiser import Denoiser
-from ebdiff.nets.execution import Runtime
+from ebdiff.nets.execution import EAGER, Runtime
 from ebdiff.system.devices import device_name
 from ebdiff.system.errors import UserError, first_line
 from ebdiff.system.files import write_text
@@ -87,4 +87,6 @@ def sampling_step(experiment: Experiment, network: Denoiser, runtime: Runtime) -
     def predict() -> None:
         denoiser(x, t, cond)[(0,) * x.dim()].item()  # waits for the device
 
+    for _ in range(EAGER if runtime.captures else 0):
+        predict()
     return predict

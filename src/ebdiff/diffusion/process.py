@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.schema import Diffusion
 
 
-@lru_cache(maxsize=8)
+@cache
 def _levels(diffusion: Diffusion, device: torch.device) -> Tensor:
-    """Signal and noise level of every timestep, float32 (2, T): once per device."""
+    """Signal and noise level of every timestep, float32 (2, T): once per device, for good: graphs read it."""
     abar = alphas_bar(diffusion)
     return torch.from_numpy(np.sqrt([abar, 1 - abar])).to(device, torch.float32)
 

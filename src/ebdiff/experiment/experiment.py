@@ -23,7 +23,7 @@ from ebdiff.experiment.members import (
     NetworkConfig,
     config_of,
 )
-from ebdiff.experiment.runs import Expert, Run
+from ebdiff.experiment.runs import Budget, Expert, Run
 from ebdiff.experiment.schema import (
     FINAL,
     GRADIENT,
@@ -162,6 +162,8 @@ class Experiment(Strict):
             raise ValueError(f"{where}: rate {rate} leaves no channel of {emptied}")
 
     def _check_run(self, name: str, run: Run) -> None:
+        if name.endswith("-flops"):  # like-RUN-flops would mean two budgets
+            raise ValueError(f"runs.{name}: names that end in -flops are reserved")
         for i, expert in enumerate(run.experts):
             where = f"runs.{name}.experts[{i}]" if len(run.experts) > 1 else f"runs.{name}"
             self._check_span(f"{where}.span", expert.span)
@@ -170,14 +172,19 @@ class Experiment(Strict):
                 raise ValueError(f"{where}.serve: {expert.serve} lies outside the span {expert.span}")
             if expert.rate is not None:
                 self._check_rate(f"{where}.rate", expert.rate)
+            if expert.sparse and isinstance(expert.iterations, int):
+                try:
+                    expert.sparse.check(expert.iterations)
+                except ValueError as error:
+                    raise ValueError(f"{where}.sparse.{error}") from None
             self._check_origin(where, expert)
             self._check_method(where, run.method, expert)
             if expert.law == "speed" and self.speed.tau >= self.diffusion.timesteps:
                 raise ValueError(
                     f"speed.tau: {self.speed.tau} is none of {self.diffusion.timesteps} timesteps"
                 )
-            if isinstance(expert.iterations, str):
-                self._check_like(where, expert.iterations.removeprefix("like-"))
+            if (budget := Budget.of(expert.iterations)) and budget.run is not None:
+                self._check_like(where, budget.run)
         edges = 0
         for lo, hi in sorted(e.serve for e in run.experts):
             if lo != edges:
@@ -235,6 +242,7 @@ class Experiment(Strict):
             "finetune": (expert.init == "inherit" and expert.search == FINAL, f"a ticket of search {FINAL}"),
             "eb": (early, "a ticket of a search, cut where the rule fires"),
             "ta-eb": (early, "tickets of searches, cut where the rule fires"),
+            "sparse": (expert.sparse is not None, "experts with `sparse`"),
         }
         fit, wanted = fits.get(method, (True, ""))
         if not fit:
@@ -271,7 +279,7 @@ class Experiment(Strict):
         return {e.key: e for e in self._listed()}
 
     def all_milestones(self, key: str) -> set[int | str]:
-        """The milestones of an expert over all runs, counted and `like-RUN` ones."""
+        """The milestones of an expert over all runs, counted ones and budgets."""
         return {e.iterations for e in self._listed() if e.key == key}
 
     def milestones(self, key: str) -> list[int]:
@@ -279,8 +287,8 @@ class Experiment(Strict):
         return sorted(m for m in self.all_milestones(key) if isinstance(m, int))
 
     def previous_milestone(self, key: str, milestone: str) -> int | None:
-        """The milestone that the asked one continues, if any (`like-` ones continue none)."""
-        if milestone.startswith("like-"):
+        """The milestone that the asked one continues, if any (budgets continue none)."""
+        if Budget.of(milestone):
             return None
         return max((m for m in self.milestones(key) if m < int(milestone)), default=None)
 
@@ -304,6 +312,10 @@ class Experiment(Strict):
         own = self.searches[search].weights
         used = {e.weights for e in self._listed() if (e.search, e.criterion) == (search, criterion)}
         return tuple(weights for weights in own if weights in used) or own[:1]
+
+    def sparse(self) -> dict[str, Expert]:
+        """An expert for each way of training sparse, by `Expert.costs`."""
+        return {e.costs: e for e in self._listed() if e.sparse}
 
     def rates(self) -> list[float]:
         """Every rate that some expert uses, ascending."""

@@ -10,7 +10,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from ebdiff.experiment import plain
 from ebdiff.experiment.experiment import Experiment
@@ -18,6 +18,7 @@ from ebdiff.experiment.members import SECTIONS, config_of
 from ebdiff.experiment.registry import first_wrong
 from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import Execution, Interval, PrimaryClaim, Search, Tuning, is_name
+from ebdiff.experiment.sparsity import METHODS
 from ebdiff.system.errors import UserError, unknown
 
 EXPERIMENTS = Path("config/experiments")
@@ -100,8 +101,8 @@ def _scaled(e: Experiment) -> Experiment:
         return max(1, round(n * e.scale))
 
     def expert(x: Expert) -> Expert:
-        like = isinstance(x.iterations, str)
-        return x if like else _with(x, iterations=times(x.iterations))
+        iterations = x.iterations if isinstance(x.iterations, str) else times(x.iterations)
+        return _with(x, iterations=iterations, sparse=x.sparse and x.sparse.scaled(times))
 
     def search(s: Search) -> Search:
         pseudo = s.interval.unit == "pseudo-epoch"
@@ -208,6 +209,11 @@ def schema() -> dict:
     written = create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **keys)
     schema = written.model_json_schema()
     parts = schema["$defs"]
+    methods = TypeAdapter(reduce(or_, map(METHODS.config, METHODS))).json_schema(
+        ref_template="#/$defs/{model}"
+    )
+    parts |= methods.pop("$defs")
+    parts["Expert"]["properties"]["sparse"] |= methods
     # A file may leave to its base what the merged experiment must have, or remove it with null.
     for part in (schema, *parts.values()):
         part.pop("required", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.system.errors import UserError
 
@@ -41,14 +41,19 @@ def ticket_of(e: Experiment, expert: Expert, template: str, seed: int | str) -> 
     return layout.path(template, experiment=e.name, seed=seed, rate=expert.ticket, **ticket)
 
 
-def stories(e: Experiment, run: str, seed: int | str) -> list[Path]:
-    """The stories of the tickets that a run's experts start from."""
-    return [ticket_of(e, x, layout.STORY, seed) for x in e.runs[run].experts if x.needs_ticket]
+def charged(e: Experiment, expert: Expert, budget: Budget) -> tuple[Expert, ...]:
+    """Those whose tickets' searches a budget is charged: the other run's experts, or the expert itself."""
+    return e.runs[budget.run].experts if budget.run else (expert,)
 
 
-def mask_ledgers(e: Experiment, run: str, seed: int | str) -> list[Path]:
-    """What the masks of a run's tickets cost beside the searches' training: those of gradient criteria."""
-    ranked = [x for x in e.runs[run].experts if x.needs_ticket and x.criterion in GRADIENT]
+def stories(e: Experiment, experts: Iterable[Expert], seed: int | str) -> list[Path]:
+    """The stories of the tickets that experts start from."""
+    return [ticket_of(e, x, layout.STORY, seed) for x in experts if x.needs_ticket]
+
+
+def mask_ledgers(e: Experiment, experts: Iterable[Expert], seed: int | str) -> list[Path]:
+    """What the masks of experts' tickets cost beside the searches' training: those of gradient criteria."""
+    ranked = [x for x in experts if x.needs_ticket and x.criterion in GRADIENT]
     return [ticket_of(e, x, layout.MASKS_LEDGER, seed) for x in ranked]
 
 

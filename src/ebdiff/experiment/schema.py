@@ -42,7 +42,7 @@ GRADIENT = ("taylor", "diff-pruning")  # criteria that need snapshots, images an
 Weights = Literal["raw", "ema"]
 Init = Literal["inherit", "fresh", "dense", "snapshot"]
 Law = Literal["uniform", "speed"]
-Method = Literal["unpruned", "scratch", "finetune", "eb", "ta-eb", "control"]
+Method = Literal["unpruned", "scratch", "finetune", "eb", "ta-eb", "sparse", "control"]
 AFTER_DENSE = ("scratch", "finetune")  # methods that need the finished unpruned network before they begin
 Table = Literal[
     "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "controls"
@@ -92,7 +92,20 @@ class Training(Strict):
     """The optimisation, the same for dense networks and experts."""
 
     batch: int = Field(128, gt=0, le=10**6, description="Images per step (global batch).")
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's rate, constant after warm-up.")
+    learning_rate: float = Field(2e-4, gt=0, description="Adam's rate after warm-up.")
+    decay_per_epoch: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        exclude_if=lambda value: value == 1,  # no part of what trainings without it depend on
+        description="The rate is multiplied by this after every epoch; 1: constant.",
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="Of all weights per step, times the rate (AdamW); 0: Adam.",
+    )
     warmup: int = Field(
         0, ge=0, description="Steps of linear warm-up, also of a continued checkpoint; scaled by `scale`."
     )
@@ -277,7 +290,8 @@ class Execution(Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
         description="fp32: strict. tf32: matrix units of NVIDIA GPUs, 10-bit mantissa. bf16: products and "
-        "activations; norms, weights as they are trained, moments and averages stay fp32.",
+        "activations, in sampling all weights; in training norms, masters of the weights, moments and "
+        "averages stay fp32.",
     )
     channels_last: bool = Field(False, description="Channels innermost in memory (NHWC).")
 

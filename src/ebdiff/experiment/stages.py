@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.runs import Expert
+from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
@@ -24,6 +24,7 @@ BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
 FLOOR = "disjoint draws"  # what the floor is averaged over
+STEP = "a graph"  # how a GPU executes a training step: another way takes other times
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> I
 
 
 def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
-    """Images, a ticket or a checkpoint; for `like-RUN` costs, and that run's tickets and masks' time."""
+    """Images, a ticket or a checkpoint; for a budget costs, and the tickets and masks' time it is charged."""
     spec = e.experts()[expert]
     yield from _images(e)
     if places.is_given(e, expert, milestone):
@@ -175,10 +176,11 @@ def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: st
         yield places.ticket_of(e, spec, layout.TICKET if spec.init == "inherit" else layout.STORY, seed)
     if spec.init == "snapshot":
         yield places.snapshots(e, spec.search, seed)
-    if milestone.startswith("like-"):
+    if budget := Budget.of(milestone):
+        charged = places.charged(e, spec, budget)
         yield layout.path(layout.COST, experiment=e.name)
-        yield from places.stories(e, milestone.removeprefix("like-"), seed)
-        yield from places.mask_ledgers(e, milestone.removeprefix("like-"), seed)
+        yield from places.stories(e, charged, seed)
+        yield from places.mask_ledgers(e, charged, seed)
 
 
 def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
@@ -196,10 +198,12 @@ def _expert_continues(e: Experiment, seed: str, expert: str, milestone: str, **_
 def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
     spec = e.experts()[expert]
     target: Any = milestone
-    if like := e.runs.get(milestone.removeprefix("like-")):
+    if (budget := Budget.of(milestone)) and budget.run:
         # What, beside measured times and its tickets, tells what that run costs.
+        like = e.runs[budget.run]
         before = e.dense.iterations if like.method in AFTER_DENSE else None
         target = [before, *((x.key, x.iterations) for x in like.experts)]
+        target += [] if budget.unit == "step_ms" else [budget.unit]
     law = [e.speed, PAIRS] if spec.law == "speed" else None
     source = e.dense.source if spec.continues_search else None
     return [_trained(e), expert, spec.span, target, law, source, _tuned(e, "training", spec.network)]
@@ -237,7 +241,8 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
 def _cost(e: Experiment, **_: str) -> list[Any]:
     c = e.compute
     how = [c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training]
-    return [e.architecture, e.training.batch, e.training.clip, e.rates(), how]
+    how += [STEP] if c.gpus else []
+    return [e.architecture, e.training.batch, e.training.clip, e.rates(), how, *e.sparse()]
 
 
 def _whole(e: Experiment, **_: str) -> dict[str, Any]:
@@ -257,8 +262,8 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
             for x in (*run.experts, *_charged(e, name)):
                 at = dict(expert=x.key, milestone=x.iterations, **where)
                 yield from (layout.path(t, **at) for t in (layout.LEDGER, layout.STATS))
-            yield from places.stories(e, name, seed)
-            yield from places.mask_ledgers(e, name, seed)
+            yield from places.stories(e, run.experts, seed)
+            yield from places.mask_ledgers(e, run.experts, seed)
             for x in run.experts:
                 if places.goes_on(e, x):
                     yield layout.path(layout.DENSE_STATS, search=x.search, **where)

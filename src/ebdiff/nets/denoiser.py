@@ -62,6 +62,7 @@ class Denoiser(nn.Module):
 
     Attributes:
         kept: layers whose output channels are never pruned.
+        ends: the first and the last layer, which sparse training may leave dense.
 
     Args:
         config: the network's section of the experiment.
@@ -69,6 +70,7 @@ class Denoiser(nn.Module):
     """
 
     kept: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
     def __init__(self, config: NetworkConfig, items: Items):
         super().__init__()
@@ -114,6 +116,13 @@ class Denoiser(nn.Module):
     def maskable(self) -> list[str]:
         """The parameters that sparse training may mask: all weights but those of norms."""
         return [name for name, parameter in self.named_parameters() if parameter.dim() > 1]
+
+    def multiplied(self) -> list[str]:
+        """Layers whose channels are heard where those of another layer multiply them, such as keys.
+
+        No weight reads such a channel: one that begins anew is silent only while the layer gives zero.
+        """
+        return []
 
     def imported(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a public checkpoint under this network's names."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
+from ebdiff.system.errors import first_line, out_of_memory
 
 Eps = Callable[[Tensor, Tensor, Cond], Tensor]
 
@@ -37,12 +39,14 @@ class Runtime:
         how: precision and memory format.
         micro_batch: images whose activations are held at a time; None: all.
         deterministic: on a GPU, only kernels that repeat their bits, launched one by one.
+        search: on a GPU, for the fastest convolutions, which takes seconds.
     """
 
     device: torch.device
     how: Execution = STRICT
     micro_batch: int | None = None
     deterministic: bool = False
+    search: bool = True
 
     @classmethod
     def of(cls, experiment: Experiment, use: str, network: str, device: torch.device) -> Runtime:
@@ -55,9 +59,10 @@ class Runtime:
             device: where.
         """
         values = getattr(experiment, use).batch * math.prod(experiment.dataset.items.shape)
-        default = GPU if device.type == "cuda" and values >= SMALL else STRICT
+        large, compute = values >= SMALL, experiment.compute
+        default = GPU if device.type == "cuda" and large else STRICT
         how = getattr(experiment.tuning, use).get(network, default)
-        return cls(device, how, experiment.compute.micro_batch, experiment.compute.deterministic)
+        return cls(device, how, compute.micro_batch, compute.deterministic, search=large)
 
     def told(self) -> dict[str, Any]:
         """How networks really run, for ledgers: the default depends on the device."""
@@ -83,7 +88,7 @@ class Runtime:
             strict = self.how.precision == "fp32"
             torch.set_float32_matmul_precision("highest" if strict else "high")
             torch.backends.cudnn.allow_tf32 = not strict
-            torch.backends.cudnn.benchmark = self.how.precision == "bf16" and not self.deterministic
+            torch.backends.cudnn.benchmark = self.search and not self.deterministic
             if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # imports the compiler
                 torch.use_deterministic_algorithms(self.deterministic)
 
@@ -125,6 +130,7 @@ class Captured:
 
     A replay launches all its kernels at once, on copies of the inputs. What is random in it follows the seed
     of torch's generator at the replay, as it would eagerly. Whatever else it reads must stay where it is.
+    What can't be captured goes on eagerly, with a word.
 
     Args:
         function: its arguments are tensors, or tuples of tensors and None; it returns a tensor.
@@ -132,18 +138,23 @@ class Captured:
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self.stream = torch.cuda.Stream()
         self.calls: Counter = Counter()
-        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Any], Tensor] | None] = {}
 
     def __call__(self, *arguments: Any) -> Tensor:
         inputs, structure = tree_flatten(arguments)
         kind = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
-        if kind not in self.graphs:
-            if self.calls[kind] < EAGER:
-                self.calls[kind] += 1
-                return self._eagerly(*arguments)
-            self.graphs[kind] = self._capture(inputs, structure)
+        self.calls[kind] += 1
+        if self.calls[kind] > EAGER and kind not in self.graphs:
+            try:
+                self.graphs[kind] = self._capture(inputs, structure)
+            except RuntimeError as error:
+                if out_of_memory(error) or out_of_memory(error.__context__ or error):
+                    raise RuntimeError("CUDA out of memory while capturing a graph") from error
+                print(f"not captured as a CUDA graph, so slower: {first_line(error)}", flush=True)
+                self.graphs[kind] = None
+        if self.graphs.get(kind) is None:
+            return self._eagerly(*arguments)
         graph, places, output = self.graphs[kind]
         for place, x in zip(places, inputs, strict=True):
             if x is not None:
@@ -153,16 +164,36 @@ class Captured:
 
     def _eagerly(self, *arguments: Any) -> Tensor:
         """On the stream of the capture, as torch asks of work that is captured later."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        stream, _ = _room()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             output = self.function(*arguments)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(stream)
         return output
 
     def _capture(self, inputs: list[Any], structure: Any) -> tuple[torch.cuda.CUDAGraph, list[Any], Tensor]:
-        places = [None if x is None else x.clone() for x in inputs]
-        graph = torch.cuda.CUDAGraph()
-        # Threads that draw ahead may pin memory meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            output = self.function(*tree_unflatten(places, structure))
+        (stream, first), graph, grad = _room(), torch.cuda.CUDAGraph(), torch.is_grad_enabled()
+        # What a graph keeps must outlive the inference mode that it may be captured in; its stream must not
+        # stay the current one if it fails; and threads that draw ahead may pin memory meanwhile.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad), torch.cuda.stream(stream):
+            places = [None if x is None else x.clone() for x in inputs]
+            with torch.cuda.graph(graph, first.pool(), stream, capture_error_mode="thread_local"):
+                output = self.function(*tree_unflatten(places, structure))
+        torch.cuda.current_stream().wait_stream(stream)
         return graph, places, output
+
+
+@cache
+def _room() -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """The stream of all captures, and a graph that holds their memory pool.
+
+    Graphs that share one take the memory of the largest, not of all: they run one after another, and what
+    they return is copied.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with (
+        torch.inference_mode(False),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
+        torch.zeros(1, device="cuda")
+    return stream, graph

@@ -21,7 +21,8 @@ def fuses(x: Tensor) -> bool:
     """Whether layers around these activations run fused: on CUDA, with channels innermost."""
     # torch 2.15 brings a channels-last norm of its own for CUDA: once that is the oldest torch allowed, and
     # the plain form as fast with it, the kernels can go.
-    return x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    # The stride too: of one channel any layout counts as channels-last.
+    return x.is_cuda and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def innermost(x: Tensor) -> Tensor:
@@ -172,10 +173,12 @@ def added(h: Tensor, layer: nn.Conv2d, x: Tensor | None = None, shortcut: nn.Con
         x: the residual; None: there is none.
         shortcut: what makes its channels those of the sum; None: they are.
     """
-    if not fuses(h):
+    if not fuses(h if x is None else x):  # what comes from attention lies so by chance
         if x is None:
             return layer(h)
-        return layer(h) + (x if shortcut is None else shortcut(x))
+        h = layer(h)
+        # A sum lies in memory as its first term.
+        return (x if shortcut is None else shortcut(x)) + h
     bias = layer.bias if shortcut is None else layer.bias + shortcut.bias
     return Sum.apply(unbiased(h, layer), x if shortcut is None else unbiased(x, shortcut), bias)
 

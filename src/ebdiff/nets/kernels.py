@@ -26,7 +26,8 @@ REGISTERS = 128  # of a thread going backward, at most: two programs fit a multi
 def plan(pixels: int, size: int) -> dict[str, int]:
     """How the work is cut: by shapes alone, so that neither the batch nor the device moves a bit.
 
-    A program has the fewest groups, by powers of two, that fill 48 bytes of bf16 and end on a multiple of 8.
+    A program has the fewest groups, by powers of two, that fill 48 bytes of bf16 and, if narrow, end on a
+    multiple of 8.
     A tile has a warp for every 512 elements, which is 8 from 128 pixels of 32 channels on, and at least one
     for every 16 channels, since `_pooled` works on their square.
 
@@ -35,7 +36,7 @@ def plan(pixels: int, size: int) -> dict[str, int]:
         size: channels of a group.
     """
     groups = 1
-    while groups * size < 24 or groups * size % 4:
+    while groups * size < 24 or (groups * size % 4 and groups * size < 64):
         groups *= 2
     columns = triton.next_power_of_2(groups * size)
     rows = min(triton.next_power_of_2(pixels), TILE // columns)
@@ -109,7 +110,7 @@ def _launch(
     n, channels, height, width = x.shape
     how = plan(height * width, channels // groups)
     parts = how["PARTS"]
-    grid = triton.cdiv(channels, how["WIDTH"]), parts, n
+    grid = n, triton.cdiv(channels, how["WIDTH"]), parts  # of the first axis there may be billions
     sums = x.new_empty(n, parts, 2, channels, dtype=torch.float32)
     apart = 0 if shift is None else shift.stride(0)  # one of many that lie side by side
 
@@ -132,9 +133,9 @@ def forward_kernel(
     TILES: tl.constexpr, SUM: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """y = dropout(silu(gain * (x + shift - mean) * rstd + bias))."""
-    image, part = tl.program_id(2), tl.program_id(1)
+    image, part = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, COLUMNS)
-    channel = tl.program_id(0) * WIDTH + column
+    channel = tl.program_id(1) * WIDTH + column
     own = (column < WIDTH) & (channel < channels)
     first = part * TILES * ROWS
     last = tl.minimum(first + TILES * ROWS, pixels)
@@ -197,9 +198,9 @@ def backward_kernel(
     dx = rstd * (gain * dz - mean(gain * dz) - u * mean(gain * dz * u));
     over pixels, dbias sums dz, dgain dz * u, and dshift dx. What comes from around the norm is added to dx.
     """
-    image, part = tl.program_id(2), tl.program_id(1)
+    image, part = tl.program_id(0), tl.program_id(2)
     column = tl.arange(0, COLUMNS)
-    channel = tl.program_id(0) * WIDTH + column
+    channel = tl.program_id(1) * WIDTH + column
     own = (column < WIDTH) & (channel < channels)
     first = part * TILES * ROWS
     last = tl.minimum(first + TILES * ROWS, pixels)
@@ -294,7 +295,7 @@ def _dropout(seed, pixel, pixels, GONE: tl.constexpr, COLUMNS: tl.constexpr, ROW
 
     A call of Philox-4x32-7 (Salmon et al. 2011), counted by tile and by place in it, serves 8 channels.
     """
-    program = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     tile = program * tl.cdiv(pixels, ROWS) + pixel // ROWS
     cell = tl.arange(0, ROWS)[:, None] * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)[None, :]
     a, b, c, d = tl.randint4x(tl.load(seed), tile * (ROWS * COLUMNS // 8) + cell, n_rounds=7)

@@ -46,12 +46,14 @@ class Footprint:
 
         Args:
             network: dense or pruned, on its device.
-            bf16: under autocast to bfloat16.
+            bf16: under autocast to bfloat16; a network in bf16 needs none.
         """
         # For so few no algorithm is searched.
         searched, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-        two, three = (_kept_for_backward(network, images, bf16) for images in (2, 3))
-        torch.backends.cudnn.benchmark = searched
+        try:
+            two, three = (_kept_for_backward(network, images, bf16) for images in (2, 3))
+        finally:
+            torch.backends.cudnn.benchmark = searched
         return cls(sum(p.numel() for p in network.parameters()), 3 * two - 2 * three, three - two)
 
     def bytes(self, images: int) -> int:

@@ -86,9 +86,7 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, x = norm_silu(x, self.norm, silu=False)
-        h = attended(h, self.q, self.k, self.v)
-        # Where it isn't fused the sum lies in memory as its first term does.
-        return added(h, self.proj_out, x) if fuses(h) else x + self.proj_out(h)
+        return added(attended(h, self.q, self.k, self.v), self.proj_out, x)
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: q and v go with k."""
@@ -143,6 +141,7 @@ class UNet(Denoiser):
     """
 
     kept = ("conv_out",)
+    ends = ("conv_in", "conv_out")
 
     def __init__(self, config: UNetConfig, items: Items):
         super().__init__(config, items)
@@ -252,6 +251,12 @@ class UNet(Denoiser):
         for part in reversed(list(self.mid.children())):
             met += part.walk()
         return met
+
+    def maskable(self) -> list[str]:
+        return [name for name in super().maskable() if not name.startswith("temb.")]
+
+    def multiplied(self) -> list[str]:
+        return [f"{name}.k" for name, layer in self.named_modules() if isinstance(layer, AttnBlock)]
 
     def example(self, n: int, smallest: bool = False) -> tuple[Tensor, Tensor, Cond]:
         x, t, cond = super().example(n)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ebdiff.experiment.members import Architecture
 from ebdiff.nets import denoiser
-from ebdiff.nets.store import build
+from ebdiff.nets.store import CONVOLUTIONS, build
 from ebdiff.pruning.graph import trace
 from ebdiff.pruning.select import select_random
 from ebdiff.pruning.surgery import cut
@@ -68,4 +68,25 @@ def watch(network: nn.Module) -> list[int]:
     for layer in network.modules():
         if next(layer.parameters(recurse=False), None) is not None:
             layer.register_forward_hook(note)
+    return found
+
+
+def weight_macs(network: nn.Module) -> dict[str, int]:
+    """MACs of every layer's weights by name while a network predicts one item."""
+    found: dict[str, int] = {}
+
+    def note(layer: nn.Module, read: tuple, written: object) -> None:
+        out = tree_leaves(written)[0].data  # of a packed sequence too
+        places = out.numel() // out.shape[1 if isinstance(layer, CONVOLUTIONS) else -1]
+        for key, weight in layer.named_parameters(recurse=False):
+            if weight.dim() > 1 and not isinstance(layer, nn.Embedding):
+                name = f"{names[layer]}.{key}"
+                found[name] = found.get(name, 0) + places * weight.numel()
+
+    names = {layer: name for name, layer in network.named_modules()}
+    hooks = [layer.register_forward_hook(note) for layer in names]
+    with torch.no_grad():
+        network(*network.example(1))
+    for hook in hooks:
+        hook.remove()
     return found

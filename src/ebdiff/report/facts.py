@@ -42,6 +42,8 @@ class RunFacts:
         # Asked pruning rates, 0 of networks that keep all their channels; and over timesteps.
         self.rates = tuple(0.0 if e.network == "dense" else e.rate or 0.0 for e in self.experts)
         self.rate = average(self.rates, self._serves)
+        zeros = [e.sparse.zeros if e.sparse else 0.0 for e in self.experts]
+        self.sparsity = average(zeros, self._serves)  # share of zeros among the weights that are masked
         self.overlaps = any(e.span != e.serve for e in self.experts)  # trains on more than is served
         self.law = self.experts[0].law if len({e.law for e in self.experts}) == 1 else "mixed"
         self._unpruned = unpruned or experiment.final_expert
@@ -91,7 +93,7 @@ class RunFacts:
         return self._per_seed(self._iterations)
 
     def speedups(self, unit: str = "step_ms") -> tuple[Speedups, ...]:
-        """Speed-ups over the unpruned run by measured step times, or as if a step's time followed `macs`."""
+        """Speed-ups over the unpruned run by measured step times, or by `training_flops`."""
         return self._per_seed(lambda seed: self._speedups(seed, unit))
 
     @property
@@ -101,8 +103,8 @@ class RunFacts:
         The interquartile ranges of both step times in a ratio are added in quadrature; no mean over experts
         is further off than the worst of them. The unpruned network's over its own is 1.
         """
-        pruned = {e.network for e in self.experts} - {"dense"}
-        return max((spread_of_ratio(self.results, network) for network in pruned), default=0.0)
+        others = {e.costs for e in self.experts} - {"dense"}
+        return max((spread_of_ratio(self.results, network) for network in others), default=0.0)
 
     @cached_property
     def seconds(self) -> tuple[float, ...]:
@@ -150,7 +152,7 @@ class RunFacts:
         return [e.serve for e in self.experts]
 
     def _networks(self, key: str) -> list[float]:
-        return [self.results.network(e.network)[key] for e in self.experts]
+        return [self.results.network(e.costs)[key] for e in self.experts]
 
     def _per_seed(self, read: Callable[[int], Value | None]) -> tuple[Value, ...]:
         values = [self.results.attempt(read, seed) for seed in self.seeds]

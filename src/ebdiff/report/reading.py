@@ -211,9 +211,9 @@ def _against_controls(runs: list[RunFacts]) -> Comparisons:
 
 
 def _first(facts: RunFacts, runs: list[RunFacts], traits: dict[str, Any]) -> RunFacts | None:
-    """The first other run of a single network with these traits of its expert, and its method."""
+    """The first other run of a single plain network with these traits of its expert, and its method."""
     for other in runs:
-        if other is not facts and len(other.experts) == 1:
+        if other is not facts and len(other.experts) == 1 and not other.experts[0].sparse:
             own = {**other.experts[0].model_dump(), "method": other.run.method}
             if traits.items() <= own.items():
                 return other
@@ -309,7 +309,7 @@ def _speed(runs: list[RunFacts]) -> Comparisons:
             "ta-eb": f"timestep-aware training at {text.percent(rate)} % on average",
         }
         what = words.get(facts.run.method, facts.run.title)
-        if {e.init for e in facts.experts} == {"fresh"}:
+        if {e.init for e in facts.experts} == {"fresh"} and facts.run.method != "sparse":
             what = f"a network pruned by {text.percent(rate)} % from new weights"
         other = next((f for f in runs if f.experts == plain), None)
         yield lower(f"Adding SpeeD to {what}", facts, "the same without it", other)

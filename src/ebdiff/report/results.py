@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from ebdiff.cost.accounting import every_network
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
@@ -115,8 +116,8 @@ class Results:
         return self._json(layout.COST)
 
     def network(self, name: str) -> dict:
-        """The cost of one network: `dense`, or the asked rate as text."""
-        networks = self.cost()["networks"]
+        """The cost of one network: `dense`, the asked rate as text, or `Expert.costs` of a sparse one."""
+        networks = every_network(self.cost())
         if name not in networks:
             raise Unusable(self.path(layout.COST), f"has no network {name!r}")
         return networks[name]

@@ -19,7 +19,7 @@ from ebdiff.system.files import write_bytes
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494"
 METHOD_COLOURS = {
     "unpruned": "#444444", "scratch": _GREY, "finetune": _ORANGE,
-    "eb": _BLUE, "ta-eb": _GREEN, "control": _PINK,
+    "eb": _BLUE, "ta-eb": _GREEN, "sparse": _RED, "control": _PINK,
 }  # fmt: skip
 WEIGHTS_COLOURS = {"ema": _BLUE, "raw": _ORANGE}
 

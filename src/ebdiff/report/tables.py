@@ -19,7 +19,7 @@ from ebdiff.system.files import write_json, write_text
 
 _BLOCKS = {
     "unpruned": "Unpruned", "scratch": "Baseline", "finetune": "Baseline",
-    "eb": "EB", "ta-eb": "TA-EB", "control": "Control",
+    "eb": "EB", "ta-eb": "TA-EB", "sparse": "Sparse", "control": "Control",
 }  # fmt: skip
 _PAPER_MACS = {"table6": "macs_g_per_sample", "table8": "average_macs_g"}  # else macs_g
 
@@ -77,7 +77,7 @@ SPEEDUPS = tuple(
         ("speedup", "as paper", "as_paper", "step_ms"),
         ("speedup_with_search", "with search", "with_search", "step_ms"),
         ("speedup_device_time", "device time", "device_time", "step_ms"),
-        ("speedup_macs", "by MACs", "as_paper", "macs"),
+        ("speedup_macs", "by MACs", "as_paper", "training_flops"),
     )
 )
 
@@ -93,6 +93,8 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("criterion", "Criterion", lambda f: f.criterion, left=True, marked=True)
     yield Column("law", "Timesteps", lambda f: "SpeeD" if f.law == "speed" else f.law, left=True)
     yield Column("rate", "Rate\n(%)", lambda f: f.rate, text.percent)
+    if any(f.sparsity for f in rows):
+        yield Column("sparsity", "Sparsity\n(%)", lambda f: f.sparsity, text.percent)
     yield Column("realised_rate", "Realised\nrate (%)", lambda f: f.average("realised"), text.percent)
     yield Column("params", "Params\n(M)", lambda f: f.average("params"), text.mega)
     yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)

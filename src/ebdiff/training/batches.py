@@ -24,7 +24,7 @@ from ebdiff.system.draws import generator
 
 # Threads that draw, and batches drawn before they are needed: noise of 128 CIFAR-10 images takes 6 ms of a
 # core, and a GPU step of a small network as long.
-AHEAD = min(8, len(os.sched_getaffinity(0)))
+AHEAD = max(3, min(8, len(os.sched_getaffinity(0))))
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -48,4 +48,8 @@ class Hook:
 
     def carry(self) -> Mapping[str, Tensor]:
         """What is saved with the state, by names that no other hook uses."""
+        return {}
+
+    def told(self) -> Mapping[str, Any]:
+        """What the training's ledger says of it."""
         return {}

@@ -66,6 +66,7 @@ def learner(state: State, job: Job) -> Callable[..., Tensor]:
     batch, process, runtime, network = job.training.batch, job.process, job.runtime, state.network
 
     def learn(x0: Tensor, cond: Cond, t: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+        state.forget()
         with runtime.autocast():
             predicted = network(process.noised(x0, t, eps), t, cond)
         loss = (process.loss(predicted, eps, cond.mask) * weight).sum() / batch
@@ -88,8 +89,8 @@ def train(
     """Train in place up to step `until`, or until a hook says that it is over.
 
     Every draw is a function of (seed, stream, step): going on from any saved state gives the same bits as
-    never having stopped. Several processes (`torchrun`) and micro-batches share the global batch; without
-    dropout they change its gradient by rounding only.
+    never having stopped, on a GPU under `compute.deterministic`. Several processes (`torchrun`) and
+    micro-batches share the global batch; without dropout they change its gradient by rounding only.
 
     Args:
         state: where training stands; updated in place.
@@ -143,7 +144,7 @@ def train(
             if not any(replaced):
                 if cfg.clip is not None:
                     state.clip(cfg.clip)
-                state.descend(cfg)
+                state.descend(cfg, epoch=step * cfg.batch // len(job.dataset))
             state.update_average(cfg)
             for hook in hooks:
                 hook.stepped(state)

@@ -167,6 +167,11 @@ class State:
         if self.half is not None:
             self.half.copy_(self.raw[: len(self.half)])
 
+    def forget(self) -> None:
+        """Drop what a pass that came to no end left at the parameters for `gather`."""
+        if self.half is not None:
+            self.network.zero_grad()
+
     def gather(self) -> None:
         """Add to `grad` what a backward pass left at the parameters; nothing where it went there by itself.
 
@@ -200,8 +205,8 @@ class State:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
         self.grad.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
-    def descend(self, training: Training) -> None:
-        """One step of Adam along the gradient, at the warmed-up learning rate.
+    def descend(self, training: Training, epoch: int = 0) -> None:
+        """One step of AdamW along the gradient, at the warmed-up learning rate of an epoch (0-based).
 
         Warm-up and Adam's bias corrections go by the updates of these moments, not by the steps that
         the weights have seen: a public checkpoint comes without moments.
@@ -210,6 +215,7 @@ class State:
         compiler: a second per job.
         """
         rate = training.learning_rate * min(1.0, (self.updates + 1) / max(1, training.warmup))
+        rate *= training.decay_per_epoch**epoch
         raw, grad, m, v = self._parts("raw", "grad", "m", "v")
         steps = torch.full((len(raw),), float(self.updates), device=self.raw.device)
         with torch.no_grad():
@@ -226,8 +232,9 @@ class State:
                 beta1=0.9,
                 beta2=0.999,
                 lr=rate,
-                weight_decay=0.0,
+                weight_decay=training.weight_decay,
                 eps=1e-8,
+                **({"decoupled_weight_decay": True} if training.weight_decay else {}),  # new in torch 2.7
             )
         self.updates += 1
 

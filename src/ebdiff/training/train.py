@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from ebdiff.cost.accounting import AFTER_DENSE, TrainedExpert, like_iterations, mask_seconds, search_steps
+from ebdiff.cost.accounting import (
+    AFTER_DENSE,
+    TrainedExpert,
+    every_network,
+    like_iterations,
+    mask_seconds,
+    search_steps,
+)
 from ebdiff.data.dataset import open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
@@ -15,13 +22,15 @@ from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
 from ebdiff.experiment.records import Work
-from ebdiff.experiment.runs import HOOKS, Expert, Run
+from ebdiff.experiment.runs import HOOKS, Budget, Expert
+from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
+from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
@@ -96,51 +105,62 @@ def _finish(
 
 
 def milestone_steps(experiment: Experiment, expert: Expert, milestone: str, seed: int) -> int:
-    """Steps of a milestone: the number itself, or for `like-RUN` as many as cost the same.
+    """Steps of a milestone: the number itself, or as many as a budget allows.
 
-    Equal means equal measured device time, the other run's search included: cost.json gives the
-    times per step, that run's ticket stories the steps its search is charged, ledgers its masks' seconds.
+    cost.json gives times and FLOPs per step; ticket stories the steps that searches are charged, ledgers
+    their masks' seconds.
     """
-    if not milestone.startswith("like-"):
+    budget = Budget.of(milestone)
+    if budget is None:
         return int(milestone)
-    other = milestone.removeprefix("like-")
-    networks = read_json(layout.path(layout.COST, experiment=experiment.name))["networks"]
-    told = [read_json(path) for path in places.stories(experiment, other, seed)]
+    cost, charged = read_json(layout.path(layout.COST, experiment=experiment.name)), places.charged
+    told = [read_json(p) for p in places.stories(experiment, charged(experiment, expert, budget), seed)]
 
     def ledger(search: str, criterion: str, weights: str) -> dict[str, Any]:
         ticket = dict(search=search, criterion=criterion, weights=weights)
         return read_json(layout.path(layout.MASKS_LEDGER, experiment=experiment.name, seed=seed, **ticket))
 
-    masks = mask_seconds(experiment, told, ledger)
-    return like_steps(experiment, expert, experiment.runs[other], networks, told, sum(masks.values()))
+    masks = sum(mask_seconds(experiment, told, ledger).values())
+    return budget_steps(experiment, expert, budget, every_network(cost), told, masks)
 
 
-def like_steps(
+def budget_steps(
     experiment: Experiment,
     expert: Expert,
-    run: Run,
+    budget: Budget,
     networks: Mapping[str, Mapping[str, Any]],
     stories: Iterable[Mapping[str, Any]],
     mask_seconds: float,
 ) -> int:
-    """Steps of an expert that cost the same device time as a run, by measured `step_ms`.
+    """Steps of an expert that cost as much as a budget, by measured `step_ms` or by `training_flops`.
 
     Args:
         experiment, expert: whose steps.
-        run: the run to be like.
-        networks: `step_ms` of every network, as in cost.json.
-        stories: of that run's tickets.
+        budget: what they may cost.
+        networks: what a step of every network costs, as `every_network` gives it.
+        stories: of the tickets that `places.charged` names.
         mask_seconds: charged to their masks.
+
+    Raises:
+        UserError: the expert's own search takes all of it.
     """
 
-    def step_time(e: Expert) -> float:
-        return networks[e.network]["step_ms"] / networks["dense"]["step_ms"]
+    def step(e: Expert) -> float:
+        return networks[e.costs][budget.unit] / networks["dense"][budget.unit]
 
-    trained = [TrainedExpert(e.iterations, step_time(e)) for e in run.experts]
-    before = sum(search_steps(stories).values()) + 1e3 * mask_seconds / networks["dense"]["step_ms"]
+    dense_ms = networks["dense"]["step_ms"]
+    before = sum(search_steps(stories).values()) + 1e3 * mask_seconds / dense_ms
+    if budget.run is None:
+        left = 60e3 * budget.minutes / dense_ms - before
+        if left <= 0:
+            raise UserError(
+                f"iterations: {budget.minutes}min are over before {expert.key} begins; give it more"
+            )
+        return like_iterations([], left, step(expert))
+    run = experiment.runs[budget.run]
     if run.method in AFTER_DENSE:
         before += experiment.dense.iterations
-    return like_iterations(trained, before, step_time(expert))
+    return like_iterations([TrainedExpert(e.iterations, step(e)) for e in run.experts], before, step(expert))
 
 
 def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> Denoiser:
@@ -148,7 +168,7 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     if expert.init == "dense":
         return store.fresh(experiment.architecture, seed, stream)
     if expert.init == "fresh":
-        shapes = meta_tensors(experiment.architecture, expert.rate)
+        shapes = meta_tensors(experiment.architecture, expert.rate or 0)
         return store.fresh(experiment.architecture, seed, stream, shapes)
     if expert.init == "inherit":
         tensors, architecture, _ = store.load(places.ticket_of(experiment, expert, layout.TICKET, seed))
@@ -218,6 +238,9 @@ def finetune_region(
             stats=place.stats,
         )
         hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
+        if expert.sparse:
+            hooks.append(METHODS.member(expert.sparse.method)(expert.sparse, job))
         train(state, job, steps, hooks=hooks, save=place.keep)
         if parallel.first():
-            _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER))
+            told = {key: value for hook in hooks for key, value in hook.told().items()}
+            _finish(work, place, state, runtime, (layout.MILESTONE, layout.STATS, layout.LEDGER), **told)
