@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, changed, command
+from conftest import ROOT, changed
 from PIL import Image, ImageDraw
-from test_doors import TOY
+from test_doors import TOY, doors
 
 from ebdiff import starter
 from ebdiff.codecs.codec import open_codec
@@ -25,7 +25,6 @@ from ebdiff.data.dataset import Cond, open_dataset, open_held_out, open_labels, 
 from ebdiff.data.sources import prepare
 from ebdiff.diffusion.sample import svg_grid
 from ebdiff.experiment import layout, load
-from ebdiff.experiment.jobs import jobs
 from ebdiff.experiment.members import IdentityConfig
 from ebdiff.metrics.classifier import Classifier
 from ebdiff.system.errors import Unusable, UserError
@@ -507,6 +506,21 @@ def test_the_classifier_sees_large_pictures_at_64_pixels():
     torch.testing.assert_close(network(large), network(x))
 
 
+def test_real_characters_have_the_strokes_that_dictionaries_count():
+    pytest.importorskip("svgpathtools", reason="the extra `sketches` is not installed")
+    try:
+        found = {Path(name).stem: read for name, read in strokes.kanji(None)}
+    except UserError:
+        pytest.skip("the extra `sketches` is not installed")
+    assert 6_000 < len(found) < 7_000 and all(int(stem, 16) > 0x3400 for stem in found)
+    known = {"一": 1, "三": 3, "木": 4, "国": 8, "漢": 13, "鬱": 29}
+    kinds = {"木": "one piece", "国": "enclosed", "漢": "left and right", "草": "top and bottom"}
+    for character, count in known.items():
+        assert len(found[f"{ord(character):05x}"]().strokes) == count
+    for character, kind in kinds.items():
+        assert found[f"{ord(character):05x}"]().word == kind
+
+
 @pytest.fixture(scope="module")
 def quickdraw():
     if not (path := os.environ.get("EBDIFF_QUICKDRAW")):
@@ -535,7 +549,7 @@ def test_real_strokes_survive_the_round_trip(quickdraw):
 
 
 @pytest.mark.slow
-def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path, verb):
+def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path):
     """Every stage: GRUs pruned by unit, samples as pictures and as SVG, the codec told with the metrics."""
     raw = changed(TOY, {"dataset": {"name": "q", "source": "quickdraw", "path": quickdraw, "step": 0.2}})
     raw |= {
@@ -547,9 +561,8 @@ def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path, verb):
     folder = tmp_path / "config/experiments"
     folder.mkdir(parents=True)
     (folder / "toy.yaml").write_text(yaml.safe_dump(raw))
-    for job in jobs(load.load("toy", folder)):
-        done = verb(*command(job))
-        assert done.returncode == 0, (job.name, done.stderr[-2000:])
+    done = doors(tmp_path, "all")
+    assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / layout.path(layout.RUN, experiment="toy", seed=0, run="eb-50")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["codec"] == {"kind": "raster", "size": 64, "line_width": 6.0, "pen": 0.8}

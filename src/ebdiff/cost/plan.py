@@ -164,13 +164,14 @@ class Forecast:
         """Seconds of a job's work on one device, and bytes that it leaves, at most; small ones left out."""
         e, where, networks = self.experiment, job.where, self.networks
         step = {name: network["step_ms"] / 1e3 for name, network in networks.items()}
-        dense, pixels = networks["dense"]["params"], int(np.prod(e.dataset.items.shape))
+        dense, pixels = networks["dense"]["params"], e.codec.image_bytes(e.dataset.items)
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
         match job.stage.verb:
             case "prepare-data":
                 return 0, self.count * (pixels + 8)  # and a label
             case "train-classifier":
-                return CLASSIFIER * pixels * classifier.EPOCHS * self.count, 0
+                seen = pixels if pixels <= 3 * classifier.SMALL**2 else classifier.LARGE
+                return CLASSIFIER * seen * classifier.EPOCHS * min(self.count, classifier.MOST), 0
             case "reference-stats":
                 real, inside = min(e.evaluation.reference or self.count, self.count), inception.DIMENSION
                 other = where["protocol"] != "classifier"

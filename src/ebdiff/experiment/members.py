@@ -314,6 +314,10 @@ class CodecConfig(Strict):
             ValueError: names the key to change.
         """
 
+    def image_bytes(self, items: Items) -> int:
+        """What an image takes, for the plan: a byte for each value of an item, or as a codec knows better."""
+        return math.prod(items.shape)
+
 
 class IdentityConfig(CodecConfig):
     """Items are images, in [-1, 1]."""
@@ -336,6 +340,9 @@ class RasterConfig(CodecConfig):
     def check(self, items: Items) -> None:
         if not (items.variable and items.shape[1:] == (3,)):
             raise ValueError(f"codec.kind raster: draws sequences of (dx, dy, pen), not {items.shape}")
+
+    def image_bytes(self, items: Items) -> int:
+        return self.size**2
 
 
 CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")

@@ -26,6 +26,7 @@ FEATURES, EPOCHS, BATCH, RATE = 64, 60, 64, 2e-3
 HELD_OUT = 0.25  # share of the images whose labels training never sees
 MOST = 40_000  # images to train on: enough for features, an hour on a CPU
 SMALL = 32  # pixels, up to which images are taken as they are
+LARGE = 315  # pixels of those that cost as much as any larger image, by multiplications
 BLOCK = 2048 * SMALL**2  # pixels per call outside training, so that memory stays bounded
 
 
