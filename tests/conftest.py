@@ -159,10 +159,3 @@ def write_experiment(folder, changes=None, name="tiny"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(changed(TINY, {"name": name, **(changes or {})})))
     return path
-
-
-def command(job):
-    """The command line of a job."""
-    own = {k: v for k, v in job.where.items() if k not in ("experiment", "dataset")}
-    options = [x for k, v in own.items() for x in (f"--{'images' if k == 'number' else k}", v)]
-    return [job.stage.verb, job.where.get("experiment") or job.where["dataset"], *options]

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from conftest import command
 from pydantic import BaseModel
 from torch import nn
 
@@ -206,6 +205,13 @@ DATASETS.register("strokes", ToyStrokesConfig, ToyStrokes)
 NETWORKS.register("toy-gru", GRUConfig, GRUNet)
 CODECS.register("toy-raster", ToyRasterConfig, ToyRaster)
 HOOKS.register("toy-shrink", ShrinkConfig, Shrink)
+
+
+def command(job):
+    """The command line of a job."""
+    own = {k: v for k, v in job.where.items() if k not in ("experiment", "dataset")}
+    options = [x for k, v in own.items() for x in (f"--{'images' if k == 'number' else k}", v)]
+    return [job.stage.verb, job.where.get("experiment") or job.where["dataset"], *options]
 
 
 def main():
