@@ -167,6 +167,25 @@ def test_exactly_as_many_weights_at_every_step_and_nothing_of_the_others(
     assert told["zeros"] + sum(told["nonzeros"].values()) == total
     assert told["zeros"] == pytest.approx(0.75 * total, abs=len(own.counts) / 2)  # rounded layer by layer
 
+    def common(one, other):
+        shared = sum(int((one[f"sparse.{n}"] & other[f"sparse.{n}"]).sum()) for n in own.counts)
+        return shared / sum(own.counts.values())
+
+    overlap = [[t, common(masks[t], masks[0]), common(masks[t], masks[t - 1])] for t in moved]
+    assert told["overlap"] == [pytest.approx(row) for row in overlap]
+
+
+def test_masks_drawn_anew_have_no_more_in_common_than_chance(workspace, tiny):
+    """With fraction 1 all go and come at random: of a layer's n kept weights of N, n^2 / N stay by chance."""
+    settings = {"interval": 1, "end": 100, "fraction": 1.0, "schedule": "constant"}
+    own = hook(MagRan, MagRanConfig, tiny, **settings)
+    state = trained(tiny, 8, own)
+    size = {name: state.view("raw")[name].numel() for name in own.counts}
+    chance = sum(n * n / size[name] for name, n in own.counts.items()) / sum(own.counts.values())
+    found = np.array(own.told()["sparse"]["overlap"])
+    assert list(found[:, 0]) == list(range(1, 8))
+    assert found[:, 1:].mean(0) == pytest.approx([chance, chance], rel=0.05)
+
 
 def test_gradients_are_masked_before_they_are_clipped(workspace, vary):
     own, seen = hook(Masks, Static, (e := vary({"training.clip": 1e-3}))), []

@@ -116,18 +116,25 @@ class Masks(Hook):
         self._layers = {name: views[name] for name in self.counts}
         for name, on in self._layers.items():
             drawn = torch.from_numpy(draws.random(tuple(on.shape), np.float32))
-            on.copy_(state.extra.get(f"sparse.{name}", _highest(drawn, self.counts[name])))
+            on.copy_(_highest(drawn, self.counts[name]))
+        self._first = self.on.clone()
+        for name, on in self._layers.items():
+            on.copy_(state.extra.get(f"sparse.{name}", on))
+        self._overlap = state.extra.get("sparse.overlap", torch.zeros(0, 3, dtype=torch.float64))
         self._silence(state)
 
     def graded(self, state: State) -> None:
         state.grad.mul_(self.on)
 
     def carry(self) -> Mapping[str, Tensor]:
-        return {f"sparse.{name}": on for name, on in self._layers.items()}
+        return {"sparse.overlap": self._overlap} | {f"sparse.{name}": on for name, on in self._layers.items()}
 
     def told(self) -> Mapping[str, Any]:
+        """With the `overlap` at each update: its step, and the kept weights' shares that were kept at first
+        and just before."""
         kept, size = sum(self.counts.values()), sum(on.numel() for on in self._layers.values())
-        return {"sparse": {**self.config.model_dump(), "zeros": size - kept, "nonzeros": self.counts}}
+        masked = {"zeros": size - kept, "nonzeros": self.counts, "overlap": self._overlap.tolist()}
+        return {"sparse": {**self.config.model_dump(), **masked}}
 
     def _draws(self, step: int) -> np.random.Generator:
         return generator(self.job.seed, f"{self.job.name}/sparse", step)
@@ -138,9 +145,14 @@ class Masks(Hook):
 
     def _exchange(self, state: State, grow: Iterator[Tensor]) -> None:
         """The update of all masks; `grow`: scores of each layer in turn. What comes has been zero."""
-        weights, share = state.view("raw"), self.config.share(state.step)
+        weights, share, before = state.view("raw"), self.config.share(state.step), self.on.clone()
         for (name, on), scores in zip(self._layers.items(), grow, strict=True):
             on.copy_(exchanged(on, self.counts[name], share, weights[name].abs(), scores))
+        kept = sum(self.counts.values())
+        unmasked = int(self.on.sum()) - kept
+        common = (int((self.on & other).sum()) - unmasked for other in (self._first, before))
+        row = torch.tensor([[state.step, *(count / kept for count in common)]], dtype=torch.float64)
+        self._overlap = torch.cat([self._overlap, row])
         self._silence(state)
 
 
