@@ -45,8 +45,9 @@ Law = Literal["uniform", "speed"]
 Method = Literal["unpruned", "scratch", "finetune", "eb", "ta-eb", "sparse", "control"]
 AFTER_DENSE = ("scratch", "finetune")  # methods that need the finished unpruned network before they begin
 Table = Literal[
-    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "controls"
-]
+    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "controls",
+    "sparse",
+]  # fmt: skip
 Protocol = Literal["classifier", "legacy_pytorch", "clean"]
 
 

@@ -20,6 +20,7 @@ from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
+SPARSE_FIGURES = ("sparsity", "overlap")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
@@ -80,9 +81,14 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
     if template == layout.TABLE:
         yield from ({"table": t, "ext": x} for t in e.tables for x in layout.TABLE_EXTENSIONS)
     elif template == layout.FIGURE:
-        yield from ({"figure": f, "ext": x} for f in FIGURES for x in layout.FIGURE_EXTENSIONS)
+        yield from ({"figure": f, "ext": x} for f in figures(e) for x in layout.FIGURE_EXTENSIONS)
     else:
         yield {}
+
+
+def figures(e: Experiment) -> tuple[str, ...]:
+    """The figures of an experiment: those of sparse training only where it has some."""
+    return (*FIGURES, *SPARSE_FIGURES) if e.sparse() else FIGURES
 
 
 def digest(*parts: Any) -> str:

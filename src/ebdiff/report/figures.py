@@ -1,10 +1,11 @@
-"""The paper's Figures 1 to 5 with our numbers, and training losses."""
+"""The paper's Figures 1 to 5 with our numbers, training losses, and what sparse training gives."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.runs import Budget
+from ebdiff.experiment.sparsity import Moving
 from ebdiff.report import notes, shown, style, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Hamming, Results
+from ebdiff.report.significance import SEEDS, Mean
 
 _MARKERS = {"none": "o", "magnitude": "s", "taylor": "^", "diff-pruning": "D", "random": "X"}
 _WEIGHTS = {"ema": "EMA", "raw": "raw"}
@@ -35,6 +39,8 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
         "figure4": lambda r: matrices(r, shown.expert_searches(r.experiment)),
         "figure5": samples,
         "losses": losses,
+        "sparsity": sparsity,
+        "overlap": overlap,
     }
     written = []
     with style.theme():
@@ -58,13 +64,17 @@ def quality(results: Results, counted: str, time: str, how: str) -> Figure | Non
     for number, facts in enumerate(drawn, 1):
         _point(axes, facts, statistics.fmean(1 / getattr(s, counted) for s in facts.speedups()), number)
     axes.axvline(1, color="#cccccc", linewidth=0.8, zorder=0)
-    name = notes.measure(results.experiment).name
-    axes.set(xlabel=f"{time} relative to the unpruned run\n({how})")
-    axes.set_ylabel(f"classifier Fréchet distance ({name})" if name == "cFD" else name)
+    axes.set(xlabel=f"{time} relative to the unpruned run\n({how})", ylabel=_distance(results))
     axes.margins(x=0.08, y=0.15)
     axes.set_xlim(left=0)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
+
+
+def _distance(results: Results) -> str:
+    """The measure on an axis."""
+    name = notes.measure(results.experiment).name
+    return f"classifier Fréchet distance ({name})" if name == "cFD" else name
 
 
 def _point(axes: Axes, facts: RunFacts, x: float, number: int) -> None:
@@ -270,4 +280,96 @@ def losses(results: Results) -> Figure | None:
     axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def sparsity(results: Results) -> Figure | None:
+    """Quality against what sparse networks lack, and against training FLOPs: a curve for each way to train.
+
+    Curves join the runs that differ in sparsity or rate alone; the unpruned run is a band. None if no sparse
+    run is finished.
+    """
+    runs = [RunFacts(results, name) for name in results.experiment.runs]
+    drawn = [f for f in runs if all(e.sparse for e in f.experts)]
+    drawn = [f for f in drawn if f.quality and f.speedups("training_flops")]
+    unpruned = next((f for f in runs if f.run.method == "unpruned" and f.quality), None)
+    if not drawn:
+        return None
+    curves: dict[tuple[str, str, str], list[RunFacts]] = {}
+    for facts in drawn:
+        curves.setdefault(_way(facts), []).append(facts)
+    dense, methods = results.network("dense"), list(dict.fromkeys(method for method, *_ in curves))
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, place, label in (
+        (left, lambda f: 100 * (1 - f.average("params") / dense["params"]), "parameters left out (%)"),
+        (
+            right,
+            _training_flops,
+            "training FLOPs relative to the unpruned run\n(search and all experts summed)",
+        ),
+    ):
+        for (method, share, until), facts in curves.items():
+            points = sorted((place(f), f.quality) for f in facts)
+            colour, marker = style.span_colour(methods.index(method)), _UNTIL.get(until, "o")
+            line = "-" if share == next(s for m, s, _ in curves if m == method) else "--"
+            axes.errorbar(
+                [x for x, _ in points], [statistics.fmean(y) for _, y in points],
+                [_half_interval(y) for _, y in points], color=colour, marker=marker, linestyle=line,
+                capsize=2, elinewidth=0.8, label=", ".join(filter(None, (method, share, until))),
+            )  # fmt: skip
+        if unpruned:
+            mean, half = statistics.fmean(unpruned.quality), _half_interval(unpruned.quality)
+            axes.axhline(mean, color="#777777", linewidth=0.8, zorder=0, label=unpruned.run.title)
+            if not math.isnan(half):
+                axes.axhspan(mean - half, mean + half, color="#777777", alpha=0.15, linewidth=0)
+        axes.set_xlabel(label)
+    left.set_ylabel(_distance(results))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+_UNTIL = {"equal seconds": "s", "equal FLOPs": "D"}  # markers of runs as long as another one costs
+
+
+def _way(facts: RunFacts) -> tuple[str, str, str]:
+    """How a sparse run is trained: its method, the share that updates exchange, and for how long."""
+    expert = facts.experts[0]
+    share = f"p {expert.sparse.fraction:g}" if isinstance(expert.sparse, Moving) else ""
+    budget, until = Budget.of(expert.iterations), f"{expert.iterations} steps"
+    if budget is not None:
+        equal = "equal seconds" if budget.unit == "step_ms" else "equal FLOPs"
+        until = equal if budget.run else str(expert.iterations)
+    return expert.sparse.method, share, until
+
+
+def _training_flops(facts: RunFacts) -> float:
+    return statistics.fmean(1 / s.device_time for s in facts.speedups("training_flops"))
+
+
+def _half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean; NaN of too few seeds."""
+    return Mean.of(values).interval[1] - statistics.fmean(values) if len(values) >= SEEDS else math.nan
+
+
+def overlap(results: Results) -> Figure | None:
+    """What moving masks share with the first ones and with those before, a panel for each method."""
+    panels: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for name, run in results.experiment.runs.items():
+        facts = RunFacts(results, name)
+        for expert in facts.experts:
+            told = expert.sparse and results.attempt(results.ledger, facts.seeds[0], expert)
+            if told and (rows := told.get("sparse", {}).get("overlap")):
+                panels.setdefault(expert.sparse.method, []).append((run.title, np.array(rows)))
+    if not panels:
+        return None
+    figure, grid = style.panels(len(panels), columns=2, width=4.6, height=3.2)
+    for axes, (method, curves) in zip(grid, panels.items(), strict=True):
+        for i, (title, rows) in enumerate(curves):
+            step, first, before = rows.T
+            axes.plot(step, first, color=f"C{i}", label=textwrap.shorten(title, 30, placeholder="…"))
+            axes.plot(step, before, ":", color=f"C{i}")
+        axes.set(ylim=(0, 1.02), xlabel="step", ylabel="share in common")
+        axes.set_title(method)
+        axes.legend(fontsize=6.5)
     return figure

@@ -72,6 +72,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
     experiment = results.experiment
     found = template("notes.txt.j2").render(
         experiment=experiment,
+        table=table,
         columns=columns,
         bold=bold,
         metrics=_metrics(rows),

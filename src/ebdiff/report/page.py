@@ -17,7 +17,7 @@ from ebdiff import __version__
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
-from ebdiff.experiment.stages import FIGURES
+from ebdiff.experiment.stages import figures
 from ebdiff.report import notes, reading, shown, tables
 from ebdiff.report.facts import RunFacts, stories
 from ebdiff.report.results import Results
@@ -36,7 +36,7 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
     Raises:
         UserError: no such table or figure.
     """
-    known = [*experiment.tables, *FIGURES]
+    known = [*experiment.tables, *figures(experiment)]
     for name in what:
         if name not in known:
             raise UserError(f"experiment {experiment.name!r}: {unknown(name, known)}")
@@ -51,9 +51,9 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
 
 def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
     """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths."""
-    asked = [name for name in names if name not in FIGURES]
+    asked = [name for name in names if name in results.experiment.tables]
     written = tables.write(results, asked, folder / "tables") if asked else []
-    return [*written, *_draw(results, [name for name in names if name in FIGURES], folder / "figures")]
+    return [*written, *_draw(results, [name for name in names if name not in asked], folder / "figures")]
 
 
 def report(experiment: Experiment, *, partial: bool = False) -> Path:
@@ -69,10 +69,10 @@ def report(experiment: Experiment, *, partial: bool = False) -> Path:
 
 def write_page(results: Results, path: Path) -> None:
     """Write the page to a path, with the figures beside it."""
-    folder = path.parent / "figures"
+    folder, names = path.parent / "figures", figures(results.experiment)
     if results.partial:
-        _draw(results, FIGURES, folder)
-    pictures = {figure: results.png(folder / f"{figure}.png") for figure in FIGURES}
+        _draw(results, names, folder)
+    pictures = {figure: results.png(folder / f"{figure}.png") for figure in names}
     write_text(path, notes.template("page.html.j2").render(pictures=pictures, **_told(results)))
 
 

@@ -20,8 +20,9 @@ def row(experiment: Experiment, table: str, run: str) -> Row:
 
 
 def number(row: Row, column: str) -> float | None:
-    """A number of a row, corrected where the paper contradicts itself; None of an empty row."""
-    return float(row.get(f"{column}_corrected") or row[column]) if row else None
+    """A number of a row, corrected where the paper contradicts itself; None where it prints none."""
+    found = row and (row.get(f"{column}_corrected") or row[column])
+    return float(found) if found else None
 
 
 def both(row: Row, column: str) -> Corrected | None:

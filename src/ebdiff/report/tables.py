@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import notes, published, shown, text
-from ebdiff.report.facts import RunFacts, baseline, of_table, ratios
+from ebdiff.report.facts import RunFacts, baseline, of_table, paired, ratios
 from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
+from ebdiff.report.significance import SEEDS, Mean
 from ebdiff.system.files import write_json, write_text
 
 _BLOCKS = {
@@ -40,10 +41,12 @@ def write(results: Results, tables: Iterable[str], folder: Path) -> list[Path]:
 def build(results: Results, table: str) -> Table:
     """Fill a table of the experiment: from the seeds that all its rows have, where there are such.
 
+    The rows of `sparse` keep theirs: each is compared with the unpruned one alone, seed by seed.
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
     rows, told = of_table(results, table), shown.data("tables.yaml")
-    if common := [seed for seed in rows[0].seeds if all(seed in facts.seeds for facts in rows)]:
+    common = [seed for seed in rows[0].seeds if all(seed in facts.seeds for facts in rows)]
+    if common and table != "sparse":
         rows = [facts.of_seeds(*common) for facts in rows]
     offered = {column.key: column for column in _columns(results, table, rows)}
     quality = notes.measure(results.experiment).key
@@ -98,6 +101,9 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("realised_rate", "Realised\nrate (%)", lambda f: f.average("realised"), text.percent)
     yield Column("params", "Params\n(M)", lambda f: f.average("params"), text.mega)
     yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)
+    yield Column("flops", f"Inference\n{unit}FLOP", lambda f: 2 * f.average("macs"), macs)
+    yield Column("training_flops", f"Training\n{unit}FLOP", lambda f: f.average("training_flops"), macs)
+    yield Column("step_ms", "ms per\nstep", lambda f: f.average("step_ms"), text.number)
     yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
     yield Column(
@@ -106,6 +112,8 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
         lambda f: tuple(end["fd"] for end in f.metric("at_floor")),
         text.over_seeds(text.two),
     )
+    if unpruned := next((f for f in rows if f.run.method == "unpruned"), None):
+        yield Column("vs_unpruned", "Minus\nunpruned", partial(_minus, b=unpruned), _difference, absent="")
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     yield Column("ticket_at", "Ticket at", _ticket_at)
     if places.finished(results.experiment):
@@ -117,7 +125,8 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield from _over_baselines(results.experiment, table, rows)
     for i in range(max(len(f.experts) for f in rows)):
         yield from _of_expert(i, rows)
-    yield from _published(results.experiment, table)
+    if any(published.row(results.experiment, table, f.name) for f in rows):
+        yield from _published(results.experiment, table)
 
 
 def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) -> Iterator[Column]:
@@ -177,6 +186,7 @@ def _published(experiment: Experiment, table: str) -> Iterator[Column]:
 
     yield printed("paper_macs", "Paper\nMACs (G)", macs, text.number)
     yield printed("paper_fid", f"Paper FID\n({name})", "fid", text.two)
+    yield column("paper_fid_std", "Paper's\n±", lambda row, _: published.number(row, "fid_std"), text.two)
     yield printed("paper_speedup", "Paper\nspeed-up", "speedup", text.two)
     yield column(
         "paper_ticket_at", "Paper\nticket at", lambda row, _: "{ticket_at} ({ticket_unit})".format(**row)
@@ -187,6 +197,19 @@ def _published(experiment: Experiment, table: str) -> Iterator[Column]:
         yield apart("fid_difference", "Difference\nin FID", "fid", lambda f: f.quality)
         speedup = "Difference\nin speed-up"
         yield apart("speedup_difference", speedup, "speedup", lambda f: [s.as_paper for s in f.speedups()])
+
+
+def _minus(a: RunFacts, b: RunFacts) -> tuple[float, ...] | None:
+    """The differences of two runs' distances, for each seed that both have; None of a run to itself."""
+    return None if a is b else tuple(x - y for x, y in paired(a, b, lambda facts: facts.quality))
+
+
+def _difference(values: Sequence[float]) -> str:
+    """A mean difference with its 95 % interval, where there are seeds enough to decide something."""
+    if len(values) < SEEDS:
+        return text.over_seeds(text.signed)(values)
+    mean = Mean.of(values)
+    return f"{text.signed(mean.value)} ({' to '.join(map(text.signed, mean.interval))})"
 
 
 def _paper_iterations(row: published.Row, facts: RunFacts) -> str:
