@@ -284,10 +284,9 @@ def losses(results: Results) -> Figure | None:
 
 
 def sparsity(results: Results) -> Figure | None:
-    """Quality against what sparse networks lack, and against training FLOPs: a curve for each way to train.
+    """Quality against what sparse networks lack, and against training FLOPs; None if there is no such run.
 
-    Curves join the runs that differ in sparsity or rate alone; the unpruned run is a band. None if no sparse
-    run is finished.
+    A curve joins the runs of one method, share exchanged and length; the unpruned run is a band.
     """
     runs = [RunFacts(results, name) for name in results.experiment.runs]
     drawn = [f for f in runs if all(e.sparse for e in f.experts)]
@@ -301,13 +300,11 @@ def sparsity(results: Results) -> Figure | None:
     dense, methods = results.network("dense"), list(dict.fromkeys(method for method, *_ in curves))
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, place, label in (
-        (left, lambda f: 100 * (1 - f.average("params") / dense["params"]), "parameters left out (%)"),
-        (
-            right,
-            _training_flops,
-            "training FLOPs relative to the unpruned run\n(search and all experts summed)",
-        ),
+    left.set(xlabel="parameters left out (%)", ylabel=_distance(results))
+    right.set_xlabel("training FLOPs relative to the unpruned run\n(search and all experts summed)")
+    for axes, place in (
+        (left, lambda f: 100 * (1 - f.average("params") / dense["params"])),
+        (right, lambda f: statistics.fmean(1 / s.device_time for s in f.speedups("training_flops"))),
     ):
         for (method, share, until), facts in curves.items():
             points = sorted((place(f), f.quality) for f in facts)
@@ -323,8 +320,6 @@ def sparsity(results: Results) -> Figure | None:
             axes.axhline(mean, color="#777777", linewidth=0.8, zorder=0, label=unpruned.run.title)
             if not math.isnan(half):
                 axes.axhspan(mean - half, mean + half, color="#777777", alpha=0.15, linewidth=0)
-        axes.set_xlabel(label)
-    left.set_ylabel(_distance(results))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
@@ -341,10 +336,6 @@ def _way(facts: RunFacts) -> tuple[str, str, str]:
         equal = "equal seconds" if budget.unit == "step_ms" else "equal FLOPs"
         until = equal if budget.run else str(expert.iterations)
     return expert.sparse.method, share, until
-
-
-def _training_flops(facts: RunFacts) -> float:
-    return statistics.fmean(1 / s.device_time for s in facts.speedups("training_flops"))
 
 
 def _half_interval(values: Sequence[float]) -> float:
