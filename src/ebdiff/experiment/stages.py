@@ -25,7 +25,6 @@ BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
 FLOOR = "disjoint draws"  # what the floor is averaged over
-STEP = "a graph"  # how a GPU executes a training step: another way takes other times
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,6 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
 def _cost(e: Experiment, **_: str) -> list[Any]:
     c = e.compute
     how = [c.threads, c.device, c.micro_batch, c.deterministic, e.tuning.training]
-    how += [STEP] if c.gpus else []
     return [e.architecture, e.training.batch, e.training.clip, e.rates(), how, *e.sparse()]
 
 
