@@ -283,6 +283,7 @@ def test_a_snapshot_of_another_interval_gives_no_other_ticket(made, tmp_path, mo
     assert f"{snapshots[-1]}: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_equal_networks_are_equal_files(tmp_path):
     write = (
         "import sys, torch; from pathlib import Path; from ebdiff.nets import store\n"

@@ -144,6 +144,7 @@ def test_a_job_takes_gpus_only_where_they_are_faster_than_their_start(vary, gpus
     assert verb != "fid" or Job.of(small, verb, seed=0, **where).gpus == 0
 
 
+@pytest.mark.slow
 def test_what_takes_milliseconds_leaves_cuda_alone(made, tmp_path, monkeypatch):
     """On a machine with two GPUs, free for `compute.device: auto`; training would take one."""
 

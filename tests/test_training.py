@@ -249,6 +249,7 @@ def test_a_state_of_other_settings_is_set_aside_with_a_word(workspace, vary, mon
     assert all(same(found[n], expected[n]) for n in expected)
 
 
+@pytest.mark.slow
 def test_snapshots_of_a_set_aside_state_are_not_taken_over(workspace, vary, monkeypatch):
     gradient = {"searches.full.criteria": ["magnitude", "taylor"]}  # keeps every snapshot
     interrupted(vary({**gradient, "searches.full.horizon": 8}), monkeypatch, 67, search)

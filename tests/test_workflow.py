@@ -77,7 +77,12 @@ def edit(folder, name, path, value):
 # --- plans ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+FAST = ("digits", "digits_sparse", "cifar10", "kanjivg_tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SHIPPED]
+)
 def test_the_plan_of_every_shipped_experiment_is_complete(project, name):
     plan = Plan(project, "--config", f"experiments={name}")
     e = load.load(name, project / "config/experiments")
