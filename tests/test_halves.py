@@ -175,7 +175,7 @@ def test_a_killed_search_ends_as_an_undisturbed_one(workspace, vary, monkeypatch
     assert all(same(found[n], expected[n]) for n in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one(workspace):
     write_experiment(workspace, PLAIN | HALVED)
     program = workspace / "halved.py"

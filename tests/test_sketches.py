@@ -548,7 +548,7 @@ def test_real_strokes_survive_the_round_trip(quickdraw):
             assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.94
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_drawings_go_from_strokes_to_report(quickdraw, tmp_path):
     """Every stage: GRUs pruned by unit, samples as pictures and as SVG, the codec told with the metrics."""
     raw = changed(TOY, {"dataset": {"name": "q", "source": "quickdraw", "path": quickdraw, "step": 0.2}})
