@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
 
 import paired
 import torch
 
-from ebdiff.cost.measure import network_of, peaks, timing_job
+from ebdiff.cost.measure import network_of, timing_job
 from ebdiff.cost.roofline import moved, operations
 from ebdiff.experiment.experiment import Experiment
+from ebdiff.nets import unet
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.pruning.count import count, meta_tensors
 from ebdiff.training.loop import learner, train
@@ -46,6 +50,11 @@ def memory(piece: Callable[[], object]) -> list[paired.Row]:
     return [paired.row("dense step: GPU memory", [held], "GiB", goal="≤ 3.5", note="reserved at most")]
 
 
+def floor() -> AbstractContextManager:
+    """Where norms, SiLU and dropout are left out of a network."""
+    return patch.object(unet, "norm_silu", lambda x, *_, **__: (x, x))
+
+
 def rows(
     experiment: Experiment,
     rate: float,
@@ -53,6 +62,7 @@ def rows(
     piece: Callable[[], object],
     steps: int,
     device: torch.device,
+    found: Mapping[str, Any],
 ) -> list[paired.Row]:
     """What a training step reaches of the device's peaks, its kernels, and what the loop adds to them.
 
@@ -63,9 +73,9 @@ def rows(
         piece: `steps` steps, once more, to be profiled.
         steps: in a piece.
         device: the GPU.
+        found: its `peaks`.
     """
-    name = f"{100 * rate:.0f} % step" if rate else "dense step"
-    batch, found = experiment.training.batch, peaks(device, ["bf16"])
+    name, batch = f"{paired.named(rate)} step", experiment.training.batch
     network = count(experiment.architecture, meta_tensors(experiment.architecture, rate))
     flop = operations(network.macs, batch) / found["flops"]["bf16"]
     size = moved(network.params, network.activations, batch, "bf16") / found["bytes"]

@@ -86,6 +86,11 @@ def executions(device: torch.device) -> list[Execution]:
     return [STRICT, *(how for how in candidates() if how != STRICT)]
 
 
+def named(rate: float) -> str:
+    """A network by its rate: `dense`, `50 %`."""
+    return f"{100 * rate:.0f} %" if rate else "dense"
+
+
 def milliseconds(seconds: Sequence[float]) -> str:
     """The median of some times, in words."""
     return f"{median(seconds) * 1e3:.4g} ms"

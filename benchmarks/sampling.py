@@ -11,10 +11,11 @@ norms and SiLU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from statistics import median
-from unittest.mock import patch
 
+import accelerator
 import numpy as np
 import paired
 import plain
@@ -28,7 +29,6 @@ from ebdiff.diffusion.sampling import Router, ddim
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
-from ebdiff.nets import unet
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.system.draws import item_noise
 
@@ -102,16 +102,16 @@ def widths(
 ) -> dict[tuple[float, str], Callable[[], object]]:
     """Drawing by networks of several widths, in full and without norms and SiLU."""
 
-    def draw(router: Router, forward: Callable) -> np.ndarray:
-        with patch.object(unet, "norm_silu", forward):
+    def draw(router: Router, within: Callable[[], AbstractContextManager]) -> np.ndarray:
+        with within():
             return to_uint8(generate(experiment, router, indices, 0, device))
 
     found = {}
     for rate in IMAGES:
-        for name, forward in (("ours", unet.norm_silu), ("floor", lambda x, *_, **__: (x, x))):
+        for name, within in (("ours", nullcontext), ("floor", accelerator.floor)):
             network = Runtime(device, GPU).denoiser(network_of(experiment, rate))
             router = Router([(0, experiment.diffusion.timesteps)], [network])
-            found[rate, name] = partial(draw, router, forward)
+            found[rate, name] = partial(draw, router, within)
     return found
 
 

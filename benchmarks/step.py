@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from unittest.mock import patch
 
 import accelerator
 import paired
 import plain
 import torch
 
-from ebdiff.cost.measure import interleaved, network_of, steps_at_once, timing_job, training_step
+from ebdiff.cost.measure import interleaved, network_of, peaks, steps_at_once, timing_job, training_step
 from ebdiff.cost.tune import words
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import Execution
-from ebdiff.nets import unet
 from ebdiff.nets.execution import GPU, Runtime
 from ebdiff.nets.unet import UNet
 from ebdiff.pruning.count import COUNTER, count, meta_tensors
@@ -98,7 +96,7 @@ def floor_step(experiment: Experiment, network: UNet, runtime: Runtime) -> Calla
     step = training_step(experiment, network, runtime)
 
     def bare() -> None:
-        with patch.object(unet, "norm_silu", lambda x, *_, **__: (x, x)):
+        with accelerator.floor():
             step()
 
     return bare
@@ -133,10 +131,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows += speeds(s, hows) + shares(experiment, s, hows) + masks(s, (0.0, hows[0]))
     if gpu:
         rows += floors(s, hows[0])
+        found = peaks(args.device, ["bf16"])
         for rate in FLOORS:
             at_once = steps[rate, hows[0]]
             rows += accelerator.rows(
-                experiment, rate, s[rate, hows[0]], work[rate, hows[0]], at_once, args.device
+                experiment, rate, s[rate, hows[0]], work[rate, hows[0]], at_once, args.device, found
             )
     paired.write("step", rows, args.device, args.out)
 
@@ -153,14 +152,9 @@ def speeds(s: dict, hows: Sequence[Execution]) -> list[paired.Row]:
     for rate, goal in goals.items():
         best = fastest(s, hows, rate)
         for how in dict.fromkeys([hows[0], best]):
-            measure, hoped = f"{named(rate)} step, {words(how)}", goal if how == best else ""
+            measure, hoped = f"{paired.named(rate)} step, {words(how)}", goal if how == best else ""
             rows.append(paired.compare(measure, "plain dense loop", hoped, s["plain"], s[rate, how]))
     return rows
-
-
-def named(rate: float) -> str:
-    """`dense`, `50 %`."""
-    return f"{100 * rate:.0f} %" if rate else "dense"
 
 
 def floors(s: dict, how: Execution) -> list[paired.Row]:
@@ -170,7 +164,7 @@ def floors(s: dict, how: Execution) -> list[paired.Row]:
         floor, step = s[f"floor {rate}"], s[rate, how]
         values = [100 * a / b for a, b in zip(floor, step, strict=True)]
         note = f"{paired.milliseconds(floor)} of {paired.milliseconds(step)}"
-        rows.append(paired.row(f"{named(rate)} step: share of its floor", values, "%", note=note))
+        rows.append(paired.row(f"{paired.named(rate)} step: share of its floor", values, "%", note=note))
     return rows
 
 
