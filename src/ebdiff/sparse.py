@@ -112,7 +112,7 @@ class Masks(Hook):
     def begin(self, state: State) -> None:
         self.counts = self.nonzeros(self.config, state.network)
         self.on = torch.ones_like(state.raw, dtype=torch.bool)  # also where nothing is ever masked
-        views, draws = _views(state, self.on), self._draws(0)
+        views, draws = state.named(self.on), self._draws(0)
         self._layers = {name: views[name] for name in self.counts}
         for name, on in self._layers.items():
             drawn = torch.from_numpy(draws.random(tuple(on.shape), np.float32))
@@ -156,25 +156,37 @@ class Masks(Hook):
         self._silence(state)
 
 
-class MagRan(Masks):
-    """After a due step, once Adam has moved the weights, the smallest go and others come at random."""
+class After(Hook):
+    """What moves after a due step, once Adam has moved the weights."""
 
+    config: Moving
     _moving = False
 
     def due(self, step: int) -> bool:
         return self.config.due(step)
 
     def update(self, state: State) -> bool:
-        """Only says that this step's masks move: they do when it is `stepped`."""
+        """Only says that something moves in this step: it does when it is `stepped`."""
         self._moving = True
         return False
 
     def stepped(self, state: State) -> None:
         if self._moving:
-            draws = self._draws(state.step)
-            drawn = (draws.random(tuple(on.shape), np.float32) for on in self._layers.values())
-            self._exchange(state, (torch.from_numpy(scores).to(self.on.device) for scores in drawn))
+            self.move(state)
             self._moving = False
+
+    def move(self, state: State) -> None:
+        """What a member does."""
+        raise NotImplementedError
+
+
+class MagRan(After, Masks):
+    """After a due step, once Adam has moved the weights, the smallest go and others come at random."""
+
+    def move(self, state: State) -> None:
+        draws = self._draws(state.step)
+        drawn = (draws.random(tuple(on.shape), np.float32) for on in self._layers.values())
+        self._exchange(state, (torch.from_numpy(scores).to(self.on.device) for scores in drawn))
 
 
 class RigL(Masks):
@@ -188,7 +200,7 @@ class RigL(Masks):
     def begin(self, state: State) -> None:
         super().begin(state)
         self._seen = torch.zeros_like(state.grad)
-        views = _views(state, self._seen)
+        views = state.named(self._seen)
         self._gradients = {name: views[name] for name in self._layers}
         for name, seen in self._gradients.items():
             if f"sparse.seen.{name}" in state.extra:
@@ -213,7 +225,7 @@ class RigL(Masks):
         return {**super().carry(), **{f"sparse.seen.{name}": g for name, g in seen.items()}}
 
 
-class Recycling(Hook):
+class Recycling(After):
     """After a due step the least important channels of every pruning group begin anew.
 
     What makes a channel is drawn afresh by its layer's own law, what reads it goes to zero, and so do the
@@ -222,7 +234,7 @@ class Recycling(Hook):
     """
 
     def __init__(self, config: Moving, job: Job):
-        self.config, self.job, self._moving = config, job, False
+        self.config, self.job = config, job
 
     @staticmethod
     def nonzeros(config: Moving, network: Denoiser) -> dict[str, int]:
@@ -234,19 +246,9 @@ class Recycling(Hook):
         self._architecture = Architecture(network.config, network.items)
         self.groups = groups_left(self._architecture, state.view("raw"))
 
-    def due(self, step: int) -> bool:
-        return self.config.due(step)
-
-    def update(self, state: State) -> bool:
-        """Only says that this step's channels move: they do when it is `stepped`."""
-        self._moving = True
-        return False
-
-    def stepped(self, state: State) -> None:
-        if self._moving:
-            scores, share = magnitude(state.view("raw")), self.config.share(state.step)
-            self.recycle(state, [least_important(group, scores, share) for group in self.groups])
-            self._moving = False
+    def move(self, state: State) -> None:
+        scores, share = magnitude(state.view("raw")), self.config.share(state.step)
+        self.recycle(state, [least_important(group, scores, share) for group in self.groups])
 
     def told(self) -> Mapping[str, Any]:
         return {"sparse": self.config.model_dump()}
@@ -260,7 +262,7 @@ class Recycling(Hook):
             for parameter in network.get_submodule(layer).parameters():
                 parameter.detach().zero_()
         touched = torch.zeros_like(state.raw, dtype=torch.bool)
-        touch = _views(state, touched)
+        touch = state.named(touched)
         pairs = [(m, gone) for g, gone in zip(self.groups, chosen, strict=True) for m in g.members]
         for member, gone in pairs:
             channels = _channels(member, gone)
@@ -297,9 +299,3 @@ def least_important(group: Group, scores: Scores, share: float) -> Tensor:
 def _channels(member: Member, gone: Tensor) -> Tensor:
     """Where along a member's dimension the channels of its group lie that are `gone`."""
     return torch.arange(member.width)[member.channels][gone[torch.from_numpy(member.roots)]]
-
-
-def _views(state: State, whole: Tensor) -> dict[str, Tensor]:
-    """A tensor of all parameters by name, as `state.view` gives the state's own."""
-    own = state.view("raw").items()
-    return {name: whole.as_strided(v.shape, v.stride(), v.storage_offset()) for name, v in own}

@@ -98,6 +98,11 @@ class State:
         """One of `KINDS` by parameter name: views in the parameters' order, shapes and memory format."""
         return self._views[kind]
 
+    def named(self, whole: Tensor) -> dict[str, Tensor]:
+        """A tensor (n,) of all parameters by name, as `view` gives the state's own."""
+        own = self.view("raw").items()
+        return {name: whole.as_strided(v.shape, v.stride(), v.storage_offset()) for name, v in own}
+
     @property
     def seconds(self) -> float:
         """Seconds inside training so far, over all jobs."""
