@@ -145,6 +145,26 @@ def _interval(epoch: int) -> tuple[str, int]:
     return f"{{unit: pseudo-epoch, steps: {steps}}} # an epoch has {epoch:,} steps: {why}", steps
 
 
+def _iterations(epoch: int) -> int:
+    """N by the steps of an epoch: 400 passes over the data, within 20,000 and 400,000."""
+    return min(400_000, max(20_000, round(400 * epoch, -3)))
+
+
+def _head(name: str, seen: Look | Drawn, base: str, things: str) -> str:
+    """What every proposal begins with."""
+    return f"""\
+# Written by `ebdiff init {name}`. Seen: {"; ".join(seen.lines())}.
+# Everything else stands in {base}.yaml, and holds unless it is written here too. Run it with
+#
+#     snakemake --cores all --config experiments={name}
+base: {base}
+about: Early-bird tickets and timestep-aware experts on the {things} of {name}.
+
+# Multiplies all iterations and pseudo-epochs below: 0.1 is a first look at a tenth of the cost.
+scale: 1.0
+"""
+
+
 def propose(name: str, images: str, size: int, seen: Look) -> str:
     """The experiment for images at a path as YAML with comments: what differs from `images.yaml`.
 
@@ -160,7 +180,7 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
     batch = min(batch, seen.count)
     epoch = math.ceil(seen.count / batch)
     interval, steps = _interval(epoch)
-    n = min(400_000, max(20_000, round(400 * epoch, -3)))
+    n = _iterations(epoch)
     width = 128 if seen.count >= 20_000 else 64
     samples = min(10_000, max(1_000, round(seen.count, -3)))
     few = "" if samples >= 8192 else " # fewer than 8,192 make FID ill-conditioned: compare runs only"
@@ -170,16 +190,7 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
         (4, "a quarter of N as in the paper") if n >= 200_000 else (2, "half of N: a quarter is little")
     )
     return f"""\
-# Written by `ebdiff init {name}`. Seen: {"; ".join(seen.lines())}.
-# Everything else stands in {BASE}.yaml, and holds unless it is written here too. Run it with
-#
-#     snakemake --cores all --config experiments={name}
-base: {BASE}
-about: Early-bird tickets and timestep-aware experts on the images of {name}.
-
-# Multiplies all iterations and pseudo-epochs below: 0.1 is a first look at a tenth of the cost.
-scale: 1.0
-
+{_head(name, seen, BASE, "images")}
 dataset:
   name: {name}
   path: {json.dumps(images, ensure_ascii=False)} # folder, zip or parquet; ${{VARIABLES}} are filled in
@@ -277,21 +288,12 @@ def propose_drawings(name: str, drawings: str, size: int, seen: Drawn) -> str:
     batch = max(1, min(128, 2 ** int(math.log2(max(kept // 10, 1)))))
     epoch = math.ceil(kept / batch)
     interval, steps = _interval(epoch)
-    n = min(400_000, max(20_000, round(400 * epoch, -3)))
+    n = _iterations(epoch)
     hidden = 48 if kept < 2_000 else 96 if kept < 50_000 else 128
     usual = int(np.quantile(seen.points, 0.99))
     protocol = "[clean, classifier]" if None not in seen.words and len(seen.words) > 1 else "[clean]"
     return f"""\
-# Written by `ebdiff init {name}`. Seen: {"; ".join(seen.lines())}.
-# Everything else stands in {DRAWINGS}.yaml, and holds unless it is written here too. Run it with
-#
-#     snakemake --cores all --config experiments={name}
-base: {DRAWINGS}
-about: Early-bird tickets and timestep-aware experts on the drawings of {name}.
-
-# Multiplies all iterations and pseudo-epochs below: 0.1 is a first look at a tenth of the cost.
-scale: 1.0
-
+{_head(name, seen, DRAWINGS, "drawings")}
 dataset:
   name: {name}
   source: sketches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff.codecs.codec import open_codec
+from ebdiff.codecs.codec import Codec, open_codec
 from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import SAMPLERS, Router
@@ -128,17 +128,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         while len(batches.drawn()) < len(all_batches):  # by others; a signal can end this, but no barrier
             time.sleep(0.1)
 
-        kept = {}
-        if codec.keeps_items:
-            batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
-            kept["items_sha256"] = sha256(work.path(layout.SAMPLE_ITEMS))
-            first = np.array(np.load(work.path(layout.SAMPLE_ITEMS), mmap_mode="r")[: SIDE * SIDE])
-            drawings = codec.vector(torch.from_numpy(first).to(device), conditions(range(len(first))))
-            if drawings is not None:
-                write_text(work.path(layout.SAMPLES_SVG), svg_grid(drawings))
-                kept["svg_sha256"] = sha256(work.path(layout.SAMPLES_SVG))
-        seconds = batches.join("images", output, count)
-        write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
+        seconds, kept = _join(work, batches, codec, conditions, device)
         entry = ledger(
             device,
             run=run,
@@ -154,6 +144,24 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         work.end()
         shutil.rmtree(batches.folder)
         print(f"{count} images, {entry['images_per_second']} images per second", flush=True)
+
+
+def _join(
+    work: Work, batches: Batches, codec: Codec, conditions: Callable[..., Cond], device: torch.device
+) -> tuple[float, dict[str, str]]:
+    """Write what all batches hold: the seconds of drawing, and hashes for the ledger."""
+    output, count, kept = work.path(layout.SAMPLES), work.job.experiment.sampling.images, {}
+    if codec.keeps_items:
+        batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
+        kept["items_sha256"] = sha256(work.path(layout.SAMPLE_ITEMS))
+        first = np.array(np.load(work.path(layout.SAMPLE_ITEMS), mmap_mode="r")[: SIDE * SIDE])
+        drawings = codec.vector(torch.from_numpy(first).to(device), conditions(range(len(first))))
+        if drawings is not None:
+            write_text(work.path(layout.SAMPLES_SVG), svg_grid(drawings))
+            kept["svg_sha256"] = sha256(work.path(layout.SAMPLES_SVG))
+    seconds = batches.join("images", output, count)
+    write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
+    return seconds, kept
 
 
 @dataclass(frozen=True)
