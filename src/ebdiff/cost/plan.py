@@ -194,7 +194,8 @@ class Forecast:
                 name = e.experts()[where["expert"]].network
                 return self.steps(job) * step[name], STATE * networks[name]["params"]
             case "sample":
-                experts, at = e.runs[where["run"]].experts, visited(e.diffusion, e.sampling)
+                experts = e.runs[where["run"]].experts
+                at = visited(e.diffusion, e.sampling_of(where["run"]))
                 each = [networks[x.network]["image_ms"] / 1e3 for x in experts]
                 image = len(at) * average_visited(each, [x.serve for x in experts], at)
                 return e.sampling.images * image, e.sampling.images * pixels

@@ -36,6 +36,7 @@ from ebdiff.experiment.schema import (
     PrimaryClaims,
     Pruning,
     Published,
+    Sampler,
     Sampling,
     Search,
     Seed,
@@ -129,12 +130,12 @@ class Experiment(Strict):
             raise ValueError(f"dense.search: {unknown(self.dense.search, self.searches)}")
         if self.searches[self.dense.search].span != (0, self.diffusion.timesteps):
             raise ValueError(f"dense.search: {self.dense.search!r} doesn't span all timesteps")
-        if self.sampling.sampler == "ddim" and self.sampling.steps > self.diffusion.timesteps:
-            raise ValueError(
-                f"sampling.steps: {self.sampling.steps} exceed the {self.diffusion.timesteps} timesteps"
-            )
+        self._check_sampler("sampling", self.sampling)
         for name, run in self.runs.items():
             self._check_run(name, run)
+            self._check_sampler(f"runs.{name}.sampling", self.sampling_of(name))
+            if run.sampling and run.method != "control":
+                raise ValueError(f"runs.{name}.sampling: sampled in a way of its own, its method is control")
             if run.paper is not None and run.paper not in (cells := paper.cells(self.published.dataset)):
                 raise ValueError(f"runs.{name}.paper: {unknown(run.paper, cells)}")
         for table, names in self.tables.items():
@@ -155,6 +156,12 @@ class Experiment(Strict):
             raise ValueError(
                 f"{where}: [{lo}, {hi}) is not inside [0, {self.diffusion.timesteps}); "
                 "spans are half-open, low end first"
+            )
+
+    def _check_sampler(self, where: str, sampler: Sampler) -> None:
+        if sampler.sampler == "ddim" and sampler.steps > self.diffusion.timesteps:
+            raise ValueError(
+                f"{where}.steps: {sampler.steps} exceed the {self.diffusion.timesteps} timesteps"
             )
 
     def _check_rate(self, where: str, rate: float) -> None:
@@ -295,6 +302,11 @@ class Experiment(Strict):
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds of a run: its own, or the experiment's."""
         return self.runs[run].seeds or self.seeds
+
+    def sampling_of(self, run: str) -> Sampling:
+        """How the images of a run are drawn: as the experiment says, but for what the run says itself."""
+        own = self.runs[run].sampling
+        return self.sampling.model_copy(update=own.model_dump(exclude_unset=True) if own else {})
 
     def rates_of(self, search: str) -> list[float]:
         """The rates at which a search takes masks.
