@@ -451,14 +451,16 @@ def verify(name: Name) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/keys.md.")] = False,
+) -> None:
     """Print the JSON schema of experiment files, for editors.
 
     Example: ebdiff schema > config/experiment.schema.json
     """
-    from ebdiff.experiment import load
+    from ebdiff.experiment import keys, load
 
-    print(json.dumps(load.schema(), indent=2))
+    print(keys.markdown() if markdown else json.dumps(load.schema(), indent=2))
 
 
 @app.command()
