@@ -17,7 +17,7 @@ def markdown() -> str:
     lines = [
         "# Keys of an experiment file",
         "",
-        "Written by `ebdiff schema --markdown > docs/keys.md`. A file `config/experiments/NAME.yaml` may leave "
+        "Written by `ebdiff schema --markdown > docs/keys.md`. A file of `config/experiments` may leave "
         "out whatever its `base` says; `null` removes a named run, search or table.",
     ]
     for path, member, part in _sections(schema):
