@@ -81,9 +81,8 @@ def section(reference: Path) -> str:
                 for row in csv.DictReader(file)
             ]
         table = markdown([row for row in rows if row["goal"]], notes=False)
-        parts.append(
-            f"**{device}** ([all rows and times](../{path.parent.relative_to(ROOT)}/benchmarks.md))\n\n{table}"
-        )
+        rows_of_all = f"../{path.parent.relative_to(ROOT)}/benchmarks.md"
+        parts.append(f"**{device}** ([all rows and times]({rows_of_all}))\n\n{table}")
     return "\n".join(parts) or "Nothing is measured yet.\n"
 
 
