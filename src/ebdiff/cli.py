@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -431,6 +432,23 @@ def report(name: Name, so_far: SoFar = False) -> None:
     from ebdiff.report.page import report
 
     print(report(experiment, partial=so_far))
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Experiment. Default: all begun.")] = None,
+) -> None:
+    """How far an experiment is: jobs done, running (step, loss, time left) and waiting, and the whole.
+
+    Jobs that last seconds are told when they are done. Logs are under results/{experiment}/logs/.
+
+    Example: ebdiff status digits
+    """
+    from ebdiff.experiment import load
+    from ebdiff.report.status import lines
+
+    for each in [name] if name else [n for n in load.names() if Path("results", n).is_dir()]:
+        print(f"{each}:", *lines(_begin(each)), sep="\n  ")
 
 
 @app.command()
