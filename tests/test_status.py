@@ -35,7 +35,7 @@ def test_what_runs_tells_its_step_loss_and_time_left(workspace, tiny):
         assert "step 16 of 40, loss 0.0625, 48.0 s left; log: results/tiny/logs/seed0/" in line
         (folder / "stats.jsonl").unlink()
     assert not held(folder) and not any(line.startswith("running") for line in told(tiny))
-    folder.with_name(f"{folder.name}.lock").write_text("1 on nowhere")  # of a killed job
+    write_text(folder.with_name(f"{folder.name}.lock"), "1 on nowhere")  # of a killed job
     assert not held(folder)
 
 
