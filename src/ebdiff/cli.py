@@ -67,10 +67,14 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
-    """Begin a stage: its wildcards are checked before anything slow is imported."""
+    """Begin a stage: wildcards are checked before anything slow is imported. Done elsewhere, it is over."""
     from ebdiff.experiment.jobs import Job
+    from ebdiff.experiment.records import adopted
 
     job = Job.of(_begin(name, threads), verb, **where)
+    if place := adopted(job):
+        print(f"taken over from {place}, whose settings and inputs are the same")
+        raise typer.Exit
     if job.stage.spread:
         _spread(job.experiment)
     return job
