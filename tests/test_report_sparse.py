@@ -1,5 +1,7 @@
 """What the report shows of sparse training, from made-up results; expected numbers are computed by hand."""
 
+from typing import get_args
+
 import matplotlib
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from test_report import page_of
 from test_report_paper import shipped, tables_of
 
 from ebdiff.experiment import layout, load
+from ebdiff.experiment.schema import Table
 from ebdiff.experiment.stages import FIGURES, STAGES
 from ebdiff.experiment.stages import figures as figures_of
 from ebdiff.report import figures, reading
@@ -114,7 +117,7 @@ def test_only_experiments_with_sparse_training_have_its_figures(monkeypatch):
     undrawn(monkeypatch)
     plain, e = make(), some()
     assert figures_of(plain) == FIGURES and figures_of(e) == (*FIGURES, "sparsity", "overlap")
-    assert figures_of(load.load("digits_sparse", ROOT / "config/experiments"))[-1] == "steps"
+    assert figures_of(load.load("digits_sparse", ROOT / "config/experiments"))[-1] == "sampling"
     made = STAGES["tabulate"].outputs(e, experiment=e.name)
     assert layout.path(layout.FIGURE, experiment=e.name, figure="sparsity", ext="png") in made
     assert "Quality against the parameters" in page_of(e)[0]
@@ -206,3 +209,16 @@ def test_only_runs_of_control_are_sampled_in_a_way_of_their_own():
         run = {"title": "Other", "method": "control", "init": "dense", "sampling": {"steps": 10}, **own}
         with pytest.raises(UserError, match=wrong):
             shipped("digits", runs={"other": run})
+
+
+def test_every_table_and_figure_has_a_name_of_its_own():
+    """What is asked for by name is one or the other."""
+    e = digits_sparse({})
+    assert not set(get_args(Table)) & set(figures_of(e))
+    drawn = reported.write(e, "steps", "sampling")
+    assert {path.name for path in drawn} == {
+        *(f"steps.{x}" for x in ("csv", "md", "tex")),
+        "sampling.pdf",
+        "sampling.png",
+        "protocol.json",
+    }
