@@ -13,6 +13,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.schema import Diffusion, Sampling
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
+from ebdiff.system.batches import Batches
 from ebdiff.training.state import State
 
 ABAR = alphas_bar(Diffusion())
@@ -319,7 +320,7 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
     monkeypatch.setattr(sample, "generate", counting)
     drawn(tiny)
     assert indices_drawn == [[20, 21, 22]]
-    assert "going on, 2 batches are drawn" in capsys.readouterr().out
+    assert "going on, 2 batches are there" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
 
@@ -328,7 +329,7 @@ def test_another_batch_in_its_place_is_drawn_again(experts, tiny, monkeypatch, c
     drawn(tiny)
     whole = np.load(folder / "samples.npy")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample.Batches, "join", interrupted)
+        patch.setattr(Batches, "join", interrupted)
         drawn(tiny)
     (folder / "state/samples/1.npz").write_bytes((folder / "state/samples/0.npz").read_bytes())
     drawn(tiny)

@@ -20,6 +20,7 @@ from ebdiff.experiment.members import (
     CodecConfig,
     DatasetConfig,
     IdentityConfig,
+    Items,
     NetworkConfig,
     config_of,
 )
@@ -113,8 +114,12 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        self.network.check(self.dataset.items)
         self.codec.check(self.dataset.items)
+        if self.codec.ENCODED and self.dataset.varied:
+            raise ValueError(f"dataset.{self.dataset.varied}: images are encoded once, as they are; set it to false")
+        if self.codec.ENCODED and self.sampling.clamp:
+            raise ValueError("sampling.clamp: latents go beyond [-1, 1]; set it to false")
+        self.network.check(self.items)
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -255,9 +260,14 @@ class Experiment(Strict):
             raise ValueError(f"{where}.iterations: like-{other} refers to a run that is itself like one")
 
     @property
+    def items(self) -> Items:
+        """What is denoised: the data's items, or what the codec makes of them."""
+        return self.codec.items(self.dataset.items)
+
+    @property
     def architecture(self) -> Architecture:
         """The dense network: its config and the items it denoises."""
-        return Architecture(self.network, self.dataset.items)
+        return Architecture(self.network, self.items)
 
     @property
     def prepared(self) -> Any:
