@@ -197,7 +197,7 @@ class ImagesConfig(DatasetConfig):
     """Where the images come from and how training sees them."""
 
     WRITE = "ebdiff.data.sources:write"
-    SEEN = frozenset({"subset", "flip"})
+    SEEN = frozenset({"subset", "flip", "classes"})
 
     source: Literal["bundled-digits", "cifar10", "images"] = Field(
         description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
@@ -223,6 +223,12 @@ class ImagesConfig(DatasetConfig):
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+    classes: int | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,  # no part of what unconditional networks depend on
+        description="How many classes there are, of which the network is told each image's; null: none.",
+    )
     held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
         0.0,
         description="Images that no training sees, for what real images reach against real ones and for the "
@@ -249,7 +255,7 @@ class ImagesConfig(DatasetConfig):
 
     @property
     def items(self) -> Items:
-        return Items((self.channels, self.image_size, self.image_size))
+        return Items((self.channels, self.image_size, self.image_size), self.classes or 0)
 
     @property
     def varied(self) -> str | None:
