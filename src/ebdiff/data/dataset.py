@@ -18,6 +18,7 @@ from torch import Tensor
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
+from ebdiff.experiment.registry import located
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import load_memmap
@@ -119,7 +120,9 @@ class Dataset:
 
 
 def open_dataset(experiment: Experiment) -> Dataset:
-    """The training set of an experiment; see `Dataset.of`."""
+    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`."""
+    if experiment.codec.ENCODED:
+        return located("ebdiff.data.latents:Latents").of(experiment)
     return DATASETS.member(experiment.dataset.source).of(experiment)
 
 
@@ -211,6 +214,17 @@ def open_labels(dataset: str) -> np.ndarray:
     return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
+def subset_of(rows: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
+    """Those of all items that training sees.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if dataset.subset is not None and dataset.subset > len(rows):
+        raise UserError(f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(rows)} items")
+    return rows[: dataset.subset]
+
+
 def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
     """The class of every item of a training set, int64 (N,); None where the network is told none.
 
@@ -264,11 +278,7 @@ class Images(Dataset):
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
-        if dataset.subset is not None and dataset.subset > len(pixels):
-            raise UserError(
-                f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
-            )
-        return cls(pixels[: dataset.subset], dataset.flip, dataset.items.classes, told_labels(dataset))
+        return cls(subset_of(pixels, dataset), dataset.flip, dataset.items.classes, told_labels(dataset))
 
     @property
     def items(self) -> Items:

@@ -116,7 +116,9 @@ class Experiment(Strict):
     def _consistent(self) -> Experiment:
         self.codec.check(self.dataset.items)
         if self.codec.ENCODED and self.dataset.varied:
-            raise ValueError(f"dataset.{self.dataset.varied}: images are encoded once, as they are; set it to false")
+            raise ValueError(
+                f"dataset.{self.dataset.varied}: images are encoded once, as they are; set it to false"
+            )
         if self.codec.ENCODED and self.sampling.clamp:
             raise ValueError("sampling.clamp: latents go beyond [-1, 1]; set it to false")
         self.network.check(self.items)

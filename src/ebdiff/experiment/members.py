@@ -405,15 +405,17 @@ class PretrainedConfig(FirstStageConfig):
     path: str | None = Field(
         None,
         exclude=True,  # where a local copy lies changes no result
-        description="Local folder with config.json and *.safetensors as diffusers saves them; ${VARIABLES} are "
-        "filled in, with ${VARIABLE:-default} also where they are unset.",
+        description="Local folder with config.json and *.safetensors as diffusers saves them; ${VARIABLES} "
+        "are filled in, with ${VARIABLE:-default} also where they are unset.",
     )
     hub: str | None = Field(
         None,
         pattern=r"^\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?$",
-        description="Repository on the Hugging Face hub, owner/name or owner/name/folder; where `path` is empty.",
+        description="On the Hugging Face hub, owner/name or owner/name/folder; where `path` is empty.",
     )
-    scale: float = Field(1.0, gt=0, description="Latents are multiplied by this (0.18215 with Stable Diffusion's).")
+    scale: float = Field(
+        1.0, gt=0, description="Latents are multiplied by this (0.18215 with Stable Diffusion's)."
+    )
 
     @model_validator(mode="after")
     def _place_given(self) -> PretrainedConfig:

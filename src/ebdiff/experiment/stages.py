@@ -109,9 +109,9 @@ def _images(e: Experiment, **_: str) -> list[Path]:
 
 
 def _items(e: Experiment, **_: str) -> list[Path]:
-    """What training sees: images, or what the codec makes of them; labels only where a denoiser is told them."""
-    labels = _of_dataset(e, layout.LABELS) if e.items.classes else []
-    return [*_images(e), *labels] if not e.codec.ENCODED else [*_latents(e), *labels, *_of_dataset(e, layout.MANIFEST)]
+    """What training sees: images or their latents; labels only where a denoiser is told them."""
+    own = [*_latents(e), *_of_dataset(e, layout.MANIFEST)] if e.codec.ENCODED else _images(e)
+    return [*own, *(_of_dataset(e, layout.LABELS) if e.items.classes else [])]
 
 
 def _first_stage(e: Experiment, **_: str) -> list[Path]:
