@@ -3,10 +3,10 @@ import pytest
 import torch
 from conftest import vouch
 
-from ebdiff.data.dataset import to_uint8
+from ebdiff.data.dataset import Cond, to_uint8
 from ebdiff.diffusion import sample
 from ebdiff.diffusion.process import Process
-from ebdiff.diffusion.sampling import Router, ddim, ddpm
+from ebdiff.diffusion.sampling import Router, ddim, ddpm, guided
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
@@ -233,6 +233,28 @@ def test_every_timestep_goes_to_the_expert_that_serves_it():
         right = 1 if t < 240 else 2 if t < 440 else 0
         assert router.expert(t) is networks[right]
         assert torch.equal(router(torch.zeros(2), t), right + torch.full((2,), t) / 1e4)
+
+
+def test_guidance_is_both_passes_written_out():
+    """eps_null + w (eps_class - eps_null), of a made up network of three classes; 3 says that it is none."""
+    calls = []
+
+    def eps(x, t, cond):
+        calls.append(len(x))
+        return x * (cond.label[:, None] + 1) + t[:, None] / 1e3
+
+    x, t, label = normal((4, 5)), torch.tensor([7, 7, 7, 7]), torch.tensor([0, 2, 1, 0])
+
+    def null(cond):
+        return cond._replace(label=torch.full_like(cond.label, 3))
+
+    told, untold = eps(x, t, Cond(label)), eps(x, t, Cond(torch.full((4,), 3)))
+    calls.clear()
+    for w in (0.0, 1.0, 3.0):
+        found = guided(eps, null, w)(x, t, Cond(label))
+        torch.testing.assert_close(found, untold + w * (told - untold))
+    torch.testing.assert_close(guided(eps, null, 1.0)(x, t, Cond(label)), told)
+    assert calls == [8] * 4  # one call for both
 
 
 # --- whole images --------------------------------------------------------------------------------------

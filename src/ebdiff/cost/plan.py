@@ -212,7 +212,7 @@ class Forecast:
             case "sample":
                 experts, at = e.runs[where["run"]].experts, visited(e.diffusion, e.sampling)
                 each = [networks[x.network]["image_ms"] / 1e3 for x in experts]
-                image = len(at) * average_visited(each, [x.serve for x in experts], at)
+                image = e.sampling.passes * len(at) * average_visited(each, [x.serve for x in experts], at)
                 return e.sampling.images * (image + coding), e.sampling.images * (pixels + latent)
             case "fid":
                 others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)

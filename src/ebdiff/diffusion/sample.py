@@ -12,7 +12,7 @@ from PIL import Image
 from ebdiff.codecs.codec import Codec, open_codec
 from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
 from ebdiff.diffusion.process import Process
-from ebdiff.diffusion.sampling import SAMPLERS, Router
+from ebdiff.diffusion.sampling import SAMPLERS, Router, guided
 from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
@@ -76,12 +76,14 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     """
     work = Work(experiment, "sample", seed=seed, run=run)
     output, experts = work.path(layout.SAMPLES), experiment.runs[run].experts
-    networks, runtimes = [], {}
+    networks, runtimes, guidance = [], {}, experiment.sampling.guidance
     for expert in experts:
         path = work.path(layout.MILESTONE, expert=expert.key, milestone=expert.iterations)
         tensors, architecture, _ = store.load(path, "ema.")
         runtimes[expert.network] = Runtime.of(experiment, "sampling", expert.network, device)
-        networks.append(runtimes[expert.network].denoiser(store.build(architecture, tensors)))
+        network = store.build(architecture, tensors)
+        eps = runtimes[expert.network].denoiser(network)
+        networks.append(eps if guidance is None else guided(eps, network.null, guidance))
     router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
     dataset = open_dataset(experiment) if experiment.items.conditional else None
 
@@ -109,7 +111,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             images=count,
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
-            evaluations=len(visited(experiment.diffusion, experiment.sampling)),
+            evaluations=experiment.sampling.passes * len(visited(experiment.diffusion, experiment.sampling)),
             execution={network: runtime.told() for network, runtime in runtimes.items()},
             **kept,
         )

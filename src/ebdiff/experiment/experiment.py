@@ -122,6 +122,7 @@ class Experiment(Strict):
         if self.codec.ENCODED and self.sampling.clamp:
             raise ValueError("sampling.clamp: latents go beyond [-1, 1]; set it to false")
         self.network.check(self.items)
+        self._check_classes()
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -155,6 +156,18 @@ class Experiment(Strict):
             if claim.run == claim.against:
                 raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
+
+    def _check_classes(self) -> None:
+        """Guidance needs the pass without a class, and that needs labels dropped while training."""
+        dropped, guidance = self.training.label_dropout, self.sampling.guidance
+        for key, asked in (("training.label_dropout", dropped), ("sampling.guidance", guidance is not None)):
+            if asked and not self.items.classes:
+                raise ValueError(f"{key}: the network is told no classes; set dataset.classes")
+        if guidance is not None and not dropped:
+            raise ValueError(
+                "sampling.guidance: the network never learns to do without a class; "
+                "set training.label_dropout, such as 0.1"
+            )
 
     def _check_span(self, where: str, span: Span) -> None:
         lo, hi = span

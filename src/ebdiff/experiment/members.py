@@ -22,7 +22,7 @@ class Items(NamedTuple):
 
     Attributes:
         shape: of one item: (C, H, W) of an image or a latent, (L, features) of a sequence.
-        classes: how many labels there are to condition on; 0: none.
+        classes: how many labels there are to condition on, 0: none; as a label, that an item's isn't told.
         variable: whether items are shorter than the first axis L, padded at the end and masked.
     """
 

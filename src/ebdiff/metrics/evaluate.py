@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ebdiff.codecs.codec import open_codec
-from ebdiff.data.dataset import UNCONDITIONAL, open_held_out, open_pixels
+from ebdiff.data.dataset import UNCONDITIONAL, open_dataset, open_held_out, open_pixels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
@@ -125,8 +125,11 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     work = Work(experiment, "fid", seed=seed, run=run)
     path, pixels = work.path(layout.METRICS), load_memmap(work.path(layout.SAMPLES))
     began, found, looks = time.perf_counter(), {}, {}
+    asked = None
+    if experiment.items.classes:
+        asked = open_dataset(experiment).conditions(seed, range(len(pixels))).label.numpy()
     for protocol in experiment.evaluation.protocols:
-        found[protocol], more = _measure(experiment, protocol, pixels, path.parent, device)
+        found[protocol], more = _measure(experiment, protocol, pixels, asked, path.parent, device)
         looks |= more
     first = found[experiment.evaluation.protocols[0]]
     metrics = {
@@ -206,7 +209,12 @@ def _rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
 
 
 def _measure(
-    experiment: Experiment, protocol: str, pixels: np.ndarray, folder: Path, device: torch.device
+    experiment: Experiment,
+    protocol: str,
+    pixels: np.ndarray,
+    asked: np.ndarray | None,
+    folder: Path,
+    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A protocol's entry in `metrics.json`, and what the classifier makes of the samples."""
     dataset, settings = experiment.dataset.name, experiment.evaluation
@@ -226,7 +234,7 @@ def _measure(
         if settings.precision_recall:
             precision, recall = precision_recall(features, real_features, extractor.device)
         if protocol == "classifier":
-            looks = _looks(dataset, features, real_features)
+            looks = _looks(dataset, features, real_features, asked)
     return {
         "protocol": protocol,
         **distances,
@@ -257,12 +265,17 @@ def _distances(
     }
 
 
-def _looks(dataset: str, features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """How sure the classifier is of the samples and which classes it sees, from its features."""
+def _looks(dataset: str, features: np.ndarray, real: np.ndarray, asked: np.ndarray | None) -> dict[str, Any]:
+    """How sure the classifier is of the samples and which classes it sees, from its features.
+
+    Where samples were asked to be of a class, in how many of them it sees that one.
+    """
     network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
     probabilities, of_real = network.probabilities(features), network.probabilities(real)
-    shares = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(features)
+    seen = probabilities.argmax(axis=1)
+    shares = np.bincount(seen, minlength=probabilities.shape[1]) / len(features)
     return {
+        **({} if asked is None else {"agreement": float((seen == asked).mean())}),
         "confident": float((probabilities.max(axis=1) > CONFIDENT).mean()),
         "real_confident": float((of_real.max(axis=1) > CONFIDENT).mean()),
         "class_shares": shares.tolist(),
