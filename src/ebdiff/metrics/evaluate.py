@@ -5,6 +5,7 @@ Verbs `reference-stats`, `fid` and `measure-first-stage`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -191,6 +192,7 @@ def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> d
         "codec": experiment.codec.model_dump(mode="json"),
         "trained_here": experiment.codec.TRAINED,
         "images": len(rows),
+        "values": math.prod(latents.shape[1:]) / math.prod(pixels.shape[1:]),  # of a latent for one of an image
         **errors,
         "protocols": protocols,
         "seconds": round(time.perf_counter() - began, 3),
