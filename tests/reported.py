@@ -190,7 +190,7 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
             for path in places.mask_ledgers(e, run.experts, seed):  # two seconds an interval
                 intervals = 1 if (search := path.parts[-4]) == schema.FINAL else 24
                 write_json(path, {"seconds": 2.0 * intervals, "masks": intervals * len(e.rates_of(search))})
-    for seed in e.seeds:
+    for seed in {*e.seeds, *(seed for name in e.runs for seed in e.seeds_of(name))}:
         for search, s in e.searches.items():
             write_json(at(layout.DENSE_LEDGER, seed=seed, search=search), {
                 **ledger(696), "intervals": 24, "stopped": "settled", "horizon": s.horizon,

@@ -14,6 +14,7 @@ from ebdiff.experiment.schema import Diffusion, Sampling
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system.batches import Batches
+from ebdiff.system.files import read_json
 from ebdiff.training.state import State
 
 ABAR = alphas_bar(Diffusion())
@@ -318,6 +319,20 @@ def test_exactly_n_images_are_drawn(experts, vary, count, batch):
     assert (images.shape, images.dtype) == ((count, 8, 8, 1), np.uint8)
     assert (folder / "samples.png").stat().st_size > 0
     assert not (folder / "state").exists()
+
+
+def test_a_run_may_be_sampled_in_a_way_of_its_own(experts, vary):
+    """By the same experts, as if the whole experiment were: only what it says itself is another's."""
+    own = {"runs.ta-eb.method": "control", "runs.ta-eb.sampling": {"steps": 3}}
+    found = []
+    for changes in ({"sampling.steps": 5}, {"sampling.steps": 3}, {"sampling.steps": 5, **own}):
+        e = vary({"sampling.images": 6, "sampling.batch": 6, **changes})
+        drawn(e)
+        folder = experts / "results/tiny/seed0/runs/ta-eb"
+        told = read_json(folder / "ledger.json")["evaluations"]
+        found.append((told, np.load(folder / "samples.npy").tobytes()))
+    assert [told for told, _ in found] == [5, 3, 3]
+    assert found[2] == found[1] != found[0]
 
 
 def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, capsys):

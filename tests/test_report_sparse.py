@@ -114,6 +114,7 @@ def test_only_experiments_with_sparse_training_have_its_figures(monkeypatch):
     undrawn(monkeypatch)
     plain, e = make(), some()
     assert figures_of(plain) == FIGURES and figures_of(e) == (*FIGURES, "sparsity", "overlap")
+    assert figures_of(load.load("digits_sparse", ROOT / "config/experiments"))[-1] == "steps"
     made = STAGES["tabulate"].outputs(e, experiment=e.name)
     assert layout.path(layout.FIGURE, experiment=e.name, figure="sparsity", ext="png") in made
     assert "Quality against the parameters" in page_of(e)[0]
@@ -144,12 +145,64 @@ def test_published_values_of_sparse_training_stand_beside_ours():
         shipped("digits", runs={"eb-50": {"paper": "static-dm"}})
 
 
+def digits_sparse(quality):
+    """The shipped experiment, with made-up results: those of some runs, else 20 unpruned and 22."""
+    e = load.load("digits_sparse", ROOT / "config/experiments")
+    fabricate(e, lambda run, seed: quality.get(run, 20 if run == "unpruned" else 22) + seed)
+    return e
+
+
 def test_the_primary_claims_of_digits_sparse():
     """Each is supported where the numbers say so, and the other way round not."""
     better = {"recycle-50": 20.5, "magran-50": 18, "magran-75-gentle": 17}
     for quality, verdict in ((better, "supported"), (dict.fromkeys(better, 30), "not supported")):
-        e = load.load("digits_sparse", ROOT / "config/experiments").model_copy(update={"seeds": (0, 1, 2)})
-        fabricate(e, lambda run, seed, of=quality: of.get(run, 20 if run == "unpruned" else 22) + seed)
+        e = digits_sparse(quality)
         claims = [c for c in reading.read(Results(e)) if c.kind == "primary"]
         assert [c.verdict for c in claims] == [verdict] * 4
     assert ["comparable quality" in c.text for c in claims] == [True, False, False, False]
+
+
+def test_sparse_runs_of_enough_seeds_are_read_against_what_they_stand_beside():
+    """By each seed's differences: 22 is exactly a tenth above 20, and grows slower with the seed."""
+    found = {c.text: c for c in reading.read(Results(digits_sparse({"rigl-50": 19, "magran-75": 40})))}
+    moving, share = "whose masks never move", "which exchanges more"
+    told = {
+        "RigL 50 % is of comparable quality to the unpruned network": "supported",
+        "MagRan 75 %, p 0.5 is of comparable quality to the unpruned network": "not supported",
+        f"RigL 50 % gives a lower cFD than Static 50 %, {moving}": "supported",
+    }
+    assert {text: found[text].verdict for text in told} == told
+    assert {found[text].kind for text in told} == {"exploratory"}
+    # Primary ones come once, and runs of one seed not at all.
+    assert f"MagRan 75 %, p 0.05 gives a lower cFD than MagRan 75 %, p 0.5, {share}" in found
+    assert sum(moving in text for text in found) == 2 and not any("RigL 75 %" in text for text in found)
+
+
+def test_fewer_sampling_steps_are_drawn_and_tabled():
+    e = digits_sparse({"unpruned-5": 30, "unpruned-10": 25, "unpruned-20": 21})
+    left, right = figures.sampling_steps(Results(e)).axes
+    curves = {"Unpruned", "EB 50 %", "Static 50 %"}
+    assert set(curves_of(left)) == set(curves_of(right)) == curves
+    x, y, half = curves_of(left)["Unpruned"]
+    # int(x^2) for x evenly spaced up to sqrt(800): of 50 numbers the first two coincide
+    assert list(x) == [5, 10, 20, 49] and list(y) == [32, 27, 23, 22]
+    assert list(half) == pytest.approx(4 * [2.776 * (2.5 / 5) ** 0.5], rel=1e-3)  # t of four degrees
+    assert list(curves_of(right)["EB 50 %"][0]) == [7.5e6 * n for n in (5, 10, 20, 49)]
+    rows = {row["run"]: row for row in rows_of(tables_of(e, "steps")[0])}
+    assert rows["Unpruned, 10 steps"]["evaluations"] == "10" and rows["Unpruned"]["evaluations"] == "49"
+    assert float(rows["Unpruned, 10 steps"]["image_macs"]) == pytest.approx(30e6 * 10)
+
+
+def test_only_runs_of_control_are_sampled_in_a_way_of_their_own():
+    """They are no rows that others are compared with."""
+    for own, wrong in (
+        (
+            {"method": "unpruned"},
+            r"runs\.other\.sampling: sampled in a way of its own, its method is control",
+        ),
+        ({"sampling": {"steps": 2000}}, r"runs\.other\.sampling\.steps: 2000 exceed the 1000 timesteps"),
+        ({"sampling": {"images": 2}}, r"runs\.other\.sampling\.images"),
+    ):
+        run = {"title": "Other", "method": "control", "init": "dense", "sampling": {"steps": 10}, **own}
+        with pytest.raises(UserError, match=wrong):
+            shipped("digits", runs={"other": run})

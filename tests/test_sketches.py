@@ -483,7 +483,7 @@ def test_init_takes_drawings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "config/experiments"
     folder.mkdir(parents=True)
-    (folder / "quickdraw.yaml").write_text((ROOT / "config/experiments/quickdraw.yaml").read_text())
+    (folder / "sketches.yaml").write_text((ROOT / "config/experiments/sketches.yaml").read_text())
     path = tmp_path / "mine.ndjson"
     path.write_text("\n".join(map(wave, range(40))))
     lines = starter.init("mine", str(path), None, force=False)
@@ -497,7 +497,7 @@ def test_init_takes_drawings(tmp_path, monkeypatch):
     path.write_text("\n".join(["{}"] * 5))
     with pytest.raises(UserError, match=r"no drawing can be used; .*mine\.ndjson:5: drawing: Field required"):
         starter.init("mine", str(path), None, force=False)
-    assert [p.name for p in folder.iterdir()] == ["quickdraw.yaml"]
+    assert [p.name for p in folder.iterdir()] == ["sketches.yaml"]
 
 
 def test_the_classifier_sees_large_pictures_at_64_pixels():

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -472,6 +473,23 @@ def report(name: Name, so_far: SoFar = False) -> None:
 
 
 @app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Experiment. Default: all begun.")] = None,
+) -> None:
+    """How far an experiment is: jobs done, running (step, loss, time left) and waiting, and the whole.
+
+    Jobs that last seconds are told when they are done. Logs are under results/{experiment}/logs/.
+
+    Example: ebdiff status digits
+    """
+    from ebdiff.experiment import load
+    from ebdiff.report.status import lines
+
+    for each in [name] if name else [n for n in load.names() if Path("results", n).is_dir()]:
+        print(f"{each}:", *lines(_begin(each)), sep="\n  ")
+
+
+@app.command()
 def verify(name: Name) -> None:
     """Read every result of an experiment whole and say which aren't what their stages made.
 
@@ -489,14 +507,16 @@ def verify(name: Name) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/keys.md.")] = False,
+) -> None:
     """Print the JSON schema of experiment files, for editors.
 
     Example: ebdiff schema > config/experiment.schema.json
     """
-    from ebdiff.experiment import load
+    from ebdiff.experiment import keys, load
 
-    print(json.dumps(load.schema(), indent=2))
+    print(keys.markdown() if markdown else json.dumps(load.schema(), indent=2))
 
 
 @app.command()

@@ -33,7 +33,7 @@ from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
 
 BASE = "images"  # the experiment that the proposals differ from
-DRAWINGS = "quickdraw"  # the same of drawings
+DRAWINGS = "sketches"  # the same of drawings
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
 
@@ -283,7 +283,7 @@ def look_at_drawings(dataset: SketchesConfig) -> Drawn:
 
 
 def propose_drawings(name: str, drawings: str, size: int, seen: Drawn) -> str:
-    """The experiment for drawings at a path as YAML with comments: what differs from `quickdraw.yaml`."""
+    """The experiment for drawings at a path as YAML with comments: what differs from `sketches.yaml`."""
     kept = math.floor(seen.count * 0.85)  # held out: the rest
     batch = max(1, min(128, 2 ** int(math.log2(max(kept // 10, 1)))))
     epoch = math.ceil(kept / batch)
@@ -298,8 +298,6 @@ dataset:
   name: {name}
   source: sketches
   path: {json.dumps(drawings, ensure_ascii=False)} # .ndjson or a folder of them; ${{VARIABLES}} are filled in
-  categories: []
-  per_category: null
   max_points: {min(300, math.ceil(usual / 10) * 10)} # 99 % of those seen have at most {usual:,}
   broken: {"skip # and count them" if seen.broken else "refuse"}
 

@@ -210,9 +210,11 @@ class Forecast:
                 name = e.experts()[where["expert"]].network
                 return self.steps(job) * step[name], STATE * networks[name]["params"]
             case "sample":
-                experts, at = e.runs[where["run"]].experts, visited(e.diffusion, e.sampling)
+                experts = e.runs[where["run"]].experts
+                sampling = e.sampling_of(where["run"])
+                at = visited(e.diffusion, sampling)
                 each = [networks[x.network]["image_ms"] / 1e3 for x in experts]
-                image = e.sampling.passes * len(at) * average_visited(each, [x.serve for x in experts], at)
+                image = sampling.passes * len(at) * average_visited(each, [x.serve for x in experts], at)
                 return e.sampling.images * (image + coding), e.sampling.images * (pixels + latent)
             case "fid":
                 others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)

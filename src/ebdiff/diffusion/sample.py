@@ -74,6 +74,7 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         UserError: another process draws this run, or an expert is missing or damaged.
         Interrupted: SIGTERM or SIGINT came; the batches drawn so far are kept.
     """
+    experiment = experiment.model_copy(update={"sampling": experiment.sampling_of(run)})
     work = Work(experiment, "sample", seed=seed, run=run)
     output, experts = work.path(layout.SAMPLES), experiment.runs[run].experts
     networks, runtimes, guidance = [], {}, experiment.sampling.guidance

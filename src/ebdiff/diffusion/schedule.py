@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ebdiff.experiment.schema import Diffusion, Sampling
+from ebdiff.experiment.schema import Diffusion, Sampler
 
 # beta of all timesteps from first, last and T: DDPM's, and latent diffusion's.
 BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
@@ -21,7 +21,7 @@ def alphas_bar(diffusion: Diffusion) -> np.ndarray:
     return np.cumprod(1 - betas)
 
 
-def visited(diffusion: Diffusion, sampling: Sampling) -> list[int]:
+def visited(diffusion: Diffusion, sampling: Sampler) -> list[int]:
     """The distinct timesteps a sampler visits, ascending.
 
     `uniform` takes every (T / steps)-th. `quad` takes int(x^2) for x evenly spaced in

@@ -37,6 +37,7 @@ from ebdiff.experiment.schema import (
     PrimaryClaims,
     Pruning,
     Published,
+    Sampler,
     Sampling,
     Search,
     Seed,
@@ -114,15 +115,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        self.codec.check(self.dataset.items)
-        if self.codec.ENCODED and self.dataset.varied:
-            raise ValueError(
-                f"dataset.{self.dataset.varied}: images are encoded once, as they are; set it to false"
-            )
-        if self.codec.ENCODED and self.sampling.clamp:
-            raise ValueError("sampling.clamp: latents go beyond [-1, 1]; set it to false")
-        self.network.check(self.items)
-        self._check_classes()
+        self._check_items()
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -137,12 +130,12 @@ class Experiment(Strict):
             raise ValueError(f"dense.search: {unknown(self.dense.search, self.searches)}")
         if self.searches[self.dense.search].span != (0, self.diffusion.timesteps):
             raise ValueError(f"dense.search: {self.dense.search!r} doesn't span all timesteps")
-        if self.sampling.sampler == "ddim" and self.sampling.steps > self.diffusion.timesteps:
-            raise ValueError(
-                f"sampling.steps: {self.sampling.steps} exceed the {self.diffusion.timesteps} timesteps"
-            )
+        self._check_sampler("sampling", self.sampling)
         for name, run in self.runs.items():
             self._check_run(name, run)
+            self._check_sampler(f"runs.{name}.sampling", self.sampling_of(name))
+            if run.sampling and run.method != "control":
+                raise ValueError(f"runs.{name}.sampling: sampled in a way of its own, its method is control")
             if run.paper is not None and run.paper not in (cells := paper.cells(self.published.dataset)):
                 raise ValueError(f"runs.{name}.paper: {unknown(run.paper, cells)}")
         for table, names in self.tables.items():
@@ -157,17 +150,14 @@ class Experiment(Strict):
                 raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
 
-    def _check_classes(self) -> None:
-        """Guidance needs the pass without a class, and that needs labels dropped while training."""
-        dropped, guidance = self.training.label_dropout, self.sampling.guidance
-        for key, asked in (("training.label_dropout", dropped), ("sampling.guidance", guidance is not None)):
-            if asked and not self.items.classes:
-                raise ValueError(f"{key}: the network is told no classes; set dataset.classes")
-        if guidance is not None and not dropped:
-            raise ValueError(
-                "sampling.guidance: the network never learns to do without a class; "
-                "set training.label_dropout, such as 0.1"
-            )
+    def _check_items(self) -> None:
+        """The codec must fit the data, and the network what the codec makes of them."""
+        self.codec.check(self.dataset.items)
+        if self.codec.ENCODED and (key := self.dataset.varied):
+            raise ValueError(f"dataset.{key}: images are encoded once, as they are; set it to false")
+        self.network.check(self.items)
+        if self.training.label_dropout and not self.items.classes:
+            raise ValueError("training.label_dropout: the network is told no classes; set dataset.classes")
 
     def _check_span(self, where: str, span: Span) -> None:
         lo, hi = span
@@ -175,6 +165,23 @@ class Experiment(Strict):
             raise ValueError(
                 f"{where}: [{lo}, {hi}) is not inside [0, {self.diffusion.timesteps}); "
                 "spans are half-open, low end first"
+            )
+
+    def _check_sampler(self, where: str, sampler: Sampler) -> None:
+        if sampler.sampler == "ddim" and sampler.steps > self.diffusion.timesteps:
+            raise ValueError(
+                f"{where}.steps: {sampler.steps} exceed the {self.diffusion.timesteps} timesteps"
+            )
+        if self.codec.ENCODED and sampler.clamp:
+            raise ValueError(f"{where}.clamp: latents go beyond [-1, 1]; set it to false")
+        if sampler.guidance is None:
+            return
+        if not self.items.classes:
+            raise ValueError(f"{where}.guidance: the network is told no classes; set dataset.classes")
+        if not self.training.label_dropout:  # guidance needs the pass without a class
+            raise ValueError(
+                f"{where}.guidance: the network never learns to do without a class; "
+                "set training.label_dropout, such as 0.1"
             )
 
     def _check_rate(self, where: str, rate: float) -> None:
@@ -320,6 +327,13 @@ class Experiment(Strict):
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds of a run: its own, or the experiment's."""
         return self.runs[run].seeds or self.seeds
+
+    def sampling_of(self, run: str) -> Sampling:
+        """How the images of a run are drawn: as the experiment says, but for what the run says itself."""
+        own = self.runs[run].sampling
+        return self.sampling.model_copy(
+            update={k: getattr(own, k) for k in own.model_fields_set} if own else {}
+        )
 
     def rates_of(self, search: str) -> list[float]:
         """The rates at which a search takes masks.

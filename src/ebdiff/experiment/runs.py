@@ -18,6 +18,7 @@ from ebdiff.experiment.schema import (
     Method,
     Name,
     Rate,
+    Sampler,
     Seed,
     Span,
     Strict,
@@ -186,6 +187,12 @@ class Run(Strict):
     method: Method = Field(description="Which accounting rule holds and which block it is in.")
     seeds: Distinct[Seed] | None = Field(None, description="Seeds; null: the experiment's.")
     note: str | None = Field(None, description="Footnote wherever the run appears.")
+    sampling: Sampler | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # no part of what tables without it depend on
+        description="Where its images are drawn otherwise than the experiment's: such as {steps: 10}. Its "
+        "method is `control`; experts that other runs have, too, are trained once.",
+    )
     experts: tuple[Expert, ...] = Field(min_length=1)
 
     @model_validator(mode="before")

@@ -20,7 +20,6 @@ from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
-SPARSE_FIGURES = ("sparsity", "overlap")
 BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
@@ -86,8 +85,9 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 
 
 def figures(e: Experiment) -> tuple[str, ...]:
-    """The figures of an experiment: those of sparse training only where it has some."""
-    return (*FIGURES, *SPARSE_FIGURES) if e.sparse() else FIGURES
+    """The figures of an experiment: of sparse training and of sampling only where it has such runs."""
+    sparse = ("sparsity", "overlap") if e.sparse() else ()
+    return (*FIGURES, *sparse, *(("steps",) if any(run.sampling for run in e.runs.values()) else ()))
 
 
 def digest(*parts: Any) -> str:
@@ -243,7 +243,7 @@ def _sample_reads(e: Experiment, run: str, **where: str) -> Iterator[Path]:
 
 def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
     """Batch size changes no image beyond rounding, so it is left out."""
-    sampling = e.sampling.model_dump(mode="json", exclude={"batch"})
+    sampling = e.sampling_of(run).model_dump(mode="json", exclude={"batch"})
     experts = e.runs[run].experts
     how = _tuned(e, "sampling", *(x.network for x in experts))
     return [sampling, e.diffusion, e.codec, [(x.key, x.serve, x.iterations) for x in experts], how]

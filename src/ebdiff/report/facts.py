@@ -67,11 +67,20 @@ class RunFacts:
         return average(self._networks(key), self._serves)
 
     @property
+    def visited(self) -> list[int]:
+        """The timesteps that its sampler visits, ascending."""
+        experiment = self.results.experiment
+        return visited(experiment.diffusion, experiment.sampling_of(self.name))
+
+    @property
+    def evaluations(self) -> int:
+        """Passes through a network for an image: two a step where it is guided."""
+        return self.results.experiment.sampling_of(self.name).passes * len(self.visited)
+
+    @property
     def macs_visited(self) -> float:
         """MACs per network evaluation, averaged over the timesteps that the sampler visits."""
-        experiment = self.results.experiment
-        steps = visited(experiment.diffusion, experiment.sampling)
-        return accounting.average_visited(self._networks("macs"), self._serves, steps)
+        return accounting.average_visited(self._networks("macs"), self._serves, self.visited)
 
     def metric(self, key: str) -> tuple[float, ...]:
         """A number of the samples' metrics."""

@@ -7,6 +7,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,6 +42,7 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
         "losses": losses,
         "sparsity": sparsity,
         "overlap": overlap,
+        "steps": sampling_steps,
     }
     written = []
     with style.theme():
@@ -307,19 +309,46 @@ def sparsity(results: Results) -> Figure | None:
         (right, lambda f: statistics.fmean(1 / s.device_time for s in f.speedups("training_flops"))),
     ):
         for (method, share, until), facts in curves.items():
-            points = sorted((place(f), f.quality) for f in facts)
             colour, marker = style.span_colour(methods.index(method)), _UNTIL.get(until, "o")
             line = "-" if share == next(s for m, s, _ in curves if m == method) else "--"
-            axes.errorbar(
-                [x for x, _ in points], [statistics.fmean(y) for _, y in points],
-                [_half_interval(y) for _, y in points], color=colour, marker=marker, linestyle=line,
-                capsize=2, elinewidth=0.8, label=", ".join(filter(None, (method, share, until))),
-            )  # fmt: skip
+            label = ", ".join(filter(None, (method, share, until)))
+            _curve(axes, facts, place, color=colour, marker=marker, linestyle=line, label=label)
         if unpruned:
             mean, half = statistics.fmean(unpruned.quality), _half_interval(unpruned.quality)
             axes.axhline(mean, color="#777777", linewidth=0.8, zorder=0, label=unpruned.run.title)
             if not math.isnan(half):
                 axes.axhspan(mean - half, mean + half, color="#777777", alpha=0.15, linewidth=0)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _curve(axes: Axes, runs: Iterable[RunFacts], place: Callable[[RunFacts], float], **look: Any) -> None:
+    """Quality of some runs over their places, with 95 % intervals of the seeds."""
+    points = sorted((place(f), f.quality) for f in runs)
+    means, halves = ([of(y) for _, y in points] for of in (statistics.fmean, _half_interval))
+    axes.errorbar([x for x, _ in points], means, halves, capsize=2, elinewidth=0.8, **look)
+
+
+def sampling_steps(results: Results) -> Figure | None:
+    """Quality against sampling steps and MACs per image: a curve for each network that is sampled twice."""
+    curves: dict[tuple, list[RunFacts]] = {}
+    for name in results.experiment.runs:
+        facts = RunFacts(results, name)
+        if facts.quality:
+            key = tuple((e.key, e.serve, e.iterations) for e in facts.experts)
+            curves.setdefault(key, []).append(facts)
+    drawn = [runs for runs in curves.values() if len(runs) > 1]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.set(xlabel="sampling steps", ylabel=_distance(results), xscale="log", yscale="log")
+    right.set(xlabel="MACs per image", xscale="log")
+    for i, runs in enumerate(drawn):
+        label = next((f.run.title for f in runs if not f.run.sampling), runs[0].run.title)
+        look = dict(color=style.span_colour(i), marker="o", label=label)
+        _curve(left, runs, lambda f: len(f.visited), **look)
+        _curve(right, runs, lambda f: f.evaluations * f.macs_visited, **look)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 

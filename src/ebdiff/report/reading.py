@@ -15,12 +15,14 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
+from ebdiff.experiment.runs import Budget
 from ebdiff.experiment.schema import PrimaryClaim
+from ebdiff.experiment.sparsity import Moving
 from ebdiff.report import published, shown, significance, text
-from ebdiff.report.comparison import Comparison, comparable, faster, lower, timed
+from ebdiff.report.comparison import Comparison, as_good, comparable, faster, lower, timed
 from ebdiff.report.facts import RunFacts, of_table, ratios, spread_of_ratio, stories
 from ebdiff.report.results import Results
-from ebdiff.report.significance import LEVEL, PValues
+from ebdiff.report.significance import LEVEL, SEEDS, PValues
 
 Verdict = Literal["supported", "not supported", "undecided at this scale"]
 UNDECIDED: Verdict = "undecided at this scale"
@@ -44,10 +46,12 @@ Comparisons = Iterator[Comparison | None]
 
 def read(results: Results) -> list[Claim]:
     """Every claim that the experiment's runs can speak to, the primary ones first."""
-    runs = [RunFacts(results, name) for name in results.experiment.runs]
+    named = results.experiment.runs.items()
+    runs = [RunFacts(results, name) for name, run in named if not run.sampling]
     settled = [facts for facts in runs if not facts.unsettled]
     compared = [*_against_controls(settled), *_timestep_aware(results, settled), *_overlap(settled)]
-    compared = list(filter(None, [*compared, *_speed(settled), *_against_baselines(results)]))
+    compared += [*_speed(settled), *_sparse(results, settled), *_against_baselines(results)]
+    compared = list(filter(None, compared))
     claims = [*_primary(results, compared), *_tickets(results, runs), *_step_times(results, runs)]
     claims += [_exploratory(c) for c in compared if c.about not in results.experiment.claims]
     if moving := "; ".join(facts.run.title for facts in runs if facts.unsettled):
@@ -69,7 +73,8 @@ def _primary(results: Results, compared: Sequence[Comparison]) -> Claims:
 def _named(results: Results, claim: PrimaryClaim) -> Comparison:
     """A primary claim that the reading doesn't come to by itself, in the words of the runs' titles."""
     a, b = (RunFacts(results, name) for name in (claim.run, claim.against))
-    compare = {"lower": lower, "comparable": comparable, "faster": faster}[claim.kind]
+    kinds = {"lower": lower, "as-good": as_good, "comparable": comparable, "faster": faster}
+    compare = kinds[claim.kind]
     if moving := " and ".join(f.run.title for f in (a, b) if f.unsettled):
         why = f"Masks were still moving when the search ended: {moving}."
     elif found := compare(a.run.title, a, b.run.title, b):
@@ -313,3 +318,36 @@ def _speed(runs: list[RunFacts]) -> Comparisons:
             what = f"a network pruned by {text.percent(rate)} % from new weights"
         other = next((f for f in runs if f.experts == plain), None)
         yield lower(f"Adding SpeeD to {what}", facts, "the same without it", other)
+
+
+def _sparse(results: Results, runs: list[RunFacts]) -> Comparisons:
+    """Sparse runs of enough seeds: against the unpruned one, the run that they cost as much as, and others.
+
+    Those are static masks, and updates of another share, alike in all else.
+    """
+    many = [f for f in runs if len(f.quality) >= SEEDS]
+    named = {f.name: f for f in many}
+    unpruned = next((f for f in many if f.run.method == "unpruned"), None)
+
+    def traits(facts: RunFacts, *without: str) -> dict[str, Any]:
+        expert = facts.experts[0]
+        own = expert.sparse.model_dump() if expert.sparse else {}
+        own = {key: value for key, value in own.items() if key not in without}
+        return {**expert.model_dump(exclude={"sparse"}), "sparse": own}
+
+    sparse = [f for f in many if f.run.method == "sparse" and len(f.experts) == 1]
+    for facts in sparse:
+        own, title = facts.experts[0], facts.run.title
+        if budget := Budget.of(own.iterations):
+            if rival := named.get(budget.run or ""):
+                yield lower(title, facts, f"{rival.run.title} at equal cost", rival)
+        else:
+            yield as_good(title, facts, "the unpruned network", unpruned)
+        for other in sparse:
+            moves = [isinstance(f.experts[0].sparse, Moving) for f in (facts, other)]
+            moving = (*Moving.model_fields, "method", "accumulate")
+            if moves == [True, False] and traits(facts, *moving) == traits(other, *moving):
+                yield lower(title, facts, f"{other.run.title}, whose masks never move", other)
+            shares = [getattr(f.experts[0].sparse, "fraction", 0.0) for f in (facts, other)]
+            if shares[0] < shares[1] and traits(facts, "fraction") == traits(other, "fraction"):
+                yield lower(title, facts, f"{other.run.title}, which exchanges more", other)

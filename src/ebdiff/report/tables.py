@@ -105,6 +105,11 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("training_flops", f"Training\n{unit}FLOP", lambda f: f.average("training_flops"), macs)
     yield Column("step_ms", "ms per\nstep", lambda f: f.average("step_ms"), text.number)
     yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
+    if any(f.run.sampling for f in rows):
+        yield Column("evaluations", "Steps", lambda f: len(f.visited))
+        yield Column(
+            "image_macs", f"MACs per\nimage ({unit})", lambda f: f.evaluations * f.macs_visited, macs
+        )
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
     yield Column(
         f"{measure.key}_at_floor",

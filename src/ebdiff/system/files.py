@@ -241,6 +241,20 @@ def holding(folder: Path) -> Iterator[None]:
             lock.release()
 
 
+def held(folder: Path) -> bool:
+    """Whether some process holds the lock of a state folder."""
+    path = folder.with_name(f"{folder.name}.lock")
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):  # the latter: somebody else's results
+        return True
+    lock.release()
+    return False
+
+
 def _locked(path: Path) -> FileLock:
     """The lock of a file, held.
 
