@@ -22,12 +22,12 @@ TOY = {
     "diffusion": {"timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2, "loss": "mean", "error": "l1"},
     "training": {
         "batch": 16, "learning_rate": 2e-3, "warmup": 5, "ema_decay": 0.9, "log_every": 10,
-        "save_minutes": 1e-6,
+        "save_minutes": 1e-6, "label_dropout": 0.2,
     },
     "pruning": {"images": 32, "stride": 20},
     "searches": {"full": {"rates": [0.3, 0.5], "criteria": ["magnitude", "taylor"], "horizon": 6}},
     "dense": {"iterations": 40},
-    "sampling": {"steps": 10, "images": 23, "batch": 10},
+    "sampling": {"steps": 10, "guidance": 2.0, "images": 23, "batch": 10},
     "runs": {
         "unpruned": {"title": "Unpruned", "method": "unpruned", "init": "dense"},
         "eb-50": {"title": "EB", "method": "eb", "rate": 0.5, "iterations": 24},
@@ -97,6 +97,7 @@ def test_sequences_under_a_recurrent_network_go_from_data_to_report(undisturbed)
     assert (undisturbed / "results/toy/report.html").stat().st_size > 10_000
     metrics = json.loads((results / "runs/unpruned/metrics.json").read_text())
     assert metrics["fd"] > 0 and len(metrics["class_shares"]) == 3
+    assert 0 <= metrics["agreement"] <= 1
 
 
 @pytest.mark.slow

@@ -134,6 +134,8 @@ def test_seconds_and_bytes_of_every_job_by_hand(vary):
         "fid.unpruned": (3, 0), "fid.eb-50": (3, 0), "fid.ta-eb": (3, 0),
     }  # fmt: skip
     found = tasks(e)
+    two = {"dataset.classes": 10, "training.label_dropout": 0.1, "sampling.guidance": 3}  # passes a step
+    assert tasks(vary({"sampling.spacing": "uniform", **two}))["sample.eb-50"].seconds == 3 + 23 * 20 * 0.016
     assert found.keys() == hand.keys()
     for name, (seconds, size) in hand.items():
         assert (found[name].seconds, found[name].size) == (pytest.approx(seconds), size), name

@@ -218,6 +218,44 @@ def reference_stats(
 
 
 @app.command()
+def train_first_stage(name: Name, threads: Threads = None) -> None:
+    """Train the small autoencoder of codec.kind autoencoder, whose latents are denoised.
+
+    Example: ebdiff train-first-stage digits_latent
+    """
+    job = _stage("train-first-stage", name, threads)
+    from ebdiff.codecs import autoencoder
+
+    autoencoder.train_first_stage(job.experiment, _device_of(job))
+
+
+@app.command()
+def encode_latents(name: Name, threads: Threads = None) -> None:
+    """Encode all images once, by the first stage that `codec` names.
+
+    Example: ebdiff encode-latents digits_latent
+    """
+    job = _stage("encode-latents", name, threads)
+    from ebdiff.codecs import first_stage
+
+    first_stage.encode_latents(job.experiment, _device_of(job))
+
+
+@app.command()
+def measure_first_stage(name: Name, threads: Threads = None) -> None:
+    """What encoding and decoding loses of the images, as an error of pixels and as distances.
+
+    Example: ebdiff measure-first-stage digits_latent
+    """
+    job = _stage("measure-first-stage", name, threads)
+    from ebdiff.metrics import evaluate
+
+    found = evaluate.measure_first_stage(job.experiment, _device_of(job))
+    for protocol in found["protocols"].values():
+        print(f"error of pixels {found['rmse']:.2f} of 255, {protocol['distance_name']} {protocol['fd']:.2f}")
+
+
+@app.command()
 def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Threads = None) -> None:
     """Train the dense network of a search until its tickets settle, or to its horizon.
 

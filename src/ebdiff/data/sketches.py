@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident
+from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident, subset_of
 from ebdiff.data.images import Broken
 from ebdiff.data.sources import FEWEST, check_room, tell_broken
 from ebdiff.experiment import layout
@@ -57,12 +57,8 @@ class Sketches(Dataset):
         for name in (SEQUENCES, LENGTHS):
             if sha256(path := manifest.with_name(name)) != told.get(name):
                 raise Unusable(path, "isn't what was prepared")
-        if dataset.subset is not None and dataset.subset > told["count"]:
-            raise UserError(
-                f"dataset.subset is {dataset.subset}, but {dataset.name} has {told['count']} drawings"
-            )
         sequences, lengths = (
-            load_memmap(manifest.with_name(name))[: dataset.subset] for name in (SEQUENCES, LENGTHS)
+            subset_of(load_memmap(manifest.with_name(name)), dataset) for name in (SEQUENCES, LENGTHS)
         )
         return cls(dataset.items, sequences, np.array(lengths))
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +12,7 @@ from PIL import Image
 from ebdiff.codecs.codec import Codec, open_codec
 from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
 from ebdiff.diffusion.process import Process
-from ebdiff.diffusion.sampling import SAMPLERS, Router
+from ebdiff.diffusion.sampling import SAMPLERS, Router, guided
 from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
@@ -25,12 +20,11 @@ from ebdiff.experiment.records import Work
 from ebdiff.experiment.stages import digest
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
-from ebdiff.system import interrupts, parallel
+from ebdiff.system import parallel
+from ebdiff.system.batches import Batches
 from ebdiff.system.draws import item_noise
-from ebdiff.system.errors import Unusable
-from ebdiff.system.files import holding, read_arrays, replacing, sha256, write_arrays, write_json, write_text
+from ebdiff.system.files import replacing, sha256, write_json, write_text
 from ebdiff.system.ledger import ledger
-from ebdiff.system.progress import progress
 
 GRID = 10  # rows and columns of the preview
 SIDE = 4  # rows and columns of the drawings as SVG
@@ -57,7 +51,7 @@ def generate(
     diffusion, sampling = experiment.diffusion, experiment.sampling
 
     def noise(t: int) -> torch.Tensor:
-        return torch.from_numpy(item_noise(seed, indices, t, experiment.dataset.items.shape)).to(device)
+        return torch.from_numpy(item_noise(seed, indices, t, experiment.items.shape)).to(device)
 
     return SAMPLERS[sampling.sampler](
         lambda x, t: router(x, t, cond),
@@ -83,14 +77,16 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
     experiment = experiment.model_copy(update={"sampling": experiment.sampling_of(run)})
     work = Work(experiment, "sample", seed=seed, run=run)
     output, experts = work.path(layout.SAMPLES), experiment.runs[run].experts
-    networks, runtimes = [], {}
+    networks, runtimes, guidance = [], {}, experiment.sampling.guidance
     for expert in experts:
         path = work.path(layout.MILESTONE, expert=expert.key, milestone=expert.iterations)
         tensors, architecture, _ = store.load(path, "ema.")
         runtimes[expert.network] = Runtime.of(experiment, "sampling", expert.network, device)
-        networks.append(runtimes[expert.network].denoiser(store.build(architecture, tensors)))
+        network = store.build(architecture, tensors)
+        eps = runtimes[expert.network].denoiser(network)
+        networks.append(eps if guidance is None else guided(eps, network.null, guidance))
     router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
-    dataset = open_dataset(experiment) if experiment.dataset.items.conditional else None
+    dataset = open_dataset(experiment) if experiment.items.conditional else None
 
     def conditions(indices: Sequence[int]) -> Cond:
         return UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
@@ -104,31 +100,10 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
 
     count, batch = experiment.sampling.images, experiment.sampling.batch
     batches = Batches(layout.state_of(output), digest(work.stamp, batch))
-    with holding(batches.folder) if parallel.first() else nullcontext():
-        if parallel.first():
-            batches.forget_others()
-        parallel.barrier()
-        drawn, all_batches = batches.drawn(), range(math.ceil(count / batch))
-        parallel.barrier()  # before anybody adds to it
-        todo = [b for b in all_batches if b not in drawn][parallel.rank() :: parallel.world()]
-        if drawn and parallel.first():
-            print(f"{output}: going on, {len(drawn)} batches are drawn", flush=True)
-
-        bar = progress(todo, desc=f"sample {run}", unit="batch", disable=not parallel.first())
-        with interrupts.noted() as signalled:
-            for b in bar:
-                began = time.perf_counter()
-                indices = list(range(b * batch, min((b + 1) * batch, count)))
-                batches.write(b, draw(indices), time.perf_counter() - began)
-                if signalled():
-                    raise interrupts.Interrupted(
-                        signalled(), f"sample {run}: images so far are kept; the same command goes on"
-                    )
+    with batches.holding():
+        batches.fill(count, batch, draw, f"sample {run}")
         if not parallel.first():
             return
-        while len(batches.drawn()) < len(all_batches):  # by others; a signal can end this, but no barrier
-            time.sleep(0.1)
-
         seconds, kept = _join(work, batches, codec, conditions, device)
         entry = ledger(
             device,
@@ -137,13 +112,13 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             images=count,
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
-            evaluations=len(visited(experiment.diffusion, experiment.sampling)),
+            evaluations=experiment.sampling.passes * len(visited(experiment.diffusion, experiment.sampling)),
             execution={network: runtime.told() for network, runtime in runtimes.items()},
             **kept,
         )
         write_json(work.path(layout.SAMPLE_LEDGER), entry)
         work.end()
-        shutil.rmtree(batches.folder)
+        batches.forget()
         print(f"{count} images, {entry['images_per_second']} images per second", flush=True)
 
 
@@ -163,69 +138,6 @@ def _join(
     seconds = batches.join("images", output, count)
     write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
     return seconds, kept
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Samples in the making: an npz per batch, whose zip notices damage.
-
-    Attributes:
-        folder: where.
-        stamp: what the samples depend on; a batch of another stamp doesn't count.
-    """
-
-    folder: Path
-    stamp: str
-
-    def path(self, batch: int) -> Path:
-        """Where a batch lies."""
-        return self.folder / f"{batch}.npz"
-
-    def write(self, batch: int, arrays: dict[str, np.ndarray], seconds: float) -> None:
-        """Keep a batch, with the process that drew it and the seconds it took."""
-        drawn = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds))
-        write_arrays(self.path(batch), **arrays, **drawn, stamp=np.array(self._stamp(batch)))
-
-    def _stamp(self, batch: int) -> str:
-        """What a batch belongs to: its number, too, so that none is taken for another one."""
-        return f"{self.stamp} {batch}"
-
-    def drawn(self) -> set[int]:
-        """The batches that are there."""
-        return {int(path.stem) for path in self.folder.glob("*.npz")}
-
-    def forget_others(self) -> None:
-        """Remove what isn't a whole batch of this stamp, with a word."""
-        for path in self.folder.iterdir():
-            try:
-                batch = int(path.stem)
-                if path == self.path(batch) and str(read_arrays(path)["stamp"]) == self._stamp(batch):
-                    continue
-                reason = "another batch, drawn for other settings or from other experts"
-            except (Unusable, KeyError, ValueError) as error:
-                reason = error.reason if isinstance(error, Unusable) else "no batch"
-            print(f"{path}: not used ({reason}); its images are drawn again", flush=True)
-            path.unlink()
-
-    def join(self, name: str, output: Path, count: int) -> float:
-        """Write one array of all batches as an npy file of `count` rows, batch by batch.
-
-        Returns:
-            seconds of drawing: processes work side by side, so the longest one's.
-        """
-        spent: dict[int, float] = {}
-        with replacing(output) as temporary, temporary.open("wb") as file:
-            for batch in sorted(self.drawn()):
-                found = read_arrays(self.path(batch))
-                rows = np.ascontiguousarray(found[name])
-                if not spent:
-                    shape = (count, *rows.shape[1:])
-                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(rows.data)
-                rank = int(found["rank"])
-                spent[rank] = spent.get(rank, 0.0) + float(found["seconds"])
-        return max(spent.values())
 
 
 def write_grid(images: np.ndarray, path: Path) -> None:

@@ -36,6 +36,25 @@ class Router:
         return self.expert(t)(x, torch.full((len(x),), t, device=x.device), cond)
 
 
+def guided(eps: Eps, null: Callable[[Cond], Cond], weight: float) -> Eps:
+    """eps_null + w (eps_cond - eps_null): classifier-free guidance, both passes as one batch.
+
+    In Ho & Salimans (2022, Eq. 6) w is 1 more than theirs: 1 samples as if there were no guidance.
+
+    Args:
+        eps: a network that predicts.
+        null: the condition without its label.
+        weight: w.
+    """
+
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        both = (None if a is None else torch.cat([a, b]) for a, b in zip(cond, null(cond), strict=True))
+        told, untold = eps(torch.cat([x, x]), torch.cat([t, t]), Cond(*both)).chunk(2)
+        return untold + weight * (told - untold)
+
+    return predict
+
+
 def ddim(
     denoiser: Predictor, x: Tensor, steps: Sequence[int], abar: np.ndarray, noise: Noise, clamp: bool
 ) -> Tensor:

@@ -30,6 +30,11 @@ HELD_OUT_FEATURES = DATA + "/reference/held_out/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ that are no experiment's
+FIRST_STAGE = EXPERIMENT + "/first_stage/weights.safetensors"  # where it is trained on the data
+FIRST_STAGE_LEDGER = EXPERIMENT + "/first_stage/ledger.json"
+LATENTS = EXPERIMENT + "/first_stage/latents.npy"  # of all images, where the codec encodes them
+LATENTS_MANIFEST = EXPERIMENT + "/first_stage/latents.json"
+RECONSTRUCTION = EXPERIMENT + "/first_stage/reconstruction.json"
 COST = EXPERIMENT + "/cost.json"
 PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"

@@ -22,7 +22,7 @@ class Items(NamedTuple):
 
     Attributes:
         shape: of one item: (C, H, W) of an image or a latent, (L, features) of a sequence.
-        classes: how many labels there are to condition on; 0: none.
+        classes: how many labels there are to condition on, 0: none; as a label, that an item's isn't told.
         variable: whether items are shorter than the first axis L, padded at the end and masked.
     """
 
@@ -183,6 +183,11 @@ class DatasetConfig(Strict):
         return None
 
     @property
+    def varied(self) -> str | None:
+        """The key by which training sees more than the items as they are, which an encoder sees only once."""
+        return None
+
+    @property
     def content(self) -> dict[str, Any]:
         """The keys that say what is prepared; where a local copy lies is none of them."""
         return self.model_dump(mode="json", exclude={"path", *self.SEEN})
@@ -192,7 +197,7 @@ class ImagesConfig(DatasetConfig):
     """Where the images come from and how training sees them."""
 
     WRITE = "ebdiff.data.sources:write"
-    SEEN = frozenset({"subset", "flip"})
+    SEEN = frozenset({"subset", "flip", "classes"})
 
     source: Literal["bundled-digits", "cifar10", "images"] = Field(
         description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
@@ -218,6 +223,12 @@ class ImagesConfig(DatasetConfig):
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+    classes: int | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,  # no part of what unconditional networks depend on
+        description="How many classes there are, of which the network is told each image's; null: none.",
+    )
     held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
         0.0,
         description="Images that no training sees, for what real images reach against real ones and for the "
@@ -244,7 +255,11 @@ class ImagesConfig(DatasetConfig):
 
     @property
     def items(self) -> Items:
-        return Items((self.channels, self.image_size, self.image_size))
+        return Items((self.channels, self.image_size, self.image_size), self.classes or 0)
+
+    @property
+    def varied(self) -> str | None:
+        return "flip" if self.flip else None
 
     @property
     def content(self) -> dict[str, Any]:
@@ -303,9 +318,21 @@ for _source in ("sketches", "quickdraw", "vmnist", "kanjivg"):
 
 
 class CodecConfig(Strict):
-    """What every codec says of itself; `kind` names its member."""
+    """What every codec says of itself; `kind` names its member.
+
+    Attributes:
+        ENCODED: whether what is denoised is what the codec makes of the data, once (stage `encode-latents`).
+        TRAINED: whether it is itself trained on the data (stage `train-first-stage`).
+    """
+
+    ENCODED: ClassVar[bool] = False
+    TRAINED: ClassVar[bool] = False
 
     kind: str
+
+    def items(self, items: Items) -> Items:
+        """What is denoised of the data's items."""
+        return items
 
     def check(self, items: Items) -> None:
         """Refuse items that the codec can't decode.
@@ -345,6 +372,70 @@ class RasterConfig(CodecConfig):
         return self.size**2
 
 
+class FirstStageConfig(CodecConfig):
+    """An autoencoder (the first stage of latent diffusion, 2112.10752): images become latents and back."""
+
+    ENCODED = True
+
+    channels: int = Field(3, gt=0, le=64, description="Of the latents.")
+    factor: int = Field(4, gt=1, le=64, description="Pixels of an image's side for one of its latents'.")
+
+    def check(self, items: Items) -> None:
+        if len(items.shape) != 3:
+            raise ValueError(f"codec.kind {self.kind}: encodes images (C, H, W), not items of {items.shape}")
+        if items.shape[-1] % self.factor:
+            raise ValueError(
+                f"codec.factor: images of {items.shape[-1]} pixels can't be divided by {self.factor}; "
+                "change dataset.image_size"
+            )
+
+    def items(self, items: Items) -> Items:
+        """Latents (C, H, W) under the images' labels."""
+        side = items.shape[-1] // self.factor
+        return items._replace(shape=(self.channels, side, side))
+
+
+class PretrainedConfig(FirstStageConfig):
+    """A first stage of diffusers. Defaults are VQ-f4, that of CelebA-HQ, LSUN bedroom and ImageNet 256."""
+
+    kind: Literal["vq", "kl"] = Field(
+        description="vq: what the encoder says before quantisation is denoised, `decode` quantises it. "
+        "kl: the mean of the posterior is denoised."
+    )
+    path: str | None = Field(
+        None,
+        exclude=True,  # where a local copy lies changes no result
+        description="Local folder with config.json and *.safetensors as diffusers saves them; ${VARIABLES} "
+        "are filled in, with ${VARIABLE:-default} also where they are unset.",
+    )
+    hub: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?$",
+        description="On the Hugging Face hub, owner/name or owner/name/folder; where `path` is empty.",
+    )
+    scale: float = Field(
+        1.0, gt=0, description="Latents are multiplied by this (0.18215 with Stable Diffusion's)."
+    )
+
+    @model_validator(mode="after")
+    def _place_given(self) -> PretrainedConfig:
+        if not (self.path or self.hub):
+            raise ValueError("give `path` (folder of weights) or `hub` (repository) with codec.kind vq or kl")
+        return self
+
+
+class AutoencoderConfig(FirstStageConfig):
+    """A small autoencoder of our own, trained on the data by the rule of `codecs/autoencoder.py`."""
+
+    TRAINED = True
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    factor: Literal[2, 4, 8, 16] = Field(4, description="Pixels of an image's side for one of its latents'.")
+
+
+CODECS.register("vq", PretrainedConfig, "ebdiff.codecs.first_stage:VQ")
+CODECS.register("kl", PretrainedConfig, "ebdiff.codecs.first_stage:KL")
+CODECS.register("autoencoder", AutoencoderConfig, "ebdiff.codecs.autoencoder:SmallAutoencoder")
 CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")
 CODECS.register("raster", RasterConfig, "ebdiff.codecs.raster:Raster")
 

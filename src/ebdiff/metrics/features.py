@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,9 +102,9 @@ class Extractor:
 
 
 @contextmanager
-def scratch(folder: Path, count: int, dimension: int) -> Iterator[np.ndarray]:
-    """A float32 (count, dimension) array in a nameless temporary file of a folder: disk, not memory."""
+def scratch(folder: Path, *shape: int, dtype: type = np.float32) -> Iterator[np.ndarray]:
+    """An array of a shape in a nameless temporary file of a folder: disk, not memory."""
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
-        take_room(file, count * dimension * np.dtype(np.float32).itemsize)
-        yield np.memmap(file, np.float32, "w+", shape=(count, dimension))
+        take_room(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        yield np.memmap(file, dtype, "w+", shape=shape)

@@ -133,7 +133,11 @@ class Level(nn.Module):
 
 
 class UNet(Denoiser):
-    """The denoiser of images (C, H, W), whatever their classes.
+    """The denoiser of images (C, H, W); of those with classes it is told each one's, or that it isn't.
+
+    A class is a vector added to the time embedding, as in ADM (Dhariwal & Nichol 2021), and the one after the
+    last says that there is none. It is a linear layer of the one-hot label (EDM), whose channels are pruned
+    with those of the time embedding.
 
     Args:
         config: widths, depth, attention resolutions, dropout and norm groups.
@@ -156,6 +160,8 @@ class UNet(Denoiser):
         self.temb.dense = nn.ModuleList(
             [nn.Linear(config.width, time_width), nn.Linear(time_width, time_width)]
         )
+        if items.classes:
+            self.temb.label = nn.Linear(items.classes + 1, time_width, bias=False)
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
 
         current, skips = config.width, [config.width]
@@ -197,6 +203,8 @@ class UNet(Denoiser):
         dtype = self.conv_in.weight.dtype  # bf16 weights while sampling; the result is as precise as x
         temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
+        if self.items.classes:
+            temb = temb + self.temb.label(F.one_hot(cond.label, self.items.classes + 1).to(dtype))
 
         laid = innermost(x.to(dtype)) if fuses(self.conv_in.weight) else x.to(dtype)
         h = added(laid, self.conv_in)

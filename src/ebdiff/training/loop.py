@@ -107,7 +107,7 @@ def train(
     cfg, runtime, network = job.training, job.runtime, state.network.train()
     device, random = runtime.device, _draws_at_random(network)
     agree = 1 if parallel.world() == 1 else AGREE
-    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device)
+    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device, cfg.label_dropout)
     runtime.set_arithmetic()
     learn = learn or learner(state, job)
     state.hooks = hooks
