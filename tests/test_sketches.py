@@ -21,7 +21,7 @@ from ebdiff import starter
 from ebdiff.codecs.codec import open_codec
 from ebdiff.codecs.raster import picture
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Cond, open_dataset, open_held_out, open_labels, open_pixels
+from ebdiff.data.dataset import Cond, conditions, open_dataset, open_held_out, open_labels, open_pixels
 from ebdiff.data.sources import prepare
 from ebdiff.diffusion.sample import svg_grid
 from ebdiff.experiment import layout, load
@@ -241,7 +241,11 @@ def test_resident_sequences_make_the_same_batches(drawn):
 
 def test_lengths_are_drawn_from_the_data(drawn):
     data = open_dataset(drawn)
-    masks = data.conditions(0, range(3000)).mask
+
+    def drawn_masks(seed, indices):
+        return conditions(data.items, data.lengths, seed, indices).mask
+
+    masks = drawn_masks(0, range(3000))
     assert masks.shape == (3000, 60) and not (masks[:, 1:] & ~masks[:, :-1]).any()
     lengths = masks.sum(dim=1).numpy()
     values, seen = np.unique(lengths, return_counts=True)
@@ -251,8 +255,8 @@ def test_lengths_are_drawn_from_the_data(drawn):
         2 * len(values)
     )  # chi squared
     # A function of (seed, number).
-    assert torch.equal(data.conditions(0, [7, 2]).mask, masks[[7, 2]])
-    assert not torch.equal(data.conditions(1, range(3000)).mask, masks)
+    assert torch.equal(drawn_masks(0, [7, 2]), masks[[7, 2]])
+    assert not torch.equal(drawn_masks(1, range(3000)), masks)
 
 
 def test_another_raster_is_another_preparation(drawn):

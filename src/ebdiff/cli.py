@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,13 +57,17 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
     experiment = jobs.of_dataset(name) if dataset else load.load(name)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
-    count = str(max(1, threads // processes) if threads else experiment.compute.threads)
-    os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
-    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _set_threads(max(1, threads // processes) if threads else experiment.compute.threads)
     if experiment.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     return experiment
+
+
+def _set_threads(count: int) -> None:
+    """Before torch is imported."""
+    os.environ |= {f"{pool}_NUM_THREADS": str(count) for pool in ("OMP", "OPENBLAS", "MKL")}
+    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
@@ -314,6 +319,38 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
     from ebdiff.diffusion import sample
 
     sample.sample(job.experiment, run, seed, _device_of(job))
+
+
+@app.command()
+def draw(
+    source: Annotated[
+        str, typer.Argument(help="Experiment, or a .safetensors file that `ebdiff export` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the images.")],
+    run: Annotated[str | None, typer.Option(help="A finished run of the experiment.")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 16,
+    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of their noise.")] = 0,
+    label: Annotated[
+        int | None, typer.Option(min=0, help="Their class, where the networks are told; default: by turns.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Draw any number of images from finished experts: a PNG of each, and a grid; of drawings SVG too.
+
+    The noise of an image depends on --noise-seed and its number alone: with the run's own seed these are the
+    images of the stage `sample`. Nothing under results/ is written.
+
+    Example: ebdiff draw digits --run ta-eb -n 16 --noise-seed 7 --out drawn
+    """
+    if not source.endswith(".safetensors"):
+        _begin(source, threads)
+    elif threads:
+        _set_threads(threads)
+    from ebdiff.diffusion import sample
+
+    sample.draw(ebdiff.load(source, run, seed), number, noise_seed, out, label)
+    print(out / "grid.png")
 
 
 @app.command()

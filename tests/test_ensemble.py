@@ -1,0 +1,126 @@
+"""Finished experts as one object: drawn from, used in Python, handed over as one file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_experiment
+from PIL import Image
+from stages import run
+from test_diffusion import drawn, experts  # noqa: F401 (a fixture)
+
+import ebdiff
+from ebdiff.experiment import layout, load
+from ebdiff.system.errors import UserError
+
+# As in the documentation: what somebody who trained an ensemble does with it.
+EXAMPLE = """
+import ebdiff
+
+ensemble = ebdiff.load("tiny", "ta-eb")
+images = ensemble.sample(23, seed=0)  # uint8 (23, 8, 8, 1)
+print(ensemble.spans)  # timesteps that each expert serves
+print([widths["conv_in.weight"] for widths in ensemble.widths])
+
+import torch
+x = torch.randn(2, 1, 8, 8)
+print(ensemble.denoiser(x, t=700).shape)
+"""
+
+
+@pytest.fixture
+def project(experts):  # noqa: F811
+    """A project whose TA-EB run has experts, and samples of theirs: its folder."""
+    write_experiment(experts)
+    drawn(load.load("tiny"))
+    return experts
+
+
+def samples():
+    return np.load(layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="ta-eb"))
+
+
+def state_of(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_example_runs(project):
+    code = EXAMPLE + "\nimport numpy; numpy.save('images.npy', images)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[(0, 240), (240, 1000)]", "[8, 8]", "torch.Size([2, 1, 8, 8])"]
+    np.testing.assert_array_equal(np.load("images.npy"), samples())
+
+
+def test_importing_the_package_is_cheap():
+    code = "import ebdiff, sys; print(sorted(m for m in sys.modules if m in ('torch', 'numpy', 'pydantic')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_image_depends_on_its_seed_and_number(project):
+    ensemble = ebdiff.load("tiny", "ta-eb")
+    np.testing.assert_array_equal(ensemble.sample(20), samples()[:20])
+    again = ensemble.sample(20, seed=7)
+    assert (again != samples()[:20]).mean() > 0.3
+    np.testing.assert_array_equal(ensemble.draw(list(range(10, 20)), 7).images, again[10:])
+
+
+def test_predicted_noise_is_that_of_the_expert_that_serves_the_timestep(project):
+    ensemble = ebdiff.load("tiny", "ta-eb")
+    x = torch.randn(3, 1, 8, 8)
+    for t, i in ((0, 0), (239, 0), (240, 1), (999, 1)):
+        from ebdiff.nets import store
+
+        network = store.build(ensemble.experts[i].architecture, ensemble.experts[i].tensors).eval()
+        with torch.no_grad():
+            expected = network(x, torch.full((3,), t))
+        assert torch.equal(ensemble.denoiser(x, t), expected)
+    with pytest.raises(UserError, match="timesteps are 0 to 999"):
+        ensemble.denoiser(x, 1000)
+
+
+def test_other_sampling_settings_for_once(project):
+    ensemble, seen = ebdiff.load("tiny", "ta-eb"), []
+    router = ensemble.router
+    ensemble.__dict__["router"] = lambda x, t, cond: seen.append(t) or router(x, t, cond)
+    short = ensemble.sample(2, steps=3, spacing="uniform")
+    assert seen == [999, 666, 333, 0] and short.shape == (2, 8, 8, 1)
+    for wrong, words in (({"stepps": 3}, "sampling.stepps"), ({"steps": 0}, "sampling.steps: ")):
+        with pytest.raises(UserError, match=words):
+            ensemble.sample(2, **wrong)
+    with pytest.raises(UserError, match="label 3: it knows no classes"):
+        ensemble.sample(2, label=3)
+
+
+def test_draw_writes_images_and_leaves_results_alone(project, capsys):
+    before = state_of(project / "results")
+    where = ("--run", "ta-eb", "--out", "drawn", "-n", 12)
+    assert run("draw", "tiny", *where, "--noise-seed", 0) == 0
+    assert state_of(project / "results") == before
+    names = sorted(p.name for p in Path("drawn").iterdir())
+    assert names == [*(f"{i:05d}.png" for i in range(12)), "grid.png"]
+    images = np.stack([np.asarray(Image.open(f"drawn/{i:05d}.png")) for i in range(12)])
+    np.testing.assert_array_equal(images, samples()[:12, ..., 0])
+    assert run("draw", "tiny", *where) == 1
+    assert "isn't an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tiny",), "say which run: eb-50, ta-eb, unpruned"),
+        (("tiny", "--run", "ta_eb"), "did you mean 'ta-eb'?"),
+        (("tiny", "--run", "eb-50"), "make it with `snakemake --cores all results/tiny"),
+        (("nothing.safetensors",), "nothing.safetensors: missing; give a file"),
+        (("whole.safetensors", "--run", "eb-50"), "is one run's already; leave out 'eb-50'"),
+    ],
+)
+def test_what_cant_be_drawn_from_is_one_line(project, capsys, arguments, words):
+    assert run("draw", *arguments, "--out", "drawn") == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and words in errors[0]
+    assert not Path("drawn").exists()
