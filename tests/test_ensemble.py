@@ -1,5 +1,6 @@
 """Finished experts as one object: drawn from, used in Python, handed over as one file."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from test_diffusion import drawn, experts  # noqa: F401 (a fixture)
 import ebdiff
 from ebdiff.experiment import layout, load
 from ebdiff.system.errors import UserError
+from ebdiff.system.files import read_json
 
 # As in the documentation: what somebody who trained an ensemble does with it.
 EXAMPLE = """
@@ -124,3 +126,72 @@ def test_what_cant_be_drawn_from_is_one_line(project, capsys, arguments, words):
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and words in errors[0]
     assert not Path("drawn").exists()
+
+
+# --- handed over -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(project, capsys):
+    assert run("export", "tiny", "--run", "ta-eb", "ensemble.safetensors") == 0
+    assert capsys.readouterr().out.splitlines() == ["ensemble.safetensors", "ensemble.md"]
+    return project
+
+
+def test_a_file_draws_the_same_images_where_there_is_no_project(exported, tmp_path_factory, monkeypatch):
+    whole, checkpoints = samples(), list(exported.glob("results/tiny/seed0/experts/*/*.safetensors"))
+    file = exported / "ensemble.safetensors"
+    share = file.stat().st_size / sum(path.stat().st_size for path in checkpoints)
+    assert len(checkpoints) == 2 and 0.24 < share < 0.3
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    ensemble = ebdiff.load(file)
+    np.testing.assert_array_equal(ensemble.sample(23), whole)
+    assert ensemble.spans == [(0, 240), (240, 1000)]
+    assert ensemble.story["data"]["licence"] == "CC BY 4.0"
+    assert run("draw", file, "-n", 3, "--out", "drawn") == 0
+    np.testing.assert_array_equal(np.asarray(Image.open("drawn/00002.png")), whole[2, ..., 0])
+
+
+def test_the_card_tells_what_it_is_and_nothing_of_this_machine(exported):
+    card = Path("ensemble.md").read_text()
+    for words in (
+        'ebdiff.load("ensemble.safetensors")', "| 0-240 | 0-260 | 30 % pruned |", "Not measured.",
+        "CC BY 4.0", "uint8 (16, 8, 8, 1)",
+        hashlib.sha256(Path("ensemble.safetensors").read_bytes()).hexdigest(),
+    ):  # fmt: skip
+        assert words in card
+    assert str(exported) not in card
+    assert str(exported).encode() not in Path("ensemble.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_measured_run_has_its_numbers_on_the_card(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+    assert run("export", "tiny", "--run", "eb-50", tmp_path / "eb.safetensors") == 0
+    metrics = read_json(layout.path(layout.METRICS, experiment="tiny", seed=0, run="eb-50"))
+    card = (tmp_path / "eb.md").read_text()
+    assert f"| cFD ‡ | {metrics['fd']:.2f} |" in card and metrics["protocols"]["classifier"]["mode"] in card
+
+
+def test_exporting_writes_over_nothing(exported, capsys):
+    before = Path("ensemble.safetensors").read_bytes()
+    for name, words in (("ensemble.safetensors", "exists already"), ("ensemble.pt", "NAME.safetensors")):
+        assert run("export", "tiny", "--run", "ta-eb", name) == 1
+        assert words in capsys.readouterr().err
+    assert Path("ensemble.safetensors").read_bytes() == before
+
+
+def test_what_is_no_ensemble_is_one_line(exported, capsys):
+    whole = Path("ensemble.safetensors").read_bytes()
+    (checkpoint, _) = exported.glob("results/tiny/seed0/experts/*/*.safetensors")
+    for wrong in (b"", whole[:1000], whole[: len(whole) // 2], checkpoint.read_bytes()):
+        Path("wrong.safetensors").write_bytes(wrong)
+        assert run("draw", "wrong.safetensors", "--out", "drawn") == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "wrong.safetensors: " in line and "give a file that `ebdiff export` wrote" in line
+    size = int.from_bytes(whole[:8], "little")
+    for key in ("codec", "experts", "items", "sampling", "serve", "config", "timesteps"):
+        header = whole[8 : 8 + size].replace(f'\\"{key}\\"'.encode(), f'\\"{"x" * len(key)}\\"'.encode())
+        Path("wrong.safetensors").write_bytes(whole[:8] + header + whole[8 + size :])
+        assert run("draw", "wrong.safetensors", "--out", "drawn") == 1, key
+        assert "holds no ensemble" in capsys.readouterr().err

@@ -354,6 +354,27 @@ def draw(
 
 
 @app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
+    run: RunName,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+) -> None:
+    """Hand over a run: one file of averaged weights, a quarter of its checkpoints, and a card beside it.
+
+    The file holds the ensemble, its spans, schedule, codec and story, and of drawings the lengths of the
+    training set's, among which those of samples are drawn: `ebdiff.load` and `ebdiff draw` need nothing else.
+    The card (NAME.md) tells numbers with their protocol, data and licence, and how to load it.
+
+    Example: ebdiff export digits --run ta-eb ensemble.safetensors
+    """
+    experiment = _begin(name)
+    from ebdiff.report import card
+
+    print(out, card.export(experiment, ebdiff.load(name, run, seed, "cpu"), out), sep="\n")
+
+
+@app.command()
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
     """Distances of a run's samples to the real images.
 

@@ -92,6 +92,11 @@ class Trained(NamedTuple):
     tensors: dict[str, Tensor]
     story: dict[str, Any]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has."""
+        return sum(t.numel() for t in self.tensors.values())
+
 
 class Drawn(NamedTuple):
     """Samples: uint8 images (n, H, W, C), the items that they are of, and what these were asked to be."""
@@ -174,8 +179,13 @@ class Ensemble:
         except (KeyError, TypeError, ValueError, IndexError):  # pydantic's errors are ValueErrors
             raise UserError(f"{path}: holds no ensemble; give a file that `ebdiff export` wrote") from None
 
-    def write(self, path: Path) -> None:
-        """Write the ensemble as one safetensors file, atomically: a quarter of its checkpoints."""
+    def write(self, path: Path, data: dict[str, str]) -> None:
+        """Write the ensemble as one safetensors file, atomically: a quarter of its checkpoints.
+
+        Args:
+            path: where to.
+            data: of what it is a model: title, origin and licence.
+        """
         tensors = {f"{i}.{n}": t for i, x in enumerate(self.experts) for n, t in x.tensors.items()}
         if self.lengths is not None:
             tensors[LENGTHS] = torch.from_numpy(self.lengths)
@@ -190,8 +200,8 @@ class Ensemble:
         ]
         sections = {s: getattr(self.experiment, s).model_dump(mode="json") for s in SECTIONS}
         items = self.experiment.dataset.items._asdict()
-        told = {"experiment": self.experiment.name, "story": self.story, "experts": experts, "items": items}
-        store.write(path, tensors, told | sections)
+        told = {"experiment": self.experiment.name, "story": {**self.story, "data": data}, **sections}
+        store.write(path, tensors, {**told, "items": items, "experts": experts})
 
     @property
     def spans(self) -> list[tuple[int, int]]:
