@@ -49,5 +49,5 @@ def export(experiment: Experiment, ensemble: Ensemble, out: Path) -> Path:
         data=data,
         metrics=results.attempt(results.metrics, story["run"], story["seed"]),
     )
-    write_text(card, told)
+    write_text(card, f"{told}\n")
     return card
