@@ -1,11 +1,14 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, TINY, changed
 
-from ebdiff.experiment import load
+from ebdiff.experiment import keys, load
+from ebdiff.experiment.runs import Run
+from ebdiff.experiment.schema import Training
 from ebdiff.system.errors import UserError
 
 EXPERIMENTS = ROOT / "config/experiments"
@@ -395,6 +398,10 @@ def test_an_epoch_is_every_image_once_in_full_batches(vary, batch, steps):
 def test_the_schema_file_is_up_to_date():
     stored = json.loads((ROOT / "config/experiment.schema.json").read_text())
     assert stored == load.schema(), "run: ebdiff schema > config/experiment.schema.json"
+    told = (ROOT / "docs/keys.md").read_text(encoding="utf-8")
+    assert told == keys.markdown() + "\n", "run: ebdiff schema --markdown > docs/keys.md"
+    spelt = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert {*Training.model_fields, *Run.model_fields, "sparsity", "hidden", "tickets_at"} <= set(spelt)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -71,10 +71,14 @@ def _set_threads(count: int) -> None:
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
-    """Begin a stage: its wildcards are checked before anything slow is imported."""
+    """Begin a stage: wildcards are checked before anything slow is imported. Done elsewhere, it is over."""
     from ebdiff.experiment.jobs import Job
+    from ebdiff.experiment.records import adopted
 
     job = Job.of(_begin(name, threads), verb, **where)
+    if place := adopted(job):
+        print(f"taken over from {place}, whose settings and inputs are the same")
+        raise typer.Exit
     if job.stage.spread:
         _spread(job.experiment)
     return job
@@ -137,14 +141,26 @@ def init(
         typer.Option(help="Height and width, pixels: to train at, 64; of drawings' pictures, 256."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
+    estimate: Annotated[
+        bool, typer.Option(help="Measure some steps, and say how long all will take.")
+    ] = True,
 ) -> None:
     """Look at a folder of images or drawings and write an experiment for it, config/experiments/{name}.yaml.
+
+    Then measures what it would take on this device, in about a minute.
 
     Example: ebdiff init flowers --images ~/flowers --size 64
     """
     from ebdiff import starter
 
     print(*starter.init(name, images, size, force), sep="\n")
+    if estimate:
+        experiment = _begin(name)
+        from ebdiff.cost.plan import make
+
+        print(
+            *starter.estimated(make(experiment, _device(experiment, own=False), None, None, None)), sep="\n"
+        )
 
 
 @app.command()
@@ -492,6 +508,23 @@ def report(name: Name, so_far: SoFar = False) -> None:
 
 
 @app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Experiment. Default: all begun.")] = None,
+) -> None:
+    """How far an experiment is: jobs done, running (step, loss, time left) and waiting, and the whole.
+
+    Jobs that last seconds are told when they are done. Logs are under results/{experiment}/logs/.
+
+    Example: ebdiff status digits
+    """
+    from ebdiff.experiment import load
+    from ebdiff.report.status import lines
+
+    for each in [name] if name else [n for n in load.names() if Path("results", n).is_dir()]:
+        print(f"{each}:", *lines(_begin(each)), sep="\n  ")
+
+
+@app.command()
 def verify(name: Name) -> None:
     """Read every result of an experiment whole and say which aren't what their stages made.
 
@@ -509,14 +542,16 @@ def verify(name: Name) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/keys.md.")] = False,
+) -> None:
     """Print the JSON schema of experiment files, for editors.
 
     Example: ebdiff schema > config/experiment.schema.json
     """
-    from ebdiff.experiment import load
+    from ebdiff.experiment import keys, load
 
-    print(json.dumps(load.schema(), indent=2))
+    print(keys.markdown() if markdown else json.dumps(load.schema(), indent=2))
 
 
 @app.command()

@@ -156,6 +156,7 @@ def train(
             if reading:
                 value = parallel.summed(loss).item()  # waits for the device
                 check_finite(value, step, job.name)
+                bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
             process["seconds"] = time.perf_counter() - began
             if reading:
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
