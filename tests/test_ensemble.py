@@ -1,6 +1,7 @@
 """Finished experts as one object: drawn from, used in Python, handed over as one file."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from stages import run
 from test_diffusion import drawn, experts  # noqa: F401 (a fixture)
 
 import ebdiff
+from ebdiff.data import archives
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout, load
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json
@@ -103,9 +106,9 @@ def test_draw_writes_images_and_leaves_results_alone(project, capsys):
     where = ("--run", "ta-eb", "--out", "drawn", "-n", 12)
     assert run("draw", "tiny", *where, "--noise-seed", 0) == 0
     assert state_of(project / "results") == before
-    names = sorted(p.name for p in Path("drawn").iterdir())
-    assert names == [*(f"{i:05d}.png" for i in range(12)), "grid.png"]
-    images = np.stack([np.asarray(Image.open(f"drawn/{i:05d}.png")) for i in range(12)])
+    assert sorted(p.name for p in Path("drawn").iterdir()) == ["grid.png", "images"]
+    assert sorted(p.name for p in Path("drawn/images").iterdir()) == [f"{i:05d}.png" for i in range(12)]
+    images = np.stack([np.asarray(Image.open(f"drawn/images/{i:05d}.png")) for i in range(12)])
     np.testing.assert_array_equal(images, samples()[:12, ..., 0])
     assert run("draw", "tiny", *where) == 1
     assert "isn't an empty folder" in capsys.readouterr().err
@@ -149,7 +152,7 @@ def test_a_file_draws_the_same_images_where_there_is_no_project(exported, tmp_pa
     assert ensemble.spans == [(0, 240), (240, 1000)]
     assert ensemble.story["data"]["licence"] == "CC BY 4.0"
     assert run("draw", file, "-n", 3, "--out", "drawn") == 0
-    np.testing.assert_array_equal(np.asarray(Image.open("drawn/00002.png")), whole[2, ..., 0])
+    np.testing.assert_array_equal(np.asarray(Image.open("drawn/images/00002.png")), whole[2, ..., 0])
 
 
 def test_the_card_tells_what_it_is_and_nothing_of_this_machine(exported):
@@ -162,6 +165,61 @@ def test_the_card_tells_what_it_is_and_nothing_of_this_machine(exported):
         assert words in card
     assert str(exported) not in card
     assert str(exported).encode() not in Path("ensemble.safetensors").read_bytes()
+
+
+# --- scored ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_images_that_were_drawn_get_the_score_of_their_run(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    out, before = tmp_path / "drawn", state_of(made)
+    assert run("draw", "tiny", "--run", "eb-50", "-n", 23, "--out", out) == 0
+    capsys.readouterr()
+    assert run("score", out / "images", "--against", "tiny") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert state_of(made) == before
+    metrics = read_json(layout.path(layout.METRICS, experiment="tiny", seed=0, run="eb-50"))
+    expected = f"classifier Fréchet distance {metrics['fd']:.2f}, kernel distance {metrics['kid']:.4f}, "
+    assert first.startswith(expected)
+    assert "23 images against all images of digits" in second
+    assert re.search(r", precision [01]\.\d{3}, recall [01]\.\d{3}$", first)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (["L8"] * 3, "3 images are too few, 4 at least"),
+        (["L8"] * 4, "make it with `snakemake --cores all resources/data/digits/reference"),
+    ],
+)
+def test_what_cant_be_scored_is_one_line(workspace, capsys, images, words):
+    write_experiment(workspace)
+    pictures("given", images)
+    assert run("score", "given", "--against", "tiny") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def pictures(folder, kinds):
+    """Images of a mode and size: L8 is grey, 8x8."""
+    Path(folder).mkdir()
+    for i, kind in enumerate(kinds):
+        image = Image.new(kind.rstrip("0123456789"), (int(kind.lstrip("LRGB")),) * 2, 3 * i)
+        image.save(f"{folder}/{i}.png")
+    return Files(list(archives.folder(Path(folder)).items()), (8, 8, 1))
+
+
+def test_files_are_an_array_of_images_of_one_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = pictures("given", ["L8", "L8", "RGB8", "L9"])
+    np.testing.assert_array_equal(found[np.array([1, 0])], np.repeat([3, 0], 64).reshape(2, 8, 8, 1))
+    assert found[np.array([2])].shape == (1, 8, 8, 1) and len(found) == 4
+    with pytest.raises(UserError, match=r"given/3\.png: 9x9 pixels, but the real images have 8x8"):
+        found[np.arange(4)]
+    Path("given/1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"given/1\.png: not one of"):
+        found[np.arange(4)]
 
 
 @pytest.mark.slow

@@ -352,7 +352,8 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
     threads: Threads = None,
 ) -> None:
-    """Draw any number of images from finished experts: a PNG of each, and a grid; of drawings SVG too.
+    """Draw any number of images from finished experts: a PNG of each in OUT/images, and a grid; of drawings
+    SVG too.
 
     The noise of an image depends on --noise-seed and its number alone: with the run's own seed these are the
     images of the stage `sample`. Nothing under results/ is written.
@@ -402,6 +403,31 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
     metrics = evaluate.evaluate(job.experiment, run, seed, _device_of(job))
     for found in metrics["protocols"].values():
         print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
+
+
+@app.command()
+def score(
+    folder: Annotated[
+        Path, typer.Argument(help="Images (png, jpg, webp ...), also in folders below; all are measured.")
+    ],
+    against: Annotated[str, typer.Option(help="Experiment whose real images and protocols are used.")],
+    threads: Threads = None,
+) -> None:
+    """FID, KID, precision and recall (k = 3) of any folder of images, measured as an experiment's runs are.
+
+    Images must have the size of the experiment's real images, and be resized as these were. Its reference
+    statistics are used; nothing is written.
+
+    Example: ebdiff score drawn/images --against digits
+    """
+    experiment = _begin(against, threads)
+    from ebdiff.metrics import evaluate
+
+    for found in evaluate.score(experiment, folder, _device(experiment, own=False)):
+        distances = f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}"
+        print(f"{distances}, precision {found['precision']:.3f}, recall {found['recall']:.3f}")
+        few = "; too few for a well-conditioned Fréchet distance" if found["ill_conditioned"] else ""
+        print(f"  {found['images']} images against {found['split']}, {found['mode']}{few}")
 
 
 @app.command()

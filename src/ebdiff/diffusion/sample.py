@@ -111,7 +111,9 @@ def _join(work: Work, batches: Batches, ensemble: Ensemble, seed: int) -> tuple[
 
 
 def draw(ensemble: Ensemble, n: int, seed: int, folder: Path, label: int | None = None) -> None:
-    """Write samples into a new folder: each as PNG, where the codec draws as SVG too, and grids of the first.
+    """Write samples into `images/` of a new folder, beside grids of the first.
+
+    Each is a PNG, and where the codec draws an SVG too.
 
     Args:
         ensemble: whose.
@@ -129,9 +131,9 @@ def draw(ensemble: Ensemble, n: int, seed: int, folder: Path, label: int | None 
     for drawn in ensemble.batches(n, seed, label):
         vectors = ensemble.codec.vector(drawn.items, drawn.cond) or []
         for i, image in enumerate(drawn.images):
-            _save(image, folder / f"{number:05d}.png")
+            _save(image, folder / f"images/{number:05d}.png")
             if vectors:
-                write_text(folder / f"{number:05d}.svg", vectors[i])
+                write_text(folder / f"images/{number:05d}.svg", vectors[i])
             number += 1
         first += list(drawn.images[: GRID * GRID - len(first)])
         curves += vectors[: SIDE * SIDE - len(curves)]

@@ -237,6 +237,11 @@ def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
 
 def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
     yield from (layout.path(t, **where) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+    yield from references(e)
+
+
+def references(e: Experiment) -> Iterator[Path]:
+    """What samples are measured against."""
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
         which = dict(protocol=protocol, number=e.evaluation.reference_count)

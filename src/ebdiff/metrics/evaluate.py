@@ -1,4 +1,4 @@
-"""Reference statistics and the metrics of a run (verbs `reference-stats` and `fid`)."""
+"""Reference statistics, and metrics of a run or a folder (verbs `reference-stats`, `fid`, `score`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ebdiff.data import archives
 from ebdiff.data.dataset import open_held_out, open_pixels
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.records import Work
+from ebdiff.experiment.records import Records, Work
+from ebdiff.experiment.stages import references
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.distances import (
     Gaussian,
@@ -137,8 +140,34 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     return metrics
 
 
+def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> list[dict[str, Any]]:
+    """Measure a folder of images as a run's samples are, precision and recall too; nothing is kept.
+
+    Args:
+        experiment: against whose real images, by whose protocols.
+        folder: of image files, also in folders below it, all of the size of the real images.
+        device: where the networks run.
+
+    Returns:
+        an entry for each protocol, as in `metrics.json`.
+
+    Raises:
+        UserError: too few images, one that can't be read or has another size, or no reference statistics.
+    """
+    found, records = archives.folder(folder), Records(experiment)
+    if found.count < 4:
+        raise UserError(f"{folder}: {found.count} images are too few, 4 at least")
+    for path in references(experiment):
+        records.check(path)
+    settings = experiment.evaluation.model_copy(update={"precision_recall": True})
+    experiment = experiment.model_copy(update={"evaluation": settings})
+    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
+    pixels = Files(list(found.items()), tuple(read_json(manifest)["shape"]))
+    return [_measure(experiment, p, pixels, manifest.parent, device)[0] for p in settings.protocols]
+
+
 def _measure(
-    experiment: Experiment, protocol: str, pixels: np.ndarray, folder: Path, device: torch.device
+    experiment: Experiment, protocol: str, pixels: np.ndarray | Files, folder: Path, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A protocol's entry in `metrics.json`, and what the classifier makes of the samples."""
     dataset, settings = experiment.dataset.name, experiment.evaluation
