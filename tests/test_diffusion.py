@@ -4,7 +4,7 @@ import torch
 from conftest import vouch
 
 from ebdiff.data.dataset import Cond, to_uint8
-from ebdiff.diffusion import sample
+from ebdiff.diffusion import ensemble, sample
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import Router, ddim, ddpm, guided
 from ebdiff.diffusion.schedule import alphas_bar, visited
@@ -242,9 +242,9 @@ def test_guidance_is_both_passes_written_out():
 
     def eps(x, t, cond):
         calls.append(len(x))
-        return x * (cond.label[:, None] + 1) + t[:, None] / 1e3
+        return x * (cond.label[:, None] + 1) + t / 1e3
 
-    x, t, label = normal((4, 5)), torch.tensor([7, 7, 7, 7]), torch.tensor([0, 2, 1, 0])
+    x, t, label = normal((4, 5)), 7, torch.tensor([0, 2, 1, 0])
 
     def null(cond):
         return cond._replace(label=torch.full_like(cond.label, 3))
@@ -282,7 +282,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     router = Router(serves, router_of(e).experts)
 
     def images(indices, seed=0):
-        return to_uint8(sample.generate(e, router, list(indices), seed, CPU)).astype(int)
+        return to_uint8(ensemble.generate(e, router, list(indices), seed, CPU)).astype(int)
 
     whole = images(range(64))
     sevens = np.concatenate([images(range(i, min(i + 7, 64))) for i in range(0, 64, 7)])
@@ -341,7 +341,7 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
     whole = np.load(folder / "samples.npy")
     (folder / "samples.npy").unlink()
 
-    generate, indices_drawn = sample.generate, []
+    generate, indices_drawn = ensemble.generate, []
 
     def counting(experiment, router, indices, *rest):
         if len(indices_drawn) == 2:
@@ -349,12 +349,12 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
         indices_drawn.append(indices)
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(sample, "generate", counting)
+    monkeypatch.setattr(ensemble, "generate", counting)
     with pytest.raises(KeyboardInterrupt):
         drawn(tiny)
     assert not (folder / "samples.npy").exists()
     indices_drawn.clear()
-    monkeypatch.setattr(sample, "generate", counting)
+    monkeypatch.setattr(ensemble, "generate", counting)
     drawn(tiny)
     assert indices_drawn == [[20, 21, 22]]
     assert "going on, 2 batches are there" in capsys.readouterr().out
@@ -379,7 +379,7 @@ def interrupted(*_):
 
 
 def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypatch):
-    generate, calls = sample.generate, []
+    generate, calls = ensemble.generate, []
 
     def stopping(experiment, router, indices, *rest):
         calls.append(indices[0])
@@ -387,7 +387,7 @@ def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypat
             raise KeyboardInterrupt
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(sample, "generate", stopping)
+    monkeypatch.setattr(ensemble, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         drawn(vary({}))
     drawn(vary({"sampling.steps": 9}))

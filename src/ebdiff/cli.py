@@ -57,13 +57,17 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
     experiment = jobs.of_dataset(name) if dataset else load.load(name)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
-    count = str(max(1, threads // processes) if threads else experiment.compute.threads)
-    os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
-    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _set_threads(max(1, threads // processes) if threads else experiment.compute.threads)
     if experiment.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     return experiment
+
+
+def _set_threads(count: int) -> None:
+    """Before torch is imported."""
+    os.environ |= {f"{pool}_NUM_THREADS": str(count) for pool in ("OMP", "OPENBLAS", "MKL")}
+    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
@@ -372,6 +376,60 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
 
 @app.command()
+def draw(
+    source: Annotated[
+        str, typer.Argument(help="Experiment, or a .safetensors file that `ebdiff export` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the images.")],
+    run: Annotated[str | None, typer.Option(help="A finished run of the experiment.")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 16,
+    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of their noise.")] = 0,
+    label: Annotated[
+        int | None, typer.Option(min=0, help="Their class, where the networks are told; default: by turns.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Draw any number of images from finished experts: a PNG of each in OUT/images, and a grid; of drawings
+    SVG too.
+
+    The noise of an image depends on --noise-seed and its number alone: with the run's own seed these are the
+    images of the stage `sample`. Nothing under results/ is written.
+
+    Example: ebdiff draw digits --run ta-eb -n 16 --noise-seed 7 --out drawn
+    """
+    if not source.endswith(".safetensors"):
+        _begin(source, threads)
+    elif threads:
+        _set_threads(threads)
+    from ebdiff.diffusion import sample
+
+    sample.draw(ebdiff.load(source, run, seed), number, noise_seed, out, label)
+    print(out / "grid.png")
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
+    run: RunName,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+) -> None:
+    """Hand over a run: one file of averaged weights, a quarter of its checkpoints, and a card beside it.
+
+    The file holds the ensemble, its spans, schedule, codec and story, and of drawings the lengths of the
+    training set's, among which those of samples are drawn: `ebdiff.load` and `ebdiff draw` need nothing else.
+    The card (NAME.md) tells numbers with their protocol, data and licence, and how to load it.
+
+    Example: ebdiff export digits --run ta-eb ensemble.safetensors
+    """
+    experiment = _begin(name)
+    from ebdiff.report import card
+
+    print(out, card.export(experiment, ebdiff.load(name, run, seed, "cpu"), out), sep="\n")
+
+
+@app.command()
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
     """Distances of a run's samples to the real images.
 
@@ -383,6 +441,31 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
     metrics = evaluate.evaluate(job.experiment, run, seed, _device_of(job))
     for found in metrics["protocols"].values():
         print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
+
+
+@app.command()
+def score(
+    folder: Annotated[
+        Path, typer.Argument(help="Images (png, jpg, webp ...), also in folders below; all are measured.")
+    ],
+    against: Annotated[str, typer.Option(help="Experiment whose real images and protocols are used.")],
+    threads: Threads = None,
+) -> None:
+    """FID, KID, precision and recall (k = 3) of any folder of images, measured as an experiment's runs are.
+
+    Images must have the size of the experiment's real images, and be resized as these were. Its reference
+    statistics are used; nothing is written.
+
+    Example: ebdiff score drawn/images --against digits
+    """
+    experiment = _begin(against, threads)
+    from ebdiff.metrics import evaluate
+
+    for found in evaluate.score(experiment, folder, _device(experiment, own=False)):
+        distances = f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}"
+        print(f"{distances}, precision {found['precision']:.3f}, recall {found['recall']:.3f}")
+        few = "; too few for a well-conditioned Fréchet distance" if found["ill_conditioned"] else ""
+        print(f"  {found['images']} images against {found['split']}, {found['mode']}{few}")
 
 
 @app.command()

@@ -67,9 +67,11 @@ class Dataset:
 
     Attributes:
         items: what it holds.
+        lengths: how many entries of the first axis each has, int64 (N,), where items vary in that.
     """
 
     items: Items
+    lengths: np.ndarray
 
     @classmethod
     def of(cls, experiment: Experiment) -> Dataset:
@@ -110,13 +112,25 @@ class Dataset:
         """The items of host arrays (or pinned tensors) on a device."""
         raise NotImplementedError
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> Cond:
-        """What the samples of given numbers are asked to be, a function of (seed, number).
 
-        Labels are balanced, by turns; lengths are drawn from the data by members that have some. Asked only
-        where items have either.
-        """
-        return Cond(torch.as_tensor(indices) % self.items.classes)
+def conditions(items: Items, lengths: np.ndarray | None, seed: int, indices: Sequence[int]) -> Cond:
+    """What the samples of given numbers are asked to be, a function of (seed, number).
+
+    Args:
+        items: what is sampled; labels go by turns, so that they are balanced.
+        lengths: of the training set's items where these vary, int64 (N,), among which they are drawn.
+        seed, indices: whose.
+    """
+    label = torch.as_tensor(indices) % items.classes if items.classes else None
+    if lengths is None:
+        return Cond(label)
+    drawn = [generator(seed, "sample/lengths", i).integers(len(lengths)) for i in indices]
+    return Cond(label, inside(torch.from_numpy(lengths[drawn]), items.shape[0]))
+
+
+def inside(lengths: Tensor, longest: int) -> Tensor:
+    """Which places of padded sequences are their own: bool (B, longest)."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def open_dataset(experiment: Experiment) -> Dataset:

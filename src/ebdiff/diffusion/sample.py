@@ -1,66 +1,27 @@
-"""Sampling a run: N images from its experts, exactly (verb `sample`)."""
+"""Sampling a run: N images from its experts, exactly (verb `sample`), or any number of them (`draw`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff.codecs.codec import Codec, open_codec
-from ebdiff.data.dataset import UNCONDITIONAL, Cond, open_dataset
-from ebdiff.diffusion.process import Process
-from ebdiff.diffusion.sampling import SAMPLERS, Router, guided
+from ebdiff.diffusion.ensemble import Ensemble
 from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.stages import digest
-from ebdiff.nets import store
-from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
 from ebdiff.system.batches import Batches
-from ebdiff.system.draws import item_noise
+from ebdiff.system.errors import UserError
 from ebdiff.system.files import replacing, sha256, write_json, write_text
 from ebdiff.system.ledger import ledger
 
 GRID = 10  # rows and columns of the preview
 SIDE = 4  # rows and columns of the drawings as SVG
-
-
-@torch.inference_mode()
-def generate(
-    experiment: Experiment,
-    router: Router,
-    indices: list[int],
-    seed: int,
-    device: torch.device,
-    cond: Cond = UNCONDITIONAL,
-) -> torch.Tensor:
-    """The items of given numbers: float32 (len(indices), *items.shape).
-
-    Args:
-        experiment: process and sampling settings.
-        router: the experts, on `device`.
-        indices: their numbers; noise depends on (seed, number) alone.
-        device: where.
-        cond: what they are asked to be.
-    """
-    diffusion, sampling = experiment.diffusion, experiment.sampling
-
-    def noise(t: int) -> torch.Tensor:
-        return torch.from_numpy(item_noise(seed, indices, t, experiment.items.shape)).to(device)
-
-    return SAMPLERS[sampling.sampler](
-        lambda x, t: router(x, t, cond),
-        noise(diffusion.timesteps),  # x_T
-        visited(diffusion, sampling),
-        Process(diffusion).abar,
-        lambda t: sampling.strength * noise(t),
-        sampling.clamp,
-    )
 
 
 def sample(experiment: Experiment, run: str, seed: int, device: torch.device) -> None:
@@ -74,37 +35,21 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         UserError: another process draws this run, or an expert is missing or damaged.
         Interrupted: SIGTERM or SIGINT came; the batches drawn so far are kept.
     """
-    experiment = experiment.model_copy(update={"sampling": experiment.sampling_of(run)})
     work = Work(experiment, "sample", seed=seed, run=run)
-    output, experts = work.path(layout.SAMPLES), experiment.runs[run].experts
-    networks, runtimes, guidance = [], {}, experiment.sampling.guidance
-    for expert in experts:
-        path = work.path(layout.MILESTONE, expert=expert.key, milestone=expert.iterations)
-        tensors, architecture, _ = store.load(path, "ema.")
-        runtimes[expert.network] = Runtime.of(experiment, "sampling", expert.network, device)
-        network = store.build(architecture, tensors)
-        eps = runtimes[expert.network].denoiser(network)
-        networks.append(eps if guidance is None else guided(eps, network.null, guidance))
-    router, codec = Router([e.serve for e in experts], networks), open_codec(experiment, device)
-    dataset = open_dataset(experiment) if experiment.items.conditional else None
+    output, ensemble = work.path(layout.SAMPLES), Ensemble.of(work, device)
+    sampling = ensemble.experiment.sampling
+    count, batch = sampling.images, sampling.batch
 
-    def conditions(indices: Sequence[int]) -> Cond:
-        return UNCONDITIONAL if dataset is None else dataset.conditions(seed, indices).to(device)
-
-    @torch.inference_mode()
     def draw(indices: list[int]) -> dict[str, np.ndarray]:
-        cond = conditions(indices)
-        items = generate(experiment, router, indices, seed, device, cond)
-        images = {"images": codec.decode(items, cond)}
-        return {**images, "items": items.cpu().numpy()} if codec.keeps_items else images
+        images, items, _ = ensemble.draw(indices, seed)
+        return {"images": images, **({"items": items.cpu().numpy()} if ensemble.codec.keeps_items else {})}
 
-    count, batch = experiment.sampling.images, experiment.sampling.batch
     batches = Batches(layout.state_of(output), digest(work.stamp, batch))
     with batches.holding():
         batches.fill(count, batch, draw, f"sample {run}")
         if not parallel.first():
             return
-        seconds, kept = _join(work, batches, codec, conditions, device)
+        seconds, kept = _join(work, batches, ensemble, seed)
         entry = ledger(
             device,
             run=run,
@@ -112,8 +57,8 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
             images=count,
             seconds=round(seconds, 3),
             images_per_second=round(count / seconds, 2),
-            evaluations=experiment.sampling.passes * len(visited(experiment.diffusion, experiment.sampling)),
-            execution={network: runtime.told() for network, runtime in runtimes.items()},
+            evaluations=sampling.passes * len(visited(experiment.diffusion, sampling)),
+            execution={network: runtime.told() for network, runtime in ensemble.runtimes.items()},
             **kept,
         )
         write_json(work.path(layout.SAMPLE_LEDGER), entry)
@@ -122,22 +67,53 @@ def sample(experiment: Experiment, run: str, seed: int, device: torch.device) ->
         print(f"{count} images, {entry['images_per_second']} images per second", flush=True)
 
 
-def _join(
-    work: Work, batches: Batches, codec: Codec, conditions: Callable[..., Cond], device: torch.device
-) -> tuple[float, dict[str, str]]:
+def _join(work: Work, batches: Batches, ensemble: Ensemble, seed: int) -> tuple[float, dict[str, str]]:
     """Write what all batches hold: the seconds of drawing, and hashes for the ledger."""
-    output, count, kept = work.path(layout.SAMPLES), work.job.experiment.sampling.images, {}
-    if codec.keeps_items:
+    output, count, kept = work.path(layout.SAMPLES), ensemble.experiment.sampling.images, {}
+    if ensemble.codec.keeps_items:
         batches.join("items", work.path(layout.SAMPLE_ITEMS), count)
         kept["items_sha256"] = sha256(work.path(layout.SAMPLE_ITEMS))
         first = np.array(np.load(work.path(layout.SAMPLE_ITEMS), mmap_mode="r")[: SIDE * SIDE])
-        drawings = codec.vector(torch.from_numpy(first).to(device), conditions(range(len(first))))
+        cond = ensemble.conditions(seed, range(len(first)))
+        drawings = ensemble.codec.vector(torch.from_numpy(first).to(ensemble.device), cond)
         if drawings is not None:
             write_text(work.path(layout.SAMPLES_SVG), svg_grid(drawings))
             kept["svg_sha256"] = sha256(work.path(layout.SAMPLES_SVG))
     seconds = batches.join("images", output, count)
     write_grid(np.asarray(np.load(output, mmap_mode="r")[: GRID * GRID]), work.path(layout.SAMPLES_PNG))
     return seconds, kept
+
+
+def draw(ensemble: Ensemble, n: int, seed: int, folder: Path, label: int | None = None) -> None:
+    """Write samples into `images/` of a new folder, beside grids of the first.
+
+    Each is a PNG, and where the codec draws an SVG too.
+
+    Args:
+        ensemble: whose.
+        n, seed, label: as for `Ensemble.sample`.
+        folder: empty, or not there yet.
+
+    Raises:
+        UserError: there is something in the folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: isn't an empty folder; name a new one with --out")
+    first: list[np.ndarray] = []
+    curves: list[str] = []
+    number = 0
+    for drawn in ensemble.batches(n, seed, label):
+        vectors = ensemble.codec.vector(drawn.items, drawn.cond) or []
+        for i, image in enumerate(drawn.images):
+            _save(image, folder / f"images/{number:05d}.png")
+            if vectors:
+                write_text(folder / f"images/{number:05d}.svg", vectors[i])
+            number += 1
+        first += list(drawn.images[: GRID * GRID - len(first)])
+        curves += vectors[: SIDE * SIDE - len(curves)]
+    write_grid(np.stack(first), folder / "grid.png")
+    if curves:
+        write_text(folder / "grid.svg", svg_grid(curves))
 
 
 def write_grid(images: np.ndarray, path: Path) -> None:
@@ -147,9 +123,13 @@ def write_grid(images: np.ndarray, path: Path) -> None:
     large = np.pad(large, ((0, -len(images) % GRID), (2, 2), (2, 2), (0, 0)), constant_values=255)
     rows, (height, width, channels) = len(large) // GRID, large.shape[1:]
     grid = large.reshape(rows, GRID, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, GRID * width, channels)
+    _save(grid.reshape(rows * height, GRID * width, channels), path)
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    """Write an image uint8 (H, W, C) atomically."""
     with replacing(path) as temporary:
-        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary)
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
 
 
 def svg_grid(drawings: list[str], unit: int = 256, gap: int = 16) -> str:

@@ -252,9 +252,14 @@ def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
 
 
 def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
-    """Samples and the real images' features; and the data, where these say which class a sample should be."""
+    """Samples and the real images' features."""
     yield from (layout.path(t, **where) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
-    yield from _items(e) if e.items.classes else _of_dataset(e, layout.MANIFEST)
+    yield from references(e)
+
+
+def references(e: Experiment) -> Iterator[Path]:
+    """What samples are measured against."""
+    yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
         yield from _references(e, protocol)
 

@@ -1,6 +1,6 @@
-"""Reference statistics, and metrics of a run or of a first stage.
+"""Reference statistics, and metrics of a run, a folder or a first stage.
 
-Verbs `reference-stats`, `fid` and `measure-first-stage`.
+Verbs `reference-stats`, `fid`, `score` and `measure-first-stage`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 
 from ebdiff.codecs.codec import open_codec
-from ebdiff.data.dataset import UNCONDITIONAL, open_dataset, open_held_out, open_pixels
+from ebdiff.data import archives
+from ebdiff.data.dataset import UNCONDITIONAL, conditions, open_held_out, open_pixels
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.records import Work
+from ebdiff.experiment.records import Records, Work
+from ebdiff.experiment.stages import references
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.distances import (
     Gaussian,
@@ -126,9 +129,8 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     work = Work(experiment, "fid", seed=seed, run=run)
     path, pixels = work.path(layout.METRICS), load_memmap(work.path(layout.SAMPLES))
     began, found, looks = time.perf_counter(), {}, {}
-    asked = None
-    if experiment.items.classes:
-        asked = open_dataset(experiment).conditions(seed, range(len(pixels))).label.numpy()
+    label = conditions(experiment.items, None, seed, range(len(pixels))).label
+    asked = None if label is None else label.numpy()
     for protocol in experiment.evaluation.protocols:
         found[protocol], more = _measure(experiment, protocol, pixels, asked, path.parent, device)
         looks |= more
@@ -211,10 +213,36 @@ def _rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
     return (total / count) ** 0.5 if count else None
 
 
+def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> list[dict[str, Any]]:
+    """Measure a folder of images as a run's samples are, precision and recall too; nothing is kept.
+
+    Args:
+        experiment: against whose real images, by whose protocols.
+        folder: of image files, also in folders below it, all of the size of the real images.
+        device: where the networks run.
+
+    Returns:
+        an entry for each protocol, as in `metrics.json`.
+
+    Raises:
+        UserError: too few images, one that can't be read or has another size, or no reference statistics.
+    """
+    found, records = archives.folder(folder), Records(experiment)
+    if found.count < 4:
+        raise UserError(f"{folder}: {found.count} images are too few, 4 at least")
+    for path in references(experiment):
+        records.check(path)
+    settings = experiment.evaluation.model_copy(update={"precision_recall": True})
+    experiment = experiment.model_copy(update={"evaluation": settings})
+    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
+    pixels = Files(list(found.items()), tuple(read_json(manifest)["shape"]))
+    return [_measure(experiment, p, pixels, None, manifest.parent, device)[0] for p in settings.protocols]
+
+
 def _measure(
     experiment: Experiment,
     protocol: str,
-    pixels: np.ndarray,
+    pixels: np.ndarray | Files,
     asked: np.ndarray | None,
     folder: Path,
     device: torch.device,

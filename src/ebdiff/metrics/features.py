@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import classifier, inception
@@ -68,7 +69,7 @@ class Extractor:
         return cls(protocol, network, inception.DIMENSION, batch, 256, mode, network.sha256, device)
 
     def fill(
-        self, out: np.ndarray, pixels: np.ndarray, what: str, order: np.ndarray | None = None
+        self, out: np.ndarray, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
     ) -> np.ndarray:
         """Write the features of images into `out` batch by batch, with the time left.
 
