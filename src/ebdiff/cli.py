@@ -572,6 +572,24 @@ def report(name: Name, so_far: SoFar = False) -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Experiment.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+) -> None:
+    """A page on two experiments side by side: settings, runs of one name, tables, curves, samples.
+
+    Distances are paired by seed and judged as in the report, where they were measured in the same way. What
+    is finished is shown; the page goes to results/A/compared/B/.
+
+    Example: ebdiff compare digits digits_full
+    """
+    first, second = _begin(a), _begin(b)
+    from ebdiff.report.compare import compare
+
+    print(compare(first, second))
+
+
+@app.command()
 def status(
     name: Annotated[str | None, typer.Argument(help="Experiment. Default: all begun.")] = None,
 ) -> None:

@@ -118,7 +118,7 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
         text.over_seeds(text.two),
     )
     if unpruned := next((f for f in rows if f.run.method == "unpruned"), None):
-        yield Column("vs_unpruned", "Minus\nunpruned", partial(_minus, b=unpruned), _difference, absent="")
+        yield Column("vs_unpruned", "Minus\nunpruned", partial(_minus, b=unpruned), difference, absent="")
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     if results.experiment.items.classes and "classifier" in results.experiment.evaluation.protocols:
         yield Column("agreement", "Agreement", lambda f: f.metric("agreement"), text.over_seeds(text.three))
@@ -211,7 +211,7 @@ def _minus(a: RunFacts, b: RunFacts) -> tuple[float, ...] | None:
     return None if a is b else tuple(x - y for x, y in paired(a, b, lambda facts: facts.quality))
 
 
-def _difference(values: Sequence[float]) -> str:
+def difference(values: Sequence[float]) -> str:
     """A mean difference with its 95 % interval, where there are seeds enough to decide something."""
     if len(values) < SEEDS:
         return text.over_seeds(text.signed)(values)
