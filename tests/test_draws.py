@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff.data.dataset import Images, batch_indices
+from ebdiff.data.dataset import Images, batch_indices, conditions
 from ebdiff.experiment.members import Items
 from ebdiff.system.draws import generator, item_noise
 from ebdiff.system.errors import UserError
@@ -126,8 +126,8 @@ def test_labels_go_with_their_images_and_classes_take_turns_in_samples(numbered)
     numbers = ((batch.x0[:, 0, 0, 1] + 1) * 127.5).round().long()  # neither edge of a mirrored image
     assert torch.equal(batch.cond.label, numbers % 7)
     assert images.items == Items((1, 4, 4), classes=7)
-    assert np.bincount(images.conditions(0, range(700)).label).tolist() == [100] * 7
-    assert images.conditions(3, [9, 2]).label.tolist() == [2, 2]  # a function of the number
+    assert np.bincount(conditions(images.items, None, 0, range(700)).label).tolist() == [100] * 7
+    assert conditions(images.items, None, 3, [9, 2]).label.tolist() == [2, 2]  # a function of the number
 
 
 def test_labels_that_training_cannot_be_told_are_refused_in_one_line(workspace, vary):

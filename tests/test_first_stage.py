@@ -16,7 +16,15 @@ from ebdiff.codecs import autoencoder, first_stage
 from ebdiff.codecs.codec import open_codec
 from ebdiff.codecs.first_stage import encode_latents, statistics
 from ebdiff.data import archives
-from ebdiff.data.dataset import UNCONDITIONAL, open_dataset, open_held_out, open_pixels, to_float, to_uint8
+from ebdiff.data.dataset import (
+    UNCONDITIONAL,
+    conditions,
+    open_dataset,
+    open_held_out,
+    open_pixels,
+    to_float,
+    to_uint8,
+)
 from ebdiff.experiment import layout, load
 from ebdiff.experiment.jobs import Job, jobs
 from ebdiff.experiment.members import Items
@@ -244,7 +252,7 @@ def test_training_sees_the_latents_of_its_images_under_their_labels(trained, lat
     assert x0.dtype == torch.float32
     np.testing.assert_array_equal(x0, stored[[3, 0, 159]].astype(np.float32))
     assert cond.label.tolist() == labels[[3, 0, 159]].tolist()
-    assert dataset.conditions(0, [0, 11, 25]).label.tolist() == [0, 1, 5]
+    assert conditions(e.items, None, 0, [0, 11, 25]).label.tolist() == [0, 1, 5]
     with pytest.raises(UserError, match=r"dataset\.subset is 1500, but digits has 1437 items"):
         open_dataset(latent({"dataset.subset": 1500}))
 
