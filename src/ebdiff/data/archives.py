@@ -16,7 +16,7 @@ import struct
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -102,6 +102,21 @@ def zipped(path: Path) -> Collection:
             yield Item(f"{path}:{member.filename}", partial(archive.read, member))
 
     return Collection(str(path), len(images), items)
+
+
+def by_folder(found: Collection) -> Collection:
+    """With the folder that an image lies in as its class, where it has none of its own."""
+
+    def word(item: Item) -> str:
+        return PurePosixPath(item.name.removeprefix(f"{found.where}:")).parent.name  # in a zip, or not
+
+    numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
+
+    def items() -> Iterator[Item]:
+        for item in found.items():
+            yield replace(item, label=numbers[word(item)]) if item.label is None else item
+
+    return replace(found, items=items)
 
 
 def _columns(schema: Any, where: object) -> tuple[str, bool]:

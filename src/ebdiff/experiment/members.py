@@ -305,6 +305,12 @@ class ImagesConfig(DatasetConfig):
         exclude_if=lambda value: value is None,  # no part of what unconditional networks depend on
         description="How many classes there are, of which the network is told each image's; null: none.",
     )
+    labels: Literal["folders"] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # no part of what data without it depend on
+        description="folders: an image's class is the folder that it lies in, in the order of their names; "
+        "null: a parquet column `label`, where there is one.",
+    )
     held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
         0.0,
         description="Images that no training sees, for what real images reach against real ones and for the "

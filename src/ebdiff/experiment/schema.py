@@ -353,7 +353,7 @@ PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterVa
 class Published(Strict):
     """Which of the paper's results this experiment's runs stand beside."""
 
-    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom"] = Field(
+    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom", "imagenet"] = Field(
         "cifar10", description="The paper's dataset, among whose cells a run's `paper` is one."
     )
     note: str = Field("", description="Footnote of tables that show published values.")
