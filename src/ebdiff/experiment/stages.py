@@ -89,7 +89,7 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 def figures(e: Experiment) -> tuple[str, ...]:
     """The figures of an experiment: of sparse training and of sampling only where it has such runs."""
     sparse = ("sparsity", "overlap") if e.sparse() else ()
-    return (*FIGURES, *sparse, *(("steps",) if any(run.sampling for run in e.runs.values()) else ()))
+    return (*FIGURES, *sparse, *(("sampling",) if any(run.sampling for run in e.runs.values()) else ()))
 
 
 def digest(*parts: Any) -> str:

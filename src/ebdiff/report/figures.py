@@ -42,7 +42,7 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
         "losses": losses,
         "sparsity": sparsity,
         "overlap": overlap,
-        "steps": sampling_steps,
+        "sampling": sampling_steps,
     }
     written = []
     with style.theme():
