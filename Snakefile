@@ -23,7 +23,7 @@ started = time.time()
 
 
 onsuccess:
-    for page in sorted(Path("results").glob("*/report.html")):
+    for page in sorted(Path("results").glob("*/**/report.html")):
         if page.stat().st_mtime >= started:
             print(f"Open {page}")
 

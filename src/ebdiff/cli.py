@@ -67,10 +67,14 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
-    """Begin a stage: its wildcards are checked before anything slow is imported."""
+    """Begin a stage: wildcards are checked before anything slow is imported. Done elsewhere, it is over."""
     from ebdiff.experiment.jobs import Job
+    from ebdiff.experiment.records import adopted
 
     job = Job.of(_begin(name, threads), verb, **where)
+    if place := adopted(job):
+        print(f"taken over from {place}, whose settings and inputs are the same")
+        raise typer.Exit
     if job.stage.spread:
         _spread(job.experiment)
     return job
@@ -133,14 +137,26 @@ def init(
         typer.Option(help="Height and width, pixels: to train at, 64; of drawings' pictures, 256."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
+    estimate: Annotated[
+        bool, typer.Option(help="Measure some steps, and say how long all will take.")
+    ] = True,
 ) -> None:
     """Look at a folder of images or drawings and write an experiment for it, config/experiments/{name}.yaml.
+
+    Then measures what it would take on this device, in about a minute.
 
     Example: ebdiff init flowers --images ~/flowers --size 64
     """
     from ebdiff import starter
 
     print(*starter.init(name, images, size, force), sep="\n")
+    if estimate:
+        experiment = _begin(name)
+        from ebdiff.cost.plan import make
+
+        print(
+            *starter.estimated(make(experiment, _device(experiment, own=False), None, None, None)), sep="\n"
+        )
 
 
 @app.command()

@@ -42,6 +42,7 @@ PROTOCOLS = EXPERIMENT + "/tables/protocol.json"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
 SO_FAR = EXPERIMENT + "/so-far"
+SO_FAR_REPORT = SO_FAR + "/report.html"
 
 SEED = EXPERIMENT + "/seed{seed}"
 DENSE = SEED + "/dense/{search}"

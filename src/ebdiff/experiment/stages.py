@@ -43,6 +43,7 @@ class Stage:
             samples, times, takes gradients or runs Inception does; all else ends before CUDA would start.
         spread: over all GPUs of a job (`compute.gpus`), a process for each.
         alone: nothing else may run on the machine, because it times.
+        beside: templates of what it may leave beside its outputs.
     """
 
     verb: str
@@ -55,6 +56,7 @@ class Stage:
     gpu: Callable[..., bool] = lambda e, **_: False
     spread: bool = False
     alone: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def wildcards(self) -> tuple[str, ...]:
@@ -385,6 +387,7 @@ STAGES = {stage.verb: stage for stage in (
     Stage(
         "sample", (layout.SAMPLES, layout.SAMPLES_PNG, layout.SAMPLE_LEDGER), _sample_reads, _sample,
         large=(layout.SAMPLES,), priority=20, gpu=_always, spread=True,
+        beside=(layout.SAMPLE_ITEMS, layout.SAMPLES_SVG),
     ),
     Stage(
         "fid", (layout.METRICS,), _fid_reads,

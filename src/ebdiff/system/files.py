@@ -52,6 +52,15 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def linked(source: Path, path: Path) -> None:
+    """Another name for a file; a copy where the file system has no links."""
+    with replacing(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed while writing `path` left behind."""
     for found in path.parent.glob(f".{glob.escape(path.name)}.{platform.node()}-*"):

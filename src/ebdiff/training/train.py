@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
-from ebdiff.experiment.records import Work
+from ebdiff.experiment.records import Records, Work
 from ebdiff.experiment.runs import HOOKS, Budget, Expert
 from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
@@ -30,7 +32,7 @@ from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
-from ebdiff.system.errors import UserError
+from ebdiff.system.errors import Missing, Unusable, UserError
 from ebdiff.system.files import read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
@@ -190,7 +192,10 @@ def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
 def _beginning(
     experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime
 ) -> State:
-    """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
+    """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0.
+
+    Milestones that the experiment listed before serve, too: raising `iterations` trains the difference.
+    """
     expert = experiment.experts()[key]
     if places.is_given(experiment, key, milestone):
         tensors = load_checkpoint(places.checkpoint(experiment), experiment.architecture)
@@ -198,11 +203,25 @@ def _beginning(
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     paths = Stage.of(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone).continues
+    paths += _on_disk(experiment, key, seed)
     done = {path: store.story(path)["step"] for path in paths}
     started = [path for path in paths if done[path] <= steps]
     if started:
         return State.load(max(started, key=done.__getitem__), runtime)
     return State.start(_initial(experiment, expert, _stream(expert), seed), runtime)
+
+
+def _on_disk(experiment: Experiment, key: str, seed: int) -> list[Path]:
+    """Milestones of an expert that lie there, listed or not, and are what would be trained on the way."""
+    records, found = Records(experiment), []
+    folder = layout.path(
+        layout.MILESTONE, experiment=experiment.name, seed=seed, expert=key, milestone=1
+    ).parent
+    for path in folder.glob("[0-9]*.safetensors"):
+        with suppress(Missing, Unusable):
+            records.check(path)
+            found.append(path)
+    return found
 
 
 def _stream(expert: Expert) -> str:
