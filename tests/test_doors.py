@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, changed
 from kills import read_npz, read_safetensors
 
 DOORS = Path(__file__).with_name("doors.py")
@@ -22,12 +22,12 @@ TOY = {
     "diffusion": {"timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2, "loss": "mean", "error": "l1"},
     "training": {
         "batch": 16, "learning_rate": 2e-3, "warmup": 5, "ema_decay": 0.9, "log_every": 10,
-        "save_minutes": 1e-6, "label_dropout": 0.2,
+        "save_minutes": 1e-6,
     },
     "pruning": {"images": 32, "stride": 20},
     "searches": {"full": {"rates": [0.3, 0.5], "criteria": ["magnitude", "taylor"], "horizon": 6}},
     "dense": {"iterations": 40},
-    "sampling": {"steps": 10, "guidance": 2.0, "images": 23, "batch": 10},
+    "sampling": {"steps": 10, "images": 23, "batch": 10},
     "runs": {
         "unpruned": {"title": "Unpruned", "method": "unpruned", "init": "dense"},
         "eb-50": {"title": "EB", "method": "eb", "rate": 0.5, "iterations": 24},
@@ -41,13 +41,14 @@ TOY = {
     },
     "tables": {"table4": ["unpruned", "eb-50"]},
 }  # fmt: skip
+GUIDED = {"training.label_dropout": 0.2, "sampling.guidance": 2.0}
 EXPERT = "full-magnitude-ema-0.5-t0-100"
 
 
 def project(folder):
     path = folder / "config/experiments/toy.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(TOY))
+    path.write_text(yaml.safe_dump(changed(TOY, GUIDED)))
     return folder
 
 
