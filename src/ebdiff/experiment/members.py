@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -70,22 +70,19 @@ class Architecture(NamedTuple):
     items: Items
 
 
-class UNetConfig(NetworkConfig):
-    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
+class ConvolutionalConfig(NetworkConfig):
+    """What the U-Nets of images and of latents have in common."""
 
-    kind: Literal["unet"] = "unet"
     width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
         (1, 2, 2, 2), min_length=1, description="Width of each level / width."
     )
     blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
     attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
-    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped while training.")
     norm_groups: int = Field(32, gt=0, description="Groups of every GroupNorm.")
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> UNetConfig:
+    def _groups_fit(self) -> Self:
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
@@ -97,8 +94,9 @@ class UNetConfig(NetworkConfig):
         return tuple(self.width * m for m in self.multipliers)
 
     @property
-    def title(self) -> str:
-        return f"DDPM U-Net, width {self.width}, multipliers {', '.join(map(str, self.multipliers))}"
+    def shape(self) -> str:
+        """Widths in words, for titles."""
+        return f"width {self.width}, multipliers {', '.join(map(str, self.multipliers))}"
 
     def check(self, items: Items) -> None:
         if len(items.shape) != 3:
@@ -106,7 +104,7 @@ class UNetConfig(NetworkConfig):
         side = items.shape[-1]
         if side % 2 ** (len(self.multipliers) - 1):
             raise ValueError(
-                f"dataset.image_size {side} can't be halved {len(self.multipliers) - 1} times; "
+                f"dataset.image_size: items of {side}x{side} can't be halved {len(self.multipliers) - 1} times; "
                 "use fewer network.multipliers"
             )
         resolutions = [side // 2**level for level in range(len(self.multipliers))]
@@ -118,6 +116,82 @@ class UNetConfig(NetworkConfig):
             if (width - int(width * (1 - rate))) // self.norm_groups >= width // self.norm_groups:
                 return f"a layer of width {width}"
         return None
+
+
+class UNetConfig(ConvolutionalConfig):
+    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
+
+    kind: Literal["unet"] = "unet"
+    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped while training.")
+
+    @property
+    def title(self) -> str:
+        return f"DDPM U-Net, {self.shape}"
+
+
+class LatentUNetConfig(ConvolutionalConfig):
+    """Latent Diffusion's U-Net without conditions. Defaults are LSUN bedroom's and CelebA-HQ's (274 M)."""
+
+    kind: Literal["latent-unet"] = "latent-unet"
+    width: int = Field(224, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 3, 4), min_length=1, description="Width of each level / width."
+    )
+    attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with self-attention.")
+    head_dim: int = Field(32, gt=0, description="Channels of an attention head.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for width in self.widths:
+            if width % self.head_dim:
+                raise ValueError(f"width {width} is not a multiple of head_dim {self.head_dim}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"latent U-Net, {self.shape}"
+
+    def check(self, items: Items) -> None:
+        super().check(items)
+        if items.classes:
+            raise ValueError(f"network.kind {self.kind}: takes no labels; use latent-unet-conditional")
+
+
+class LatentConditionalConfig(ConvolutionalConfig):
+    """Latent Diffusion's U-Net told the class by cross-attention. Defaults are ImageNet's (401 M)."""
+
+    kind: Literal["latent-unet-conditional"] = "latent-unet-conditional"
+    width: int = Field(192, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 3, 5), min_length=1, description="Width of each level / width."
+    )
+    attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with attention.")
+    heads: int = Field(1, gt=0, description="Attention heads, of every width.")
+    context: int = Field(512, gt=0, description="Size of a class embedding.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for width in self.widths:
+            if width % self.heads:
+                raise ValueError(f"width {width} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"class-conditional latent U-Net, {self.shape}"
+
+    def check(self, items: Items) -> None:
+        super().check(items)
+        if not items.classes:
+            raise ValueError(f"network.kind {self.kind}: needs labels; use latent-unet for data without")
+
+    def emptied(self, rate: float) -> str | None:
+        # Of gated layers, which are four times as wide, (1 - rate)^2 stays.
+        gated = 4 * min(self.widths)
+        return super().emptied(rate) or (
+            None if int(gated * (1 - rate) ** 2) else f"a layer of width {gated}"
+        )
 
 
 class ChiroDiffConfig(NetworkConfig):
@@ -145,6 +219,8 @@ class ChiroDiffConfig(NetworkConfig):
 
 
 NETWORKS.register("unet", UNetConfig, "ebdiff.nets.unet:UNet")
+NETWORKS.register("latent-unet", LatentUNetConfig, "ebdiff.nets.latent:LatentUNet")
+NETWORKS.register("latent-unet-conditional", LatentConditionalConfig, "ebdiff.nets.latent:LatentConditional")
 NETWORKS.register("chirodiff", ChiroDiffConfig, "ebdiff.nets.chirodiff:ChiroDiff")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import Items, UNetConfig
 from ebdiff.nets.denoiser import Denoiser
-from ebdiff.nets.fused import Shift, added, attended, fuses, innermost, norm_silu, shifts, unbiased
+from ebdiff.nets.fused import Shift, added, attended, fuses, innermost, norm_silu, residual, shifts
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -63,10 +63,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, shift: Shift) -> Tensor:
-        h, x = norm_silu(x, self.norm1)
-        h = unbiased(h, self.conv1) if shift.biased else self.conv1(h)
-        h, _ = norm_silu(h, self.norm2, shift.value, self.dropout)
-        return added(h, self.conv2, x, getattr(self, "nin_shortcut", None))
+        norms, convs = (self.norm1, self.norm2), (self.conv1, self.conv2)
+        return residual(x, shift, norms, convs, self.dropout, getattr(self, "nin_shortcut", None))
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: `conv2` goes with the shortcut, `temb_proj` with `conv1`."""

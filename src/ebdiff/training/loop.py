@@ -180,5 +180,5 @@ def train(
 
 def _draws_at_random(network: nn.Module) -> bool:
     """Whether a network in training draws from torch's generator: dropout, or that of a GRU or attention."""
-    rates = (getattr(module, key, 0) for module in network.modules() for key in ("p", "dropout"))
+    rates = (vars(module).get(key, 0) for module in network.modules() for key in ("p", "dropout"))
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
