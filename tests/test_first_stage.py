@@ -174,6 +174,7 @@ def test_the_autoencoder_is_what_its_rule_says(latent):
     assert network.decode(network.encode(x)).shape == x.shape
 
 
+@pytest.mark.slow
 def test_a_trained_one_keeps_more_of_unseen_digits_than_principal_components(workspace, latent, monkeypatch):
     """Trained for a sixth of its rule's steps; of half as many components."""
     monkeypatch.setattr(autoencoder, "STEPS", 25)
@@ -296,6 +297,7 @@ def test_latents_of_another_first_stage_are_refused_in_one_line(trained, latent,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_what_encoding_loses_is_measured_on_stored_latents(trained):
     encode_latents(trained, CPU)
     train_classifier(trained)
