@@ -141,6 +141,9 @@ class Pretrained(FirstStage):
             raise UserError(f"{where}: these weights are another architecture's ({wrong[0]}); give others")
         return network.float()
 
+    def images(self, z: Tensor) -> Tensor:
+        return self.network.decode(z / self.experiment.codec.scale).sample
+
 
 class VQ(Pretrained):
     """What the encoder says is denoised before it is quantised; `decode` quantises it."""
@@ -150,9 +153,6 @@ class VQ(Pretrained):
     def latents(self, x: Tensor) -> Tensor:
         return self.network.encode(x).latents * self.experiment.codec.scale
 
-    def images(self, z: Tensor) -> Tensor:
-        return self.network.decode(z / self.experiment.codec.scale).sample
-
 
 class KL(Pretrained):
     """The mean of the posterior is denoised."""
@@ -161,9 +161,6 @@ class KL(Pretrained):
 
     def latents(self, x: Tensor) -> Tensor:
         return self.network.encode(x).latent_dist.mean * self.experiment.codec.scale
-
-    def images(self, z: Tensor) -> Tensor:
-        return self.network.decode(z / self.experiment.codec.scale).sample
 
 
 def _folder(experiment: Experiment) -> Path:

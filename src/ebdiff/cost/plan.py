@@ -185,7 +185,7 @@ class Forecast:
                 other = where["protocol"] != "classifier"
                 return other * real * per_image, other * 4 * inside * (real + 2 * inside)
             case "train-first-stage":
-                seen = autoencoder.STEPS * shape[1] * autoencoder.BATCH
+                seen = autoencoder.steps_of(self.count, shape[1]) * autoencoder.BATCH
                 return seen * math.prod(shape[1:]) * FIRST_STAGE[self.device.type], 0
             case "encode-latents":
                 return self.count * coding, self.count * latent // 2

@@ -104,8 +104,8 @@ class ConvolutionalConfig(NetworkConfig):
         side = items.shape[-1]
         if side % 2 ** (len(self.multipliers) - 1):
             raise ValueError(
-                f"dataset.image_size {side} can't be halved {len(self.multipliers) - 1} times; "
-                "use fewer network.multipliers"
+                f"dataset.image_size: items of {side}x{side} can't be halved "
+                f"{len(self.multipliers) - 1} times; use fewer network.multipliers"
             )
         resolutions = [side // 2**level for level in range(len(self.multipliers))]
         if "attention" in self.model_fields_set and (odd := set(self.attention) - set(resolutions)):
