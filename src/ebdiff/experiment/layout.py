@@ -67,6 +67,8 @@ MILESTONE = EXPERT + "/{milestone}.safetensors"
 LEDGER = EXPERT + "/{milestone}.json"
 STATS = EXPERT + "/{milestone}.stats.jsonl"
 
+PREVIEWS = EXPERIMENT + "/previews/seed{seed}/{of}"  # grids while training
+
 RUN = SEED + "/runs/{run}"
 SAMPLES = RUN + "/samples.npy"
 SAMPLE_ITEMS = RUN + "/items.npy"  # where the codec keeps them

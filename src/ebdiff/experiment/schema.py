@@ -122,6 +122,12 @@ class Training(Strict):
     )
     log_every: int = Field(50, gt=0, description="Steps between loss readings (and NaN checks).")
     save_minutes: float = Field(5.0, gt=0, description="Minutes between resumable states.")
+    sample_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between grids of samples of the same noise, in results/NAME/previews, of networks "
+        "that train on all timesteps; null: none.",
+    )
 
 
 class Pruning(Strict):

@@ -20,7 +20,7 @@ from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
-BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
+BOOKKEEPING = {"log_every", "save_minutes", "sample_every"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
 FLOOR = "disjoint draws"  # what the floor is averaged over
