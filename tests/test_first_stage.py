@@ -205,6 +205,7 @@ def test_its_latents_have_mean_0_and_variance_1(trained):
     assert (told["steps"], told["images"]) == (80, 80 * 64)
 
 
+@pytest.mark.slow
 def test_training_that_was_cut_goes_on_with_the_same_bits(workspace, latent, monkeypatch, capsys):
     e = latent({"training.save_minutes": 1e-9, "codec": {**CODEC, "factor": 2}})
     monkeypatch.setattr(autoencoder, "STEPS", 3)
