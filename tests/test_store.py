@@ -22,9 +22,10 @@ STORY = {"ticket": "é†", "rate": 0.5, "distances": [0.1, 0.2], "none": None}
 
 LOADING = """
 import sys, numpy as np, torch
+from pathlib import Path
 from ebdiff.nets import store
 torch.set_num_threads(1)
-tensors, architecture, story = store.load(sys.argv[1])
+tensors, architecture, story = store.load(Path(sys.argv[1]))
 network = store.build(architecture, tensors).eval()
 x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
 with torch.no_grad():

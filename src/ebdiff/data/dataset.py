@@ -20,7 +20,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, Items
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import load_memmap
+from ebdiff.system.files import load_memmap, read_json
 
 BLOCK = 1024  # items copied to a GPU at a time
 RESIDENT = 0.25  # share of a GPU's free memory that the items may take
@@ -118,7 +118,16 @@ class Dataset:
 
 
 def open_dataset(experiment: Experiment) -> Dataset:
-    """The training set of an experiment; see `Dataset.of`."""
+    """The training set of an experiment; see `Dataset.of`.
+
+    Raises:
+        UserError: missing or damaged, or the experiment asks for more items than there are.
+    """
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
+    try:
+        experiment.check_count(manifest["count"])
+    except ValueError as error:
+        raise UserError(f"{experiment.name}: {error}") from None
     return DATASETS.member(experiment.dataset.source).of(experiment)
 
 
@@ -229,7 +238,7 @@ class Images(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, or of another size.
+            UserError: missing, or of another size.
         """
         dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
@@ -238,10 +247,6 @@ class Images(Dataset):
             raise UserError(
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
-            )
-        if dataset.subset is not None and dataset.subset > len(pixels):
-            raise UserError(
-                f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
             )
         return cls(pixels[: dataset.subset], dataset.flip)
 

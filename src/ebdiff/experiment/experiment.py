@@ -116,6 +116,7 @@ class Experiment(Strict):
     def _consistent(self) -> Experiment:
         self.network.check(self.dataset.items)
         self.codec.check(self.dataset.items)
+        self.check_count(self.dataset.known_count)
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -149,6 +150,17 @@ class Experiment(Strict):
             if claim.run == claim.against:
                 raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
+
+    def check_count(self, count: int | None) -> None:
+        """Refuse to train on, or compare with, more items than there are; None: it isn't known yet.
+
+        Raises:
+            ValueError: names the key to change.
+        """
+        asked = {"dataset.subset": self.dataset.subset, "evaluation.reference": self.evaluation.reference}
+        for key, number in asked.items():
+            if count is not None and number is not None and number > count:
+                raise ValueError(f"{key}: {number:,}, but {self.dataset.name} has {count:,} to train on")
 
     def _check_span(self, where: str, span: Span) -> None:
         lo, hi = span
