@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ebdiff.data.dataset import Images, open_pixels
+from ebdiff.data.dataset import Images, open_dataset, open_pixels
 from ebdiff.data.sources import prepare
 from ebdiff.experiment.records import Work
 from ebdiff.nets import store
@@ -332,6 +332,11 @@ def test_images_of_another_size_are_refused(workspace, vary):
         Images.of(vary({"dataset.image_size": 16}))
 
 
-def test_a_subset_beyond_the_data_is_refused(workspace, vary):
-    with pytest.raises(UserError, match=r"dataset\.subset is 5000"):
-        Images.of(vary({"dataset.subset": 5000}))
+@pytest.mark.parametrize("key", ["dataset.subset", "evaluation.reference"])
+def test_more_items_than_there_are_are_refused_as_soon_as_their_number_is_known(workspace, vary, key):
+    words = f"{key}: 5,000, but digits has 1,437 to train on"
+    with pytest.raises(UserError, match=words):
+        vary({"evaluation": {}, key: 5000})
+    prepared = vary({"evaluation": {}, key: 5000, "dataset.source": "images", "dataset.path": "elsewhere"})
+    with pytest.raises(UserError, match=words):
+        open_dataset(prepared)

@@ -140,7 +140,7 @@ class Results:
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
         path = Path(benchmark)
-        if path.parts[0] not in ("results", "resources") or ".." in path.parts or not path.is_file():
+        if path.parts[:1] not in (("results",), ("resources",)) or ".." in path.parts or not path.is_file():
             return None  # not begun, or plan.json names a file that is none of ours
         try:
             with path.open(newline="") as file:
