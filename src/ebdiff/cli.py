@@ -56,6 +56,8 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
     from ebdiff.experiment import jobs, load
 
     experiment = jobs.of_dataset(name) if dataset else load.load(name)
+    if threads and threads > (cores := len(os.sched_getaffinity(0))):
+        raise UserError(f"--threads {threads}: a job may use {cores} cores here; give at most as many")
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
     _set_threads(max(1, threads // processes) if threads else experiment.compute.threads)
     if experiment.compute.deterministic:
@@ -179,7 +181,8 @@ def prepare_data(
 
     entry = prepare(experiment, threads or experiment.compute.threads)
     skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""
-    print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}{skipped}")
+    classes = f"{entry['classes']} classes" if entry["classes"] else "no labels"
+    print(f"{entry['count']} images of {entry['shape']}, {classes}, in resources/data/{dataset}{skipped}")
 
 
 @app.command()
@@ -496,7 +499,7 @@ def tune(name: Name, threads: Threads = None) -> None:
     from ebdiff.experiment import layout
 
     tune.tune(experiment, _device(experiment))
-    print(layout.path(layout.TUNING, experiment=name).read_text(), end="")
+    print(layout.path(layout.TUNING, experiment=name).read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -556,7 +559,7 @@ def tabulate(
     from ebdiff.report.page import tabulate
 
     for path in tabulate(experiment, what or [], partial=so_far or bool(what)):
-        print(path.read_text() if path.suffix == ".md" and what else path)
+        print(path.read_text(encoding="utf-8") if path.suffix == ".md" and what else path)
 
 
 @app.command()
@@ -645,6 +648,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
     status = 1
+    for stream in (sys.stdout, sys.stderr):  # a letter that a console can't show is no reason to fail
+        stream.reconfigure(errors="backslashreplace")
     try:
         with interrupts.unwinding():
             return app()

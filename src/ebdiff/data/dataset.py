@@ -21,7 +21,7 @@ from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
 from ebdiff.experiment.registry import located
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import load_memmap
+from ebdiff.system.files import load_memmap, read_json
 
 BLOCK = 1024  # items copied to a GPU at a time
 RESIDENT = 0.25  # share of a GPU's free memory that the items may take
@@ -134,7 +134,16 @@ def inside(lengths: Tensor, longest: int) -> Tensor:
 
 
 def open_dataset(experiment: Experiment) -> Dataset:
-    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`."""
+    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`.
+
+    Raises:
+        UserError: missing or damaged, or the experiment asks for more items than there are.
+    """
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
+    try:
+        experiment.check_count(manifest["count"])
+    except ValueError as error:
+        raise UserError(f"{experiment.name}: {error}") from None
     if experiment.codec.ENCODED:
         return located("ebdiff.data.latents:Latents").of(experiment)
     return DATASETS.member(experiment.dataset.source).of(experiment)
@@ -228,17 +237,6 @@ def open_labels(dataset: str) -> np.ndarray:
     return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
-def subset_of(rows: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
-    """Those of all items that training sees.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if dataset.subset is not None and dataset.subset > len(rows):
-        raise UserError(f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(rows)} items")
-    return rows[: dataset.subset]
-
-
 def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
     """The class of every item of a training set, int64 (N,); None where the network is told none.
 
@@ -282,7 +280,7 @@ class Images(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, of another size, or without the classes asked for.
+            UserError: missing, of another size, or without the classes asked for.
         """
         dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
@@ -292,7 +290,7 @@ class Images(Dataset):
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
-        return cls(subset_of(pixels, dataset), dataset.flip, dataset.items.classes, told_labels(dataset))
+        return cls(pixels[: dataset.subset], dataset.flip, dataset.items.classes, told_labels(dataset))
 
     @property
     def items(self) -> Items:

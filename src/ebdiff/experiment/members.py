@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, Field, model_validator
 
 from ebdiff.experiment.registry import Registry
-from ebdiff.experiment.schema import Name, Positive, Strict
+from ebdiff.experiment.schema import FEWEST, Name, Positive, Strict
 
 NETWORKS, DATASETS, CODECS = Registry("kind"), Registry("source"), Registry("kind")
 
@@ -246,7 +246,7 @@ class DatasetConfig(Strict):
         description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
         "${VARIABLE:-default} also where they are unset.",
     )
-    subset: int | None = Field(None, gt=0, description="Train on the first n items only.")
+    subset: int | None = Field(None, ge=FEWEST, description="Train on the first n items only.")
 
     @property
     def items(self) -> Items:
