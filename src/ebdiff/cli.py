@@ -174,6 +174,9 @@ def prepare_data(
 ) -> None:
     """Images of the experiment's source -> resources/data/{dataset}/.
 
+    As pixels, or with `dataset.store: encoded` as the source's own bytes where these are fewer (a tenth, of
+    photographs), decoded to the same pixels whenever they are used; `ebdiff plan` warns of too few cores.
+
     Example: ebdiff prepare-data digits
     """
     experiment = _begin(dataset, threads, dataset=True)

@@ -1,12 +1,6 @@
-"""Stored images in a fixed order: folders, zips, parquet files, the hub.
+"""Stored images in a fixed order: folders, zips, parquet files, lmdb databases (LSUN), the hub.
 
-Archives are read member by member and never extracted; nothing is ever unpickled. An lmdb (LSUN) becomes a
-folder first, with `pip install lmdb` and, for the lmdb folder SOURCE and a new folder TARGET:
-
-    import lmdb, pathlib
-    with lmdb.open(SOURCE, readonly=True, lock=False).begin() as content:
-        for key, image in content.cursor():
-            (pathlib.Path(TARGET) / f"{key.decode()}.webp").write_bytes(image)
+Archives are read member by member and never extracted; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +11,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -29,6 +23,7 @@ from ebdiff.system.files import replacing
 from ebdiff.system.progress import progress
 
 CHUNK, PACKED = 16 * 2**20, 100  # bytes of a row group's images; larger ones pack to no less than 1/PACKED
+DATABASE = "data.mdb"  # of a folder that is an lmdb
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,8 @@ def by_folder(found: Collection) -> Collection:
 
     numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
 
-    def items() -> Iterator[Item]:
-        for item in found.items():
+    def items(stride: int = 1) -> Iterator[Item]:
+        for item in found.items(stride):
             yield replace(item, label=numbers[word(item)]) if item.label is None else item
 
     return replace(found, items=items)
@@ -264,6 +259,50 @@ def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> 
         yield batch
 
 
+@cache
+def _database(path: Path) -> Any:
+    """An lmdb, opened once: the library refuses to open one twice."""
+    import lmdb
+
+    return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+
+
+def lmdb_of(path: Path) -> Collection:
+    """Every value of an lmdb (LSUN) in the order of its keys.
+
+    Raises:
+        UserError: the library is missing, or the lmdb is damaged or cut short.
+    """
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(f"{path}: an lmdb needs its library; pip install 'ebdiff[lmdb]'") from None
+    try:
+        database = _database(path)
+    except lmdb.Error as error:
+        raise UserError(f"{path}: not a whole lmdb ({_line(error)}); copy it again") from None
+    pages, size = database.info()["last_pgno"] + 1, (path / DATABASE).stat().st_size
+    if size < pages * database.stat()["psize"]:  # to touch what isn't there would end the process
+        raise UserError(f"{path}: {DATABASE} is cut short, to {size:,} bytes; copy it again")
+
+    def read(key: bytes) -> bytes:
+        with database.begin(buffers=True) as content:
+            value = content.get(key)
+            if len(value) > FILE_BYTES:
+                raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+            return bytes(value)
+
+    def items(stride: int = 1) -> Iterator[Item]:
+        try:
+            with database.begin() as content:
+                for key in islice(content.cursor().iternext(values=False), 0, None, stride):
+                    yield Item(f"{path}:{key.decode(errors='backslashreplace')}", partial(read, key))
+        except lmdb.Error as error:
+            raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+
+    return Collection(str(path), database.stat()["entries"], items)
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
@@ -293,7 +332,7 @@ def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _
 
 
 def open_path(path: Path, split: str = "train") -> Collection:
-    """Whatever images are at a path: a folder of images, a zip, a parquet file or a folder of them.
+    """Whatever images are at a path: a folder of images, an lmdb, a zip, a parquet file or a folder of them.
 
     Of a folder of parquet files those are taken whose name begins with the split's; for `train` all if
     none does. Nothing else has a test split.
@@ -303,6 +342,8 @@ def open_path(path: Path, split: str = "train") -> Collection:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
+    if split == "train" and (path / DATABASE).is_file():
+        return lmdb_of(path)
     if path.is_dir():
         images = folder(path)
         tables = [] if images.count else sorted(path / n for n in below(path) if n.endswith(".parquet"))

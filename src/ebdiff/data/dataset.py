@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
@@ -87,6 +88,11 @@ class Dataset:
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @property
+    def slow(self) -> bool:
+        """Whether items are worth drawing ahead on a CPU too."""
+        return False
 
     def on(self, device: torch.device) -> Dataset:
         """The same for batches on a device: there already as a whole, if it fits."""
@@ -210,22 +216,22 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).contiguous().numpy()
 
 
-def open_pixels(dataset: str) -> np.ndarray:
-    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped.
+def open_pixels(dataset: str) -> np.ndarray | Encoded:
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped or decoded when asked for.
 
     Raises:
         Missing, Unusable: they aren't there, or are no whole file.
     """
-    return load_memmap(layout.path(layout.IMAGES, dataset=dataset))
+    return open_images(layout.path(layout.IMAGES, dataset=dataset))
 
 
-def open_held_out(dataset: str) -> np.ndarray:
-    """The images that no training sees, uint8 (M, H, W, C), memory-mapped; M = 0 where there are none.
+def open_held_out(dataset: str) -> np.ndarray | Encoded:
+    """As `open_pixels`, the images that no training sees; none where there are none.
 
     Raises:
         Missing, Unusable: as `open_pixels`.
     """
-    return load_memmap(layout.path(layout.HELD_OUT, dataset=dataset))
+    return open_images(layout.path(layout.HELD_OUT, dataset=dataset))
 
 
 def open_labels(dataset: str) -> np.ndarray:
@@ -262,14 +268,14 @@ class Images(Dataset):
     """Prepared images as training sees them.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), memory-mapped.
+        pixels: uint8 (N, H, W, C), memory-mapped or encoded.
         flip: whether each image is mirrored with probability 1/2.
         classes: how many there are that the network is told; 0: none.
         labels: the class of each image, int64 (N,), where it is told.
         resident: the pixels on a GPU, where they fit.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Encoded
     flip: bool
     classes: int = 0
     labels: np.ndarray | None = None
@@ -300,6 +306,11 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def slow(self) -> bool:
+        """Whether images are decoded for every batch."""
+        return isinstance(self.pixels, Encoded)
 
     def on(self, device: torch.device) -> Images:
         """With all images as uint8 on the GPU, where they fit; on a CPU they stay memory-mapped."""

@@ -298,6 +298,12 @@ class ImagesConfig(DatasetConfig):
     broken: Literal["refuse", "skip"] = Field(
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
+    store: Literal["raw", "encoded"] = Field(
+        "raw",
+        exclude_if=lambda value: value == "raw",  # no part of what other stores depend on
+        description="What is kept on disk. raw: pixels; encoded: the source's own JPEG, PNG or WebP bytes "
+        "where they are fewer, decoded to the same pixels whenever they are used, by all cores.",
+    )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
     classes: int | None = Field(
         None,

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ebdiff.cost.accounting import every_network
+from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
@@ -181,9 +182,9 @@ class Results:
             raise damaged(path, "it isn't what was drawn")
         return path.read_bytes()
 
-    def images(self) -> np.ndarray:
+    def images(self) -> np.ndarray | Encoded:
         """The real images, uint8 (N, H, W, C)."""
-        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), load_memmap)
+        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), open_images)
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""
