@@ -11,7 +11,7 @@ import yaml
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import FINAL
 
-DPI = 160
+DPI = 240
 WEIGHTS = ("ema", "raw")  # compared in Figure 2b
 
 Panel = tuple[str, str, str, float]  # search, criterion, weights, rate
