@@ -197,8 +197,7 @@ def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> d
         "codec": experiment.codec.model_dump(mode="json"),
         "trained_here": experiment.codec.TRAINED,
         "images": len(rows),
-        "values": math.prod(latents.shape[1:])
-        / math.prod(pixels.shape[1:]),  # of a latent for one of an image
+        "share": math.prod(latents.shape[1:]) / math.prod(pixels.shape[1:]),  # of an image's values
         **errors,
         "protocols": protocols,
         "seconds": round(time.perf_counter() - began, 3),
