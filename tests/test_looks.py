@@ -147,3 +147,10 @@ def test_a_screenshot_of_the_page_is_neither_empty_nor_broken(tmp_path, finished
     assert (paper < 60) == dark
     bands = [(band != paper).mean() for band in np.split(grey, 5)]
     assert min(bands) > 0.02 and max(bands) < 0.95, bands
+
+
+def test_numbers_of_crowded_points_stand_apart_and_near():
+    x, y = np.array([0.0, 3, 6, 100]), np.array([20.0, 20, 21, 20])
+    assert figures._apart(x, y) == pytest.approx([61 / 3 - 7, 61 / 3, 61 / 3 + 7, 20], abs=1)
+    many = figures._apart(np.zeros(20), np.full(20, 5.0))
+    assert np.diff(np.sort(many)).min() > 6 and many.mean() == pytest.approx(5) and np.ptp(many) < 200

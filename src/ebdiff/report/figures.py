@@ -97,19 +97,26 @@ def _point(axes: Axes, facts: RunFacts, x: float, number: int) -> None:
 
 
 def _number(axes: Axes) -> None:
-    """Each point's number, from its label, to its right: moved up where it would cover the one below."""
+    """Each point's number, from its label, to its right, with a line where others push it up or down."""
     axes.figure.draw_without_rendering()  # lays out, so that places are known
-    point, taken = axes.figure.dpi / 72, []
     points = [line for line in axes.lines if not line.get_label().startswith("_")]
-    places = [(*axes.transData.transform(line.get_xydata()[0]), line) for line in points]
-    outline = [withStroke(linewidth=1.5, foreground="white")]
-    for x, y, line in sorted(places, key=lambda place: place[1]):
-        up = max([y, *(v + 7 * point for u, v in taken if abs(u - x) < 12 * point)])
-        taken.append((x, up))
-        beside = dict(xytext=(6, (up - y) / point), textcoords="offset points", va="center", in_layout=False)
+    x, y = axes.transData.transform([line.get_xydata()[0] for line in points]).T * 72 / axes.figure.dpi
+    outline = [withStroke(linewidth=0.8, foreground="white")]
+    for line, up in zip(points, _apart(x, y) - y, strict=True):
+        beside = dict(xytext=(6, up), textcoords="offset points", va="center", in_layout=False)
         look = dict(fontsize=style.SMALL, color=(colour := line.get_color()), path_effects=outline)
         look["arrowprops"] = dict(arrowstyle="-", color=colour, linewidth=0.4, shrinkA=0, shrinkB=0)
         axes.annotate(line.get_label().split()[0], line.get_xydata()[0], **beside, **look)
+
+
+def _apart(x: np.ndarray, y: np.ndarray, wide: float = 12, high: float = 7) -> np.ndarray:
+    """Heights near `y`, in its order, at which labels of a size in points cover none beside."""
+    rank = np.argsort(np.argsort(y, kind="stable"))
+    order, near = np.sign(rank[:, None] - rank), np.abs(x[:, None] - x) < wide
+    for _ in range(300):
+        push = np.clip(high - order * (y[:, None] - y), 0, None) * near * order
+        y = y + push.sum(1) / (2 * np.maximum(1, (push != 0).sum(1)))
+    return y
 
 
 def _there(results: Results, panels: Iterable[shown.Panel]) -> list[tuple[shown.Panel, Hamming]]:

@@ -24,9 +24,10 @@ def data(name: str) -> dict[str, Any]:
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
-    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6, or every run where none is asked."""
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6; without these all with the usual sampling."""
     asked = (experiment.tables.get(table) for table in ("table4", "table5", "table6"))
-    return next(filter(None, asked), tuple(experiment.runs))
+    usual = tuple(name for name, run in experiment.runs.items() if not run.sampling)
+    return next(filter(None, asked), usual)
 
 
 def timestep_aware_run(experiment: Experiment) -> str | None:
