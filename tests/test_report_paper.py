@@ -104,7 +104,17 @@ def test_a_shipped_run_is_what_its_cell_is_about(name):
     e = load.load(name, ROOT / "config/experiments")
     assert any(run.paper for run in e.runs.values())
     # Their notes tell how they compare.
-    own = ("digits", "smoke", "cifar10_tiny", "images", "sketches", "quickdraw", "kanjivg", "vmnist")
+    own = (
+        "digits",
+        "smoke",
+        "cifar10_tiny",
+        "cifar10_latent",
+        "images",
+        "sketches",
+        "quickdraw",
+        "kanjivg",
+        "vmnist",
+    )
     own_lengths = name.startswith(own)
     for run in e.runs.values():
         kind, criterion, rates, steps = described(e, run)
