@@ -534,7 +534,7 @@ def test_init_takes_drawings(tmp_path, monkeypatch):
 def test_a_look_at_many_drawings_reads_some_lines(tmp_path, monkeypatch):
     waves = list(map(wave, range(40)))
     (tmp_path / "a.ndjson").write_text("\n".join(waves * 100))
-    (tmp_path / "b.ndjson").write_text("\n".join(w.replace("odd", "late") for w in waves))
+    (tmp_path / "b.ndjson").write_text("\n".join(line(np.eye(2), word="late") for _ in waves))
     dataset = experiment(tmp_path).dataset
     assert [len(found) for found in strokes.look(dataset, 50)[1:]] == [51]
     monkeypatch.setattr(strokes, "WHOLE", 1000)
