@@ -52,10 +52,7 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
 
 
 def write(results: Results, names: Iterable[str], folder: Path) -> list[Path]:
-    """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths.
-
-    A name that both a table and a figure have, such as `steps`, means both.
-    """
+    """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths."""
     tabled, drawn = (
         [name for name in known if name in names]
         for known in (results.experiment.tables, figures(results.experiment))
