@@ -11,6 +11,7 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/data.smk"
+include: "rules/latents.smk"
 include: "rules/dense.smk"
 include: "rules/tickets.smk"
 include: "rules/experts.smk"

@@ -171,6 +171,22 @@ def test_every_other_table():
     assert float(ta_dense["speedup_device_time"]) == pytest.approx((800 / 1461 + 800 / 1519) / 2)
 
 
+def test_agreement_has_a_column_where_samples_are_asked_to_be_of_a_class():
+    raw = deepcopy(reported.RAW)
+    raw["dataset"]["classes"], raw["training"]["label_dropout"], raw["sampling"]["guidance"] = 10, 0.1, 3.0
+    e = load.parse(raw, "test.yaml")
+    fabricate(e)
+    for i, run in enumerate(e.runs):
+        path = layout.path(layout.METRICS, experiment="digits", seed=0, run=run)
+        write_json(path, read_json(path) | {"agreement": 0.9 - i / 100})
+    csv, markdown, _ = write(e, "table4")
+    assert [float(row["agreement"]) for row in rows_of(csv)] == [0.9, 0.89, 0.88, 0.87, 0.86, 0.85]
+    assert "asked of them, by guidance of 3, for which a step takes two passes." in markdown.read_text()
+    plain = make()
+    fabricate(plain)
+    assert not any("greement" in path.read_text() for path in write(plain, "table4"))
+
+
 def test_one_seed_has_no_spread_and_several_have():
     one, two = make(), make(seeds=(0, 2), name="two")
     fabricate(one)
@@ -409,6 +425,8 @@ def test_a_whole_report_is_written_from_what_it_is_said_to_read():
     assert all(path.read_bytes().startswith(begin.get(path.suffix, b"")) for path in written)
     page.write_page(Results(e), target)
     check_page(target.read_text())
+    linked = re.findall('href="([^"#]+)"', target.read_text())
+    assert {str(target.parent / link) for link in linked} == {str(p) for p in written if p.suffix != ".json"}
     assert wanted >= {f"results/digits/seed0/tickets/full/magnitude/{w}/hamming.npz" for w in ("raw", "ema")}
 
 
@@ -455,11 +473,12 @@ def test_samples_stand_in_reading_order():
 
 
 def test_the_look_is_seaborns():
-    """The style is written out, because importing seaborn is slow."""
+    """The style is written out, because importing seaborn is slow. Text of 7.5 points instead of 12."""
     import matplotlib
     import seaborn
 
-    asked = {**seaborn.axes_style("ticks"), **seaborn.plotting_context("paper", font_scale=1.05)}
+    context = {key: 7.5 / 12 * size for key, size in seaborn.plotting_context("notebook").items()}
+    asked = {**seaborn.axes_style("ticks"), **context}
     ours = {"axes.spines.right", "axes.spines.top", "font.family", "font.sans-serif", "image.cmap"}
     colours = {"axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "text.color", "grid.color",
                "patch.edgecolor", "axes.facecolor", "figure.facecolor"}  # fmt: skip
@@ -595,7 +614,7 @@ def test_a_page_without_a_finished_network_says_nothing_of_it(monkeypatch):
     e = load.parse({**raw, "tables": {"table1": ["eb-50"]}}, "test.yaml")
     fabricate(e)
     html, _ = page_of(e)
-    assert "finished network's mask" not in html and "To finished" not in html and "To last mask" in html
+    assert "finished network's mask" not in html and "finished mask" not in html and "last mask" in html
 
 
 # --- the page -----------------------------------------------------------------------------------------
@@ -633,7 +652,8 @@ def check_page(html):
     tags = Tags()
     tags.feed(html)
     assert "script" not in tags.seen and "&lt;script&gt;" in html
-    assert all(s.startswith(("data:image/png;base64,", "#")) for s in tags.sources)
+    beside = r"(figures/\w+\.(pdf|png)|tables/\w+\.(csv|tex|md))"
+    assert all(s.startswith(("data:image/png;base64,", "#")) or re.fullmatch(beside, s) for s in tags.sources)
     assert tags.seen.count("img") == len(FIGURES)
     assert len(html) < 10_000_000 and not RANKING.search(re.sub(r"base64,[^\"]+", "", html))
     told = ("CC BY 4.0", "a quiet test machine", "2026-01-02", "torch 2.13.0", reading.UNDECIDED)

@@ -167,12 +167,18 @@ def test_the_primary_claims_of_digits_sparse():
 
 def test_sparse_runs_of_enough_seeds_are_read_against_what_they_stand_beside():
     """By each seed's differences: 22 is exactly a tenth above 20, and grows slower with the seed."""
-    found = {c.text: c for c in reading.read(Results(digits_sparse({"rigl-50": 19, "magran-75": 40})))}
+    found = {
+        c.text: c
+        for c in reading.read(Results(digits_sparse({"rigl-50": 19, "magran-75": 40, "narrow-50": 15})))
+    }
     moving, share = "whose masks never move", "which exchanges more"
     told = {
         "RigL 50 % is of comparable quality to the unpruned network": "supported",
         "MagRan 75 %, p 0.5 is of comparable quality to the unpruned network": "not supported",
         f"RigL 50 % gives a lower cFD than Static 50 %, {moving}": "supported",
+        "Recycled 50 %, EB's seconds gives a lower cFD than Narrow 50 %, EB's seconds, whose channels stay": (
+            "not supported"
+        ),
     }
     assert {text: found[text].verdict for text in told} == told
     assert {found[text].kind for text in told} == {"exploratory"}
@@ -190,7 +196,7 @@ def test_fewer_sampling_steps_are_drawn_and_tabled():
     # int(x^2) for x evenly spaced up to sqrt(800): of 50 numbers the first two coincide
     assert list(x) == [5, 10, 20, 49] and list(y) == [32, 27, 23, 22]
     assert list(half) == pytest.approx(4 * [2.776 * (2.5 / 5) ** 0.5], rel=1e-3)  # t of four degrees
-    assert list(curves_of(right)["EB 50 %"][0]) == [7.5e6 * n for n in (5, 10, 20, 49)]
+    assert list(curves_of(right)["EB 50 %"][0]) == [7.5 * n for n in (5, 10, 20, 49)]  # M
     rows = {row["run"]: row for row in rows_of(tables_of(e, "steps")[0])}
     assert rows["Unpruned, 10 steps"]["evaluations"] == "10" and rows["Unpruned"]["evaluations"] == "49"
     assert float(rows["Unpruned, 10 steps"]["image_macs"]) == pytest.approx(30e6 * 10)

@@ -10,7 +10,7 @@ import struct
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from http.client import HTTPException
 from itertools import islice
@@ -22,6 +22,7 @@ from ebdiff.system.errors import UserError
 from ebdiff.system.files import replacing
 from ebdiff.system.progress import progress
 
+CHUNK, PACKED = 16 * 2**20, 100  # bytes of a row group's images; larger ones pack to no less than 1/PACKED
 DATABASE = "data.mdb"  # of a folder that is an lmdb
 
 
@@ -32,13 +33,14 @@ class Collection:
     Attributes:
         where: the place, for messages.
         count: how many.
-        items: gives them, always in the same order.
+        items: gives them, always in the same order; of a `stride` n about every n-th, for a look, without
+            reading the others.
         story: title, origin and licence.
     """
 
     where: str
     count: int
-    items: Callable[[], Iterator[Item]]
+    items: Callable[..., Iterator[Item]]
     story: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,13 +59,25 @@ def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def below(path: Path) -> list[str]:
+    """Every file below a folder, sorted by its path; links to folders are followed, into each folder once."""
+    names, seen = [], set()
+    for base, folders, files in os.walk(path, followlinks=True):
+        if (place := os.path.realpath(base)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()  # which of several links is the one that is followed
+        names += [(Path(base) / name).relative_to(path).as_posix() for name in files]
+    return sorted(names)
+
+
 def folder(path: Path) -> Collection:
     """Every image file below a folder, sorted by its path; other and hidden files are left alone."""
-    below = ((Path(base), name) for base, _, files in os.walk(path) for name in files)
-    names = sorted(n for base, name in below if _is_image(n := (base / name).relative_to(path).as_posix()))
+    names = list(filter(_is_image, below(path)))
 
-    def items() -> Iterator[Item]:
-        for name in names:
+    def items(stride: int = 1) -> Iterator[Item]:
+        for name in names[::stride]:
             yield Item(str(path / name), partial(_read_file, path / name))
 
     return Collection(str(path), len(names), items)
@@ -94,11 +108,26 @@ def zipped(path: Path) -> Collection:
             )
     images = sorted((m for m in members if _is_image(m.filename)), key=lambda m: m.filename)
 
-    def items() -> Iterator[Item]:
-        for member in images:
+    def items(stride: int = 1) -> Iterator[Item]:
+        for member in images[::stride]:
             yield Item(f"{path}:{member.filename}", partial(archive.read, member))
 
     return Collection(str(path), len(images), items)
+
+
+def by_folder(found: Collection) -> Collection:
+    """With the folder that an image lies in as its class, where it has none of its own."""
+
+    def word(item: Item) -> str:
+        return PurePosixPath(item.name.removeprefix(f"{found.where}:")).parent.name  # in a zip, or not
+
+    numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
+
+    def items(stride: int = 1) -> Iterator[Item]:
+        for item in found.items(stride):
+            yield replace(item, label=numbers[word(item)]) if item.label is None else item
+
+    return replace(found, items=items)
 
 
 def _columns(schema: Any, where: object) -> tuple[str, bool]:
@@ -109,13 +138,12 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
     """
     import pyarrow as pa
 
-    found = [
-        f.name
-        for f in schema
-        if (pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
-        or pa.types.is_binary(f.type)
-        or pa.types.is_large_binary(f.type)
-    ]
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    found = [f.name for f in schema if holds_bytes(f.type)]
     if not found:
         columns = ", ".join(f"{f.name} ({f.type})" for f in schema) or "none"
         raise UserError(
@@ -128,10 +156,10 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
 
 
 def _rows(
-    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes]
-) -> Iterator[Item]:
+    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes],
+    row: int = 0,
+) -> Iterator[Item]:  # fmt: skip
     """The images of Arrow batches or tables, one after the other; `cell` takes each from its cell."""
-    row = 0
     for batch in batches:
         labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
         for value, label in zip(batch.column(column), labels, strict=True):
@@ -147,6 +175,8 @@ def _cell(value: Any) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise Broken("no image in this row")
+    if len(data) > FILE_BYTES:
+        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
     return data
 
 
@@ -159,7 +189,7 @@ def _cell_of_hub(value: Any) -> bytes:
 
 
 def parquet(paths: list[Path]) -> Collection:
-    """The images of parquet files in the order given; labels where all have an integer column `label`.
+    """The images of parquet files in the order given, with the labels of those that have integers in `label`.
 
     Raises:
         UserError: a file is damaged or has no image column.
@@ -169,6 +199,8 @@ def parquet(paths: list[Path]) -> Collection:
 
     def opened(path: Path) -> pq.ParquetFile:
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise OSError("not a file")
             # Read as a stream: by default Arrow keeps what it has read until the end of the file.
             return pq.ParquetFile(
                 path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
@@ -176,23 +208,55 @@ def parquet(paths: list[Path]) -> Collection:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
 
-    count, columns, labelled = 0, {}, True
+    count, columns = 0, {}
     for path in paths:
         with opened(path) as file:
-            columns[path], has_labels = _columns(file.schema_arrow, path)
-            labelled &= has_labels
+            columns[path] = _columns(file.schema_arrow, path)
             count += file.metadata.num_rows
 
-    def items() -> Iterator[Item]:
-        for path, column in columns.items():
+    def items(stride: int = 1) -> Iterator[Item]:
+        before = 0  # rows of the files before
+        for path, (column, labelled) in columns.items():
             with opened(path) as file:
-                batches = file.iter_batches(64, columns=[column, *(["label"] if labelled else [])])
-                try:
-                    yield from _rows(batches, column, labelled, path, _cell)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+                row = 0
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    wanted = len(range(-(before + row) % stride, rows, stride))
+                    batches = _batches(file, path, group, column, labelled) if wanted else ()
+                    try:
+                        yield from islice(_rows(batches, column, labelled, path, _cell, row), wanted)
+                    except (pa.ArrowException, OSError, ValueError) as error:
+                        raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+                    row += rows
+                before += row
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
+
+
+def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> Iterator[Any]:
+    """The rows of a parquet file's row group, as many at a time as surely take `CHUNK` bytes, at least one.
+
+    Images are packed already: what unpacks to a multiple of its size holds one cell many times, or nothing.
+
+    Raises:
+        UserError: it does.
+    """
+    told = file.metadata.row_group(group)
+    parts = [told.column(k) for k in range(told.num_columns)]
+    part = next(p for p in parts if p.path_in_schema in (column, f"{column}.bytes"))
+    size, stored = part.total_uncompressed_size, min(part.total_compressed_size, path.stat().st_size)
+    bomb = UserError(
+        f"{path}: row group {group} unpacks from {stored:,} bytes to more than {CHUNK >> 20} MiB, "
+        "which looks like a decompression bomb; don't trust this file"
+    )
+    if size > max(CHUNK, PACKED * stored):
+        raise bomb
+    rows = max(1, min(64, CHUNK // max(1, size)))
+    wanted = [part.path_in_schema, *(["label"] if labelled else [])]
+    for batch in file.iter_batches(rows, row_groups=[group], columns=wanted):
+        if batch.column(column).nbytes > (size + 64) * len(batch):  # it lied about its size
+            raise bomb
+        yield batch
 
 
 @cache
@@ -282,7 +346,7 @@ def open_path(path: Path, split: str = "train") -> Collection:
         return lmdb_of(path)
     if path.is_dir():
         images = folder(path)
-        tables = [] if images.count else sorted(path.rglob("*.parquet"))
+        tables = [] if images.count else sorted(path / n for n in below(path) if n.endswith(".parquet"))
         named = [p for p in tables if p.name.startswith(split)]
         if named or (tables and split == "train"):
             return parquet(named or tables)
@@ -301,6 +365,14 @@ def open_path(path: Path, split: str = "train") -> Collection:
     )
 
 
+def not_had(what: str, instead: str, error: Exception) -> UserError:
+    """What to tell of a repository of the hub that can't be had; `instead` is the key of a local copy."""
+    cure = "check name and network"
+    if "gated" in str(error).lower():
+        cure = "accept its terms on its page at huggingface.co, then export HF_TOKEN"
+    return UserError(f"{what}: can't be had ({_line(error)}); {cure}, or set {instead} to a local copy")
+
+
 def from_hub(name: str, split: str = "train") -> Collection:
     """A split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
 
@@ -317,10 +389,7 @@ def from_hub(name: str, split: str = "train") -> Collection:
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"dataset.hub {name}, split {split}: can't be had ({_line(error)}); check name and network, "
-            "or set dataset.path to a local copy"
-        ) from None
+        raise not_had(f"dataset.hub {name}, split {split}", "dataset.path", error) from None
     column, labelled = _columns(rows.features.arrow_schema, f"dataset.hub {name}")
     wanted = rows.select_columns([column, *(["label"] if labelled else [])]).with_format("arrow")
     story = {

@@ -33,11 +33,12 @@ from ebdiff.experiment.members import DatasetConfig, ImagesConfig
 from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
+from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.errors import UserError, printable
 from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
-FEWEST = 4  # images; with fewer there is nothing to learn
+CLASSES = 2**31  # that labels may name
 NAMED = 5  # broken images named in a message
 SAMPLED = 64  # images that tell what one takes
 
@@ -86,7 +87,7 @@ def find(dataset: ImagesConfig, split: str = "train") -> Collection:
             f"{found.where}: {found.count} images; at least {FEWEST} are needed "
             f"({', '.join(archives.EXTENSIONS)} files, or parquet)"
         )
-    return found
+    return archives.by_folder(found) if dataset.labels == "folders" else found
 
 
 def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
@@ -99,7 +100,9 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
     """
     found = find(dataset)
     if dataset.held_out == "test":
-        return found, find(dataset, "test")
+        unseen = find(dataset, "test")
+        # Labels of theirs play no part; of many test splits they are hidden, -1.
+        return found, replace(unseen, items=lambda: (replace(i, label=None) for i in unseen.items()))
     if not dataset.held_out:
         return found, replace(found, count=0, items=lambda: iter(()))
     if (few := dataset.kept_out(found.count)) < FEWEST:
@@ -220,8 +223,9 @@ def write_images(
         any was resized.
 
     Raises:
-        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
-    """  # fmt: skip
+        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow, or
+            a label that is no class.
+    """
     dataset = experiment.dataset
     decode = partial(_decoded, dataset=dataset)
     image = (dataset.image_size, dataset.image_size, dataset.channels) if dataset.store == "raw" else ()
@@ -235,6 +239,8 @@ def write_images(
         decoded = in_order(decode, found.items(), threads)
         bar = progress(decoded, total=found.count, desc="images") if found.count else decoded
         for item, result, scaled in bar:
+            if item.label is not None and not 0 <= item.label < CLASSES:
+                raise UserError(f"{item.name}: label {item.label}; classes are 0, 1 ..., below {CLASSES:,}")
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
@@ -266,6 +272,14 @@ def tell_broken(what: str, broken: list[str], policy: str) -> None:
             f"broken {what}s: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
             "or set dataset.broken to skip"
         )
+
+
+def all_labelled(what: str, labels: list) -> bool:
+    """Whether every image or drawing has a label: else none counts, which is said where some do."""
+    without = labels.count(None)
+    if 0 < without < len(labels):
+        print(f"labels left out: {without:,} of {len(labels):,} {what}s have none", file=sys.stderr)
+    return not without
 
 
 def check_room(path: Path, needed: int) -> None:
@@ -325,7 +339,7 @@ def write(
         with replacing(held_out) as apart, apart.open("wb") as file:
             unseen, skipped_too, resized_too = write_images(kept_out, file, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
-    labelled = all(c is not None for c in classes)
+    labelled = all_labelled("image", classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
     entry = {
         "dataset": dataset.name,

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from ebdiff.experiment.schema import INITIAL
+from ebdiff.system.errors import UserError
 
 TUNING = "config/tuning/{experiment}.yaml"
 DOWNLOAD = "resources/downloads/{file}"
@@ -30,6 +31,11 @@ HELD_OUT_FEATURES = DATA + "/reference/held_out/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ that are no experiment's
+FIRST_STAGE = EXPERIMENT + "/first_stage/weights.safetensors"  # where it is trained on the data
+FIRST_STAGE_LEDGER = EXPERIMENT + "/first_stage/ledger.json"
+LATENTS = EXPERIMENT + "/first_stage/latents.npy"  # of all images, where the codec encodes them
+LATENTS_MANIFEST = EXPERIMENT + "/first_stage/latents.json"
+RECONSTRUCTION = EXPERIMENT + "/first_stage/reconstruction.json"
 COST = EXPERIMENT + "/cost.json"
 PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
@@ -37,6 +43,7 @@ PROTOCOLS = EXPERIMENT + "/tables/protocol.json"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
 SO_FAR = EXPERIMENT + "/so-far"
+COMPARED = EXPERIMENT + "/compared/{other}"  # with another experiment
 SO_FAR_REPORT = SO_FAR + "/report.html"
 
 SEED = EXPERIMENT + "/seed{seed}"
@@ -61,6 +68,8 @@ MILESTONE = EXPERT + "/{milestone}.safetensors"
 LEDGER = EXPERT + "/{milestone}.json"
 STATS = EXPERT + "/{milestone}.stats.jsonl"
 
+PREVIEWS = EXPERIMENT + "/previews/seed{seed}/{of}"  # grids while training
+
 RUN = SEED + "/runs/{run}"
 SAMPLES = RUN + "/samples.npy"
 SAMPLE_ITEMS = RUN + "/items.npy"  # where the codec keeps them
@@ -78,7 +87,11 @@ def path(template: str, **parts: object) -> Path:
 
     Raises:
         KeyError: a wildcard without a value.
+        UserError: a value that is no name, and would lead elsewhere: some come from files.
     """
+    for value in map(str, parts.values()):
+        if value in ("", ".", "..") or {"/", "\0"} & set(value):
+            raise UserError(f"{value!r} is no name of a file")
     return Path(template.format(**parts))
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+FEWEST = 4  # images; with fewer there is nothing to learn, and nothing to compare
 FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
 INITIAL = -1  # the interval before the first: the weights before any training step
 
@@ -33,7 +34,7 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=NAME)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(ge=0.001, lt=1)]
 Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
@@ -113,8 +114,21 @@ class Training(Strict):
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the weight average.")
     ema_warmup: bool = Field(False, description="Use min(decay, (1+i)/(10+i)) at step i.")
+    label_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: not value,
+        description="Share of labels that the network isn't told, so that it learns what guidance needs.",
+    )
     log_every: int = Field(50, gt=0, description="Steps between loss readings (and NaN checks).")
     save_minutes: float = Field(5.0, gt=0, description="Minutes between resumable states.")
+    sample_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between grids of samples of the same noise, in results/NAME/previews, of networks "
+        "that train on all timesteps; null: none.",
+    )
 
 
 class Pruning(Strict):
@@ -219,12 +233,24 @@ class Sampler(Strict):
         exclude_if=lambda value: value == 1,  # no part of what samples without it depend on
         description="Of the noise that DDPM adds after each step; 0.75 in ChiroDiff.",
     )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="w of classifier-free guidance, eps_null + w (eps_class - eps_null), two passes a step; "
+        "3.0 in LDM. null: one pass, told the class.",
+    )
+
+    @property
+    def passes(self) -> int:
+        """Through the network for one step."""
+        return 1 if self.guidance is None else 2
 
 
 class Sampling(Sampler):
     """How the images of a run are drawn, and how many."""
 
-    images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
+    images: int = Field(50_000, ge=FEWEST, le=10**8, description="N: images per run, exactly.")
     batch: int = Field(250, gt=0, le=10**6, description="Images per forward pass.")
 
 
@@ -238,7 +264,7 @@ class Evaluation(Strict):
     )
     weights: str | None = Field(None, min_length=1, description="Inception weights file; null: looked for.")
     batch: int = Field(64, gt=0, le=10**6, description="Images per forward pass of the feature network.")
-    reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
+    reference: int | None = Field(None, ge=FEWEST, description="Real images to compare with; null: all.")
     precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
 
     @property
@@ -251,7 +277,9 @@ class Compute(Strict):
     """What one job may use. Results depend on it by rounding only; with dropout, `gpus` and `micro_batch`
     draw other masks."""
 
-    threads: int = Field(1, gt=0, description="Torch threads per process: of a job, or of each of its GPUs.")
+    threads: int = Field(
+        1, gt=0, le=1024, description="Torch threads per process: of a job, or of each of its GPUs."
+    )
     gpus: int = Field(
         0,
         ge=0,
@@ -334,7 +362,7 @@ PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterVa
 class Published(Strict):
     """Which of the paper's results this experiment's runs stand beside."""
 
-    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom"] = Field(
+    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom", "imagenet"] = Field(
         "cifar10", description="The paper's dataset, among whose cells a run's `paper` is one."
     )
     note: str = Field("", description="Footnote of tables that show published values.")

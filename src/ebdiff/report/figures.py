@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -26,7 +28,8 @@ from ebdiff.report.significance import SEEDS, Mean
 
 _MARKERS = {"none": "o", "magnitude": "s", "taylor": "^", "diff-pruning": "D", "random": "X"}
 _WEIGHTS = {"ema": "EMA", "raw": "raw"}
-_GRID = 5  # samples per side of a grid
+_TITLE = 1.12  # inches: what is left for the title of a row of samples
+_LONGEST = 8.6  # inches: no figure of samples is longer where that can be helped, to fit a page
 
 
 def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
@@ -61,7 +64,7 @@ def quality(results: Results, counted: str, time: str, how: str) -> Figure | Non
     drawn = [facts for facts in runs if facts.quality and facts.speedups()]
     if not drawn:
         return None
-    figure = Figure(figsize=(6.6, max(3.6, 0.5 + 0.22 * len(drawn))), layout="constrained")
+    figure = style.canvas(*((style.COLUMN, 2.3) if len(drawn) <= 8 else (style.PAGE, 3.2)))
     axes = figure.subplots()
     for number, facts in enumerate(drawn, 1):
         _point(axes, facts, statistics.fmean(1 / getattr(s, counted) for s in facts.speedups()), number)
@@ -69,7 +72,8 @@ def quality(results: Results, counted: str, time: str, how: str) -> Figure | Non
     axes.set(xlabel=f"{time} relative to the unpruned run\n({how})", ylabel=_distance(results))
     axes.margins(x=0.08, y=0.15)
     axes.set_xlim(left=0)
-    figure.legend(loc="outside right upper", fontsize=8)
+    style.legend(figure, axes)
+    _number(axes)
     return figure
 
 
@@ -87,10 +91,32 @@ def _point(axes: Axes, facts: RunFacts, x: float, number: int) -> None:
         axes.errorbar(x, y, statistics.stdev(facts.quality), color=colour, capsize=2, linewidth=1, alpha=0.7)
     title = textwrap.shorten(facts.run.title, 42, placeholder="…")
     label = f"{number}  {title}{f' {notes.UNSETTLED}' if facts.unsettled else ''}"
-    axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", label=label)
-    outline = [withStroke(linewidth=2, foreground="white")]
-    beside = dict(xytext=(6, 5), textcoords="offset points", fontsize=8, path_effects=outline)
-    axes.annotate(str(number), (x, y), color=colour, **beside)
+    axes.plot(
+        x, y, marker, color=colour, markersize=5.5, markeredgewidth=0.5, markeredgecolor="white", label=label
+    )
+
+
+def _number(axes: Axes) -> None:
+    """Each point's number, from its label, to its right, with a line where others push it up or down."""
+    axes.figure.draw_without_rendering()  # lays out, so that places are known
+    points = [line for line in axes.lines if not line.get_label().startswith("_")]
+    x, y = axes.transData.transform([line.get_xydata()[0] for line in points]).T * 72 / axes.figure.dpi
+    outline = [withStroke(linewidth=0.8, foreground="white")]
+    for line, up in zip(points, _apart(x, y) - y, strict=True):
+        beside = dict(xytext=(6, up), textcoords="offset points", va="center", in_layout=False)
+        look = dict(fontsize=style.SMALL, color=(colour := line.get_color()), path_effects=outline)
+        look["arrowprops"] = dict(arrowstyle="-", color=colour, linewidth=0.4, shrinkA=0, shrinkB=0)
+        axes.annotate(line.get_label().split()[0], line.get_xydata()[0], **beside, **look)
+
+
+def _apart(x: np.ndarray, y: np.ndarray, wide: float = 12, high: float = 7) -> np.ndarray:
+    """Heights near `y`, in its order, at which labels of a size in points cover none beside."""
+    rank = np.argsort(np.argsort(y, kind="stable"))
+    order, near = np.sign(rank[:, None] - rank), np.abs(x[:, None] - x) < wide
+    for _ in range(300):
+        push = np.clip(high - order * (y[:, None] - y), 0, None) * near * order
+        y = y + push.sum(1) / (2 * np.maximum(1, (push != 0).sum(1)))
+    return y
 
 
 def _there(results: Results, panels: Iterable[shown.Panel]) -> list[tuple[shown.Panel, Hamming]]:
@@ -105,12 +131,15 @@ def matrices(results: Results, panels: list[shown.Panel]) -> Figure | None:
     if not drawn:
         return None
     darkest = max(float(hamming.matrix.max()) for _, hamming in drawn)
-    figure, grid = style.panels(len(drawn), width=2.4, height=2.5)
+    figure, grid = style.panels(len(drawn), 1.8)
     for axes, ((search, criterion, weights, rate), hamming) in zip(grid, drawn, strict=True):
         _matrix(axes, hamming, darkest or 1)
-        axes.set_title(f"{search}, {text.percent(rate)} %\n{criterion}, {_WEIGHTS[weights]}", fontsize=8)
-    bar = figure.colorbar(grid[0].collections[0], ax=grid, shrink=min(1, 2 / len(grid) + 0.4), pad=0.02)
-    bar.set_label("share of mask entries that differ")
+        title = f"{search}, {text.percent(rate)} %\n{criterion}, {_WEIGHTS[weights]}"
+        axes.set_title(title, fontsize=style.SMALL)
+    bar = figure.colorbar(
+        grid[0].collections[0], ax=grid, shrink=min(1, 2 / len(grid) + 0.4), pad=0.02, aspect=25
+    )
+    bar.set_label("share of mask\nentries that differ")
     bar.outline.set_visible(False)
     return figure
 
@@ -127,12 +156,12 @@ def _matrix(axes: Axes, hamming: Hamming, darkest: float) -> None:
     ticks = np.unique(np.linspace(0, count - 1, min(count, 4)).astype(int))
     axes.set_xticks(ticks + 0.5, hamming.intervals[ticks], rotation=0)
     axes.set_yticks(ticks + 0.5, hamming.intervals[ticks], rotation=0)
-    axes.tick_params(length=2, pad=2, labelsize=7)
+    axes.tick_params(length=2, pad=2, labelsize=style.SMALL)
     found = "not settled" if ticket is None else f"ticket: {hamming.intervals[ticket]}"
-    axes.set_xlabel(f"{hamming.interval} ({found})", fontsize=8)
+    axes.set_xlabel(f"{hamming.interval}\n{found}", fontsize=style.SMALL)
     if ticket is not None:
         corner = (ticket - side + 1, ticket - side + 1)
-        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="#00a0e0", linewidth=2))
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="#00a0e0", linewidth=1.3))
 
 
 def controls(results: Results) -> Figure | None:
@@ -144,7 +173,7 @@ def controls(results: Results) -> Figure | None:
         drawn.setdefault((search, rate), {})[weights] = hamming
     if not drawn:
         return None
-    figure, grid = style.panels(len(drawn), width=2.9, height=2.2)
+    figure, grid = style.panels(len(drawn), 1.5)
     for i, (axes, ((search, rate), found)) in enumerate(zip(grid, drawn.items(), strict=True)):
         for weights, hamming in found.items():
             _curves(axes, hamming, style.WEIGHTS_COLOURS[weights], _WEIGHTS[weights])
@@ -153,9 +182,8 @@ def controls(results: Results) -> Figure | None:
         axes.axhline(hamming.threshold, color="#c03030", linewidth=0.9, label="threshold")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set(ylim=(0, None), xlabel=hamming.interval, ylabel="distance" if i % 4 == 0 else "")
-        axes.set_title(f"{search}, {text.percent(rate)} %", fontsize=8)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        axes.set_title(f"{search}, {text.percent(rate)} %", fontsize=style.SMALL)
+    style.legend(figure, *grid)
     return figure
 
 
@@ -164,7 +192,7 @@ def _curves(axes: Axes, hamming: Hamming, colour: str, name: str) -> None:
     axes.plot(x, queue, color=colour, label=f"{name}: largest distance in the queue")
     axes.plot(x, hamming.initial, "--", color=colour, label=f"{name}: distance to initial mask")
     if ticket is not None:
-        axes.plot(x[ticket], queue[ticket], "o", color=colour, markersize=5)
+        axes.plot(x[ticket], queue[ticket], "o", color=colour, label=f"{name}: ticket")
 
 
 def timelines(results: Results) -> Figure | None:
@@ -173,7 +201,7 @@ def timelines(results: Results) -> Figure | None:
     if name is None:
         return None
     facts = RunFacts(results, name)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = style.canvas(style.PAGE, 2.2)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     _noise(left, facts)
     if bars := results.attempt(_timeline, facts, facts.seeds[0]):
@@ -190,7 +218,9 @@ def _noise(axes: Axes, facts: RunFacts) -> None:
     for i, expert in enumerate(facts.experts):
         axes.axvspan(*expert.span, color=style.span_colour(i), alpha=0.15, linewidth=0)
         middle, label = sum(expert.serve) / 2, f"{text.percent(facts.rates[i])} %"
-        axes.text(middle, rate.max() * 1.06, label, ha="center", color=style.span_colour(i), fontsize=9)
+        axes.text(
+            middle, rate.max() * 1.06, label, ha="center", color=style.span_colour(i), fontsize=style.SMALL
+        )
         if expert.serve[0]:
             axes.axvline(expert.serve[0], color="#777777", linewidth=0.8, linestyle="--")
     axes.set(xlim=(0, len(rate)), ylim=(0, rate.max() * 1.18), xlabel="timestep t")
@@ -224,7 +254,7 @@ def _timeline(facts: RunFacts, seed: int) -> list[Bar]:
 def _gantt(axes: Axes, bars: list[Bar]) -> None:
     for row, (_, begin, seconds, colour) in enumerate(bars):
         axes.barh(row, seconds, left=begin, color=colour, height=0.65)
-        axes.text(begin + seconds, row, f" {text.number(seconds)} s", va="center", fontsize=8)
+        axes.text(begin + seconds, row, f" {text.number(seconds)} s", va="center", fontsize=style.SMALL)
     axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(begin + seconds for _, begin, seconds, _ in bars))
@@ -233,37 +263,49 @@ def _gantt(axes: Axes, bars: list[Bar]) -> None:
 
 
 def samples(results: Results) -> Figure | None:
-    """A grid of samples per run, the same noise in the same place, beside real images."""
+    """A row of samples per run, the same noise in the same column, and of real images; many rows stand in
+    two blocks. Small images are drawn smaller than others, and all so that the figure fits a page if it can.
+    """
     experiment, real = results.experiment, results.attempt(results.images)
-    grids = [
+    rows = [
         (run.title, images)
         for name, run in experiment.runs.items()
         if (images := results.attempt(results.samples, name, experiment.seeds_of(name)[0])) is not None
     ]
-    if not grids:
+    if not rows:
         return None
-    grids += [(f"real images ({experiment.dataset.name})", real)] if real is not None else []
-    figure, panels = style.panels(len(grids), columns=7, width=1.9, height=2.0)
-    for axes, (title, images) in zip(panels, grids, strict=True):
-        axes.imshow(tile(images[: _GRID**2], _GRID), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title("\n".join(textwrap.wrap(title, 26)[:2]), fontsize=7.5)
+    rows += [(f"real images ({experiment.dataset.name})", real)] if real is not None else []
+    blocks = 1 if len(rows) <= 12 else 2
+    down, width = math.ceil(len(rows) / blocks), style.PAGE / blocks - _TITLE
+    across = (16 if rows[0][1].shape[1] <= 16 else 8) // blocks
+    across *= 1 if down * width / across <= _LONGEST else 2
+    side, figure = width / across, Figure()
+    figure.set_size_inches(style.PAGE, down * side)
+    for i, (title, images) in enumerate(rows):
+        left, bottom = _TITLE + i // down * style.PAGE / blocks, side * (down - 1 - i % down)
+        axes = figure.add_axes((left / style.PAGE, bottom / (down * side), width / style.PAGE, 0.94 / down))
+        axes.imshow(tile(images[:across], across), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
+        title = "\n".join(textwrap.wrap(title, 22)[:3])
+        place = dict(ha="right", va="center", fontsize=style.SMALL, transform=axes.transAxes)
+        axes.text(-0.05 / width, 0.5, title, **place)
     return figure
 
 
-def tile(images: np.ndarray, side: int, gap: int = 1) -> np.ndarray:
-    """Images uint8 (N, H, W, C), N <= side^2, in a white-gapped grid: (.., ..) grey or (.., .., 3)."""
-    _, height, width, channels = images.shape
-    canvas = np.full((side * (height + gap) - gap, side * (width + gap) - gap, channels), 255, np.uint8)
+def tile(images: np.ndarray, across: int, gap: int = 1) -> np.ndarray:
+    """Images uint8 (N, H, W, C) in white-gapped rows of so many: (.., ..) grey or (.., .., 3)."""
+    count, height, width, channels = images.shape
+    down = math.ceil(count / across)
+    canvas = np.full((down * (height + gap) - gap, across * (width + gap) - gap, channels), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = i // side * (height + gap), i % side * (width + gap)
+        top, left = i // across * (height + gap), i % across * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return canvas[..., 0] if channels == 1 else canvas[..., :3]
 
 
 def losses(results: Results) -> Figure | None:
     """Training losses of the experts of the first run of each method; None if none was recorded."""
-    figure = Figure(figsize=(7.4, 3.2), layout="constrained")
+    figure = style.canvas(style.COLUMN, 2.2)
     axes, drawn = figure.subplots(), set()
     first = {run.method: name for name, run in reversed(results.experiment.runs.items())}
     for method, name in reversed(first.items()):
@@ -271,18 +313,27 @@ def losses(results: Results) -> Figure | None:
         for i, expert in enumerate(facts.experts):
             curve, key = results.losses(facts.seeds[0], expert), (expert.key, expert.iterations)
             if len(curve) and key not in drawn:
-                line, label = ("-", "--", ":", "-.")[i % 4], facts.run.title if not i else None
-                axes.plot(*curve.T, line, color=style.METHOD_COLOURS[method], linewidth=1, label=label)
+                line, label = (
+                    ("-", "--", ":", "-.")[i % 4],
+                    textwrap.shorten(facts.run.title, 32, placeholder="…"),
+                )
+                label += f", t {expert.span[0]}-{expert.span[1]}" if len(facts.experts) > 1 else ""
+                axes.plot(*curve.T, line, color=style.METHOD_COLOURS[method], label=label)
                 drawn.add(key)
     if not drawn:
         return None
     axes.set(xlabel="step of this network's training", ylabel="loss", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    _plain(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside right upper", fontsize=8)
+    style.legend(figure, axes)
     return figure
+
+
+def _plain(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers: Matplotlib's own are mathematics, which we don't parse."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def sparsity(results: Results) -> Figure | None:
@@ -291,7 +342,7 @@ def sparsity(results: Results) -> Figure | None:
     A curve joins the runs of one method, share exchanged and length; the unpruned run is a band.
     """
     runs = [RunFacts(results, name) for name in results.experiment.runs]
-    drawn = [f for f in runs if all(e.sparse for e in f.experts)]
+    drawn = [f for f in runs if all(e.sparse for e in f.experts) and not f.run.sampling]
     drawn = [f for f in drawn if f.quality and f.speedups("training_flops")]
     unpruned = next((f for f in runs if f.run.method == "unpruned" and f.quality), None)
     if not drawn:
@@ -300,7 +351,7 @@ def sparsity(results: Results) -> Figure | None:
     for facts in drawn:
         curves.setdefault(_way(facts), []).append(facts)
     dense, methods = results.network("dense"), list(dict.fromkeys(method for method, *_ in curves))
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    figure = style.canvas(style.PAGE, 2.3)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set(xlabel="parameters left out (%)", ylabel=_distance(results))
     right.set_xlabel("training FLOPs relative to the unpruned run\n(search and all experts summed)")
@@ -318,7 +369,7 @@ def sparsity(results: Results) -> Figure | None:
             axes.axhline(mean, color="#777777", linewidth=0.8, zorder=0, label=unpruned.run.title)
             if not math.isnan(half):
                 axes.axhspan(mean - half, mean + half, color="#777777", alpha=0.15, linewidth=0)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    style.legend(figure, left)
     return figure
 
 
@@ -340,16 +391,18 @@ def sampling_steps(results: Results) -> Figure | None:
     drawn = [runs for runs in curves.values() if len(runs) > 1]
     if not drawn:
         return None
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    figure = style.canvas(style.PAGE, 2.3)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set(xlabel="sampling steps", ylabel=_distance(results), xscale="log", yscale="log")
-    right.set(xlabel="MACs per image", xscale="log")
+    right.set(xlabel="MACs per image (M)", xscale="log")
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        _plain(axis)
     for i, runs in enumerate(drawn):
         label = next((f.run.title for f in runs if not f.run.sampling), runs[0].run.title)
         look = dict(color=style.span_colour(i), marker="o", label=label)
         _curve(left, runs, lambda f: len(f.visited), **look)
-        _curve(right, runs, lambda f: len(f.visited) * f.macs_visited, **look)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        _curve(right, runs, lambda f: f.evaluations * f.macs_visited / 1e6, **look)
+    style.legend(figure, left)
     return figure
 
 
@@ -383,13 +436,17 @@ def overlap(results: Results) -> Figure | None:
                 panels.setdefault(expert.sparse.method, []).append((run.title, np.array(rows)))
     if not panels:
         return None
-    figure, grid = style.panels(len(panels), columns=2, width=4.6, height=3.2)
+    most = max(map(len, panels.values()))
+    figure, grid = style.panels(len(panels), 2 + 0.13 * most)
     for axes, (method, curves) in zip(grid, panels.items(), strict=True):
         for i, (title, rows) in enumerate(curves):
             step, first, before = rows.T
-            axes.plot(step, first, color=f"C{i}", label=textwrap.shorten(title, 30, placeholder="…"))
+            axes.plot(step, first, color=f"C{i}", label=textwrap.shorten(title, 26, placeholder="…"))
             axes.plot(step, before, ":", color=f"C{i}")
-        axes.set(ylim=(0, 1.02), xlabel="step", ylabel="share in common")
+        axes.set(ylim=(0, 1.02), yticks=(0, 0.5, 1), xlabel="step", ylabel="share in common")
         axes.set_title(method)
-        axes.legend(fontsize=6.5)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.35), fontsize=style.SMALL)
+    kinds = {"-": "with the first masks", ":": "with those before the update"}
+    lines = [Line2D([], [], color="#555555", linestyle=kind) for kind in kinds]
+    figure.legend(lines, kinds.values(), loc="outside upper center")
     return figure

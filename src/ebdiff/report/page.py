@@ -24,6 +24,8 @@ from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError, unknown
 from ebdiff.system.files import write_text
 
+_PIXELS = 180  # of the page for an inch of a figure
+
 
 def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool = False) -> list[Path]:
     """Write all tables and figures of an experiment (verb `tabulate`); give their paths.
@@ -49,11 +51,14 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
     return written
 
 
-def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
+def write(results: Results, names: Iterable[str], folder: Path) -> list[Path]:
     """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths."""
-    asked = [name for name in names if name in results.experiment.tables]
-    written = tables.write(results, asked, folder / "tables") if asked else []
-    return [*written, *_draw(results, [name for name in names if name not in asked], folder / "figures")]
+    tabled, drawn = (
+        [name for name in known if name in names]
+        for known in (results.experiment.tables, figures(results.experiment))
+    )
+    written = tables.write(results, tabled, folder / "tables") if tabled else []
+    return [*written, *_draw(results, drawn, folder / "figures")]
 
 
 def report(experiment: Experiment, *, partial: bool = False) -> Path:
@@ -68,11 +73,11 @@ def report(experiment: Experiment, *, partial: bool = False) -> Path:
 
 
 def write_page(results: Results, path: Path) -> None:
-    """Write the page to a path, with the figures beside it."""
-    folder, names = path.parent / "figures", figures(results.experiment)
+    """Write the page to a path; a partial one's figures and tables, which it links to, beside it."""
+    names = figures(results.experiment)
     if results.partial:
-        _draw(results, names, folder)
-    pictures = {figure: results.png(folder / f"{figure}.png") for figure in names}
+        write(results, (*results.experiment.tables, *names), path.parent)
+    pictures = {name: results.png(path.parent / "figures" / f"{name}.png") for name in names}
     write_text(path, notes.template("page.html.j2").render(pictures=pictures, **_told(results)))
 
 
@@ -92,7 +97,7 @@ def _told(results: Results) -> dict[str, Any]:
     seconds = [(job, results.job_seconds(job["benchmark"])) for job in plan["jobs"]]
     return {
         "experiment": experiment,
-        "embedded": _embedded,
+        "embedded": embedded,
         "partial": results.partial,
         "measure": notes.measure(experiment),
         "comparable": notes.comparable(experiment),
@@ -122,7 +127,10 @@ def _svg(document: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(document).decode()}"
 
 
-def _embedded(png: bytes) -> Markup:
+def embedded(png: bytes) -> Markup:
     """The attributes of an `img` that holds a PNG, at which all figures' text has the same size."""
-    width = int.from_bytes(png[16:20]) * 98 // shown.DPI  # a PNG's width stands at byte 16
-    return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}"')
+    width, height = (
+        int.from_bytes(png[at : at + 4]) * _PIXELS // shown.DPI for at in (16, 20)
+    )  # as PNGs say
+    size = f'width="{width}" height="{height}" style="--shape: {width / height:.3f}"'
+    return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" {size}')

@@ -127,6 +127,10 @@ class Results:
         """Where the images come from."""
         return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
 
+    def reconstruction(self) -> dict:
+        """What the first stage loses, of an experiment with one."""
+        return self._json(layout.RECONSTRUCTION)
+
     def plan(self) -> dict | None:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
         if not self.path(layout.PLAN).exists():
@@ -140,11 +144,14 @@ class Results:
 
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
+        path = Path(benchmark)
+        if path.parts[:1] not in (("results",), ("resources",)) or ".." in path.parts or not path.is_file():
+            return None  # not begun, or plan.json names a file that is none of ours
         try:
-            with Path(benchmark).open(newline="") as file:
+            with path.open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (FileNotFoundError, KeyError, ValueError, StopIteration):
-            return None  # not begun, unfinished, or of another Snakemake
+        except (KeyError, ValueError, StopIteration):
+            return None  # unfinished, or of another Snakemake
 
     def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
         """Mask distances of a search at a rate."""

@@ -11,7 +11,7 @@ import yaml
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.schema import FINAL
 
-DPI = 160
+DPI = 240
 WEIGHTS = ("ema", "raw")  # compared in Figure 2b
 
 Panel = tuple[str, str, str, float]  # search, criterion, weights, rate
@@ -24,9 +24,10 @@ def data(name: str) -> dict[str, Any]:
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
-    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6, or every run where none is asked."""
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6; else all that are sampled as usual."""
     asked = (experiment.tables.get(table) for table in ("table4", "table5", "table6"))
-    return next(filter(None, asked), tuple(experiment.runs))
+    usual = tuple(name for name, run in experiment.runs.items() if not run.sampling)
+    return next(filter(None, asked), usual)
 
 
 def timestep_aware_run(experiment: Experiment) -> str | None:

@@ -77,9 +77,9 @@ SPEEDUPS = tuple(
         text.over_seeds(text.two),
     )
     for key, how, way, unit in (
-        ("speedup", "as paper", "as_paper", "step_ms"),
+        ("speedup", "as in paper", "as_paper", "step_ms"),
         ("speedup_with_search", "with search", "with_search", "step_ms"),
-        ("speedup_device_time", "device time", "device_time", "step_ms"),
+        ("speedup_device_time", "in device time", "device_time", "step_ms"),
         ("speedup_macs", "by MACs", "as_paper", "training_flops"),
     )
 )
@@ -94,37 +94,41 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("block", "", block, left=True)
     yield Column("run", "Run", lambda f: f.run.title, left=True, marked=True)
     yield Column("criterion", "Criterion", lambda f: f.criterion, left=True, marked=True)
-    yield Column("law", "Timesteps", lambda f: "SpeeD" if f.law == "speed" else f.law, left=True)
-    yield Column("rate", "Rate\n(%)", lambda f: f.rate, text.percent)
+    yield Column("law", "Timesteps\ndrawn by", lambda f: "SpeeD" if f.law == "speed" else f.law, left=True)
+    yield Column("rate", "Pruning\nrate (%)", lambda f: f.rate, text.percent)
     if any(f.sparsity for f in rows):
         yield Column("sparsity", "Sparsity\n(%)", lambda f: f.sparsity, text.percent)
     yield Column("realised_rate", "Realised\nrate (%)", lambda f: f.average("realised"), text.percent)
     yield Column("params", "Params\n(M)", lambda f: f.average("params"), text.mega)
     yield Column("macs", f"MACs\n({unit})", lambda f: f.average("macs"), macs)
-    yield Column("flops", f"Inference\n{unit}FLOP", lambda f: 2 * f.average("macs"), macs)
-    yield Column("training_flops", f"Training\n{unit}FLOP", lambda f: f.average("training_flops"), macs)
-    yield Column("step_ms", "ms per\nstep", lambda f: f.average("step_ms"), text.number)
-    yield Column("macs_visited", f"As sampled\n({unit})", lambda f: f.macs_visited, macs)
+    yield Column("flops", f"Inference\nFLOPs ({unit})", lambda f: 2 * f.average("macs"), macs)
+    yield Column("training_flops", f"Training\nFLOPs ({unit})", lambda f: f.average("training_flops"), macs)
+    yield Column("step_ms", "Training\nstep (ms)", lambda f: f.average("step_ms"), text.number)
+    yield Column("macs_visited", f"MACs ({unit})\nas sampled", lambda f: f.macs_visited, macs)
     if any(f.run.sampling for f in rows):
-        yield Column("evaluations", "Steps", lambda f: len(f.visited))
+        yield Column("evaluations", "Sampling\nsteps", lambda f: len(f.visited))
         yield Column(
-            "image_macs", f"MACs per\nimage ({unit})", lambda f: len(f.visited) * f.macs_visited, macs
+            "image_macs", f"MACs per\nimage ({unit})", lambda f: f.evaluations * f.macs_visited, macs
         )
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
     yield Column(
         f"{measure.key}_at_floor",
-        f"{measure.name}\nat floor's n",
+        f"{measure.name} at\nfloor's size",
         lambda f: tuple(end["fd"] for end in f.metric("at_floor")),
         text.over_seeds(text.two),
     )
     if unpruned := next((f for f in rows if f.run.method == "unpruned"), None):
-        yield Column("vs_unpruned", "Minus\nunpruned", partial(_minus, b=unpruned), _difference, absent="")
+        yield Column("vs_unpruned", "Minus\nunpruned's", partial(_minus, b=unpruned), difference, absent="")
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
-    yield Column("ticket_at", "Ticket at", _ticket_at)
+    if results.experiment.items.classes and "classifier" in results.experiment.evaluation.protocols:
+        yield Column("agreement", "Agreement", lambda f: f.metric("agreement"), text.over_seeds(text.three))
+    yield Column("ticket_at", "Ticket\nfound at", _ticket_at)
     if places.finished(results.experiment):
-        yield Column("to_final", "To finished\nmask", lambda f: f.to_final, text.over_seeds(text.three))
-    yield Column("iterations", "Iterations", _iterations)
-    yield Column("overlap", "Overlap", lambda f: "yes" if f.overlaps else "no")
+        yield Column(
+            "to_final", "Distance to\nfinished mask", lambda f: f.to_final, text.over_seeds(text.three)
+        )
+    yield Column("iterations", "Training\niterations", _iterations)
+    yield Column("overlap", "Regions\noverlap", lambda f: "yes" if f.overlaps else "no")
     yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
     yield from SPEEDUPS
     yield from _over_baselines(results.experiment, table, rows)
@@ -149,8 +153,8 @@ def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) ->
     for method in ("scratch", "finetune"):
         if base := baseline(rows, method):
             ours, theirs = partial(ratios, b=base, way="as_paper"), partial(printed, method=method)
-            yield column(f"vs_{method}", f"Over\n{method}", ours, text.over_seeds(text.two))
-            yield column(f"paper_vs_{method}", f"Paper over\n{method}", theirs, text.two)
+            yield column(f"vs_{method}", f"Speed-up\nover {method}", ours, text.over_seeds(text.two))
+            yield column(f"paper_vs_{method}", f"Paper's\nover {method}", theirs, text.two)
 
 
 def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
@@ -164,8 +168,8 @@ def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
 
     rates = sorted({f.rates[-1 - i] for f in rows if i < len(f.rates)})
     at = f"Iterations\nat {text.span(rates, text.percent)} %"
-    yield of("region", f"Region {i + 1}", lambda f: "{}-{}".format(*f.experts[i].span))
-    yield of("rate", f"Rate {i + 1}\n(%)", lambda f: f.rates[i], text.percent)
+    yield of("region", f"Region {i + 1}\n(timesteps)", lambda f: "{}-{}".format(*f.experts[i].span))
+    yield of("rate", f"Rate of\nregion {i + 1} (%)", lambda f: f.rates[i], text.percent)
     yield of("iterations", at, lambda f: text.span(steps[-1 - i] for steps in f.iterations))
 
 
@@ -191,16 +195,18 @@ def _published(experiment: Experiment, table: str) -> Iterator[Column]:
 
     yield printed("paper_macs", "Paper\nMACs (G)", macs, text.number)
     yield printed("paper_fid", f"Paper FID\n({name})", "fid", text.two)
-    yield column("paper_fid_std", "Paper's\n±", lambda row, _: published.number(row, "fid_std"), text.two)
+    yield column(
+        "paper_fid_std", "Paper FID's\ndeviation", lambda row, _: published.number(row, "fid_std"), text.two
+    )
     yield printed("paper_speedup", "Paper\nspeed-up", "speedup", text.two)
     yield column(
         "paper_ticket_at", "Paper\nticket at", lambda row, _: "{ticket_at} ({ticket_unit})".format(**row)
     )
     if published.scale(experiment) != 1:
-        yield column("paper_iterations", "Stands for\nthe paper's", _paper_iterations)
+        yield column("paper_iterations", "Paper\niterations", _paper_iterations)
     if notes.comparable(experiment):
-        yield apart("fid_difference", "Difference\nin FID", "fid", lambda f: f.quality)
-        speedup = "Difference\nin speed-up"
+        yield apart("fid_difference", "FID minus\npaper's", "fid", lambda f: f.quality)
+        speedup = "Speed-up\nminus paper's"
         yield apart("speedup_difference", speedup, "speedup", lambda f: [s.as_paper for s in f.speedups()])
 
 
@@ -209,7 +215,7 @@ def _minus(a: RunFacts, b: RunFacts) -> tuple[float, ...] | None:
     return None if a is b else tuple(x - y for x, y in paired(a, b, lambda facts: facts.quality))
 
 
-def _difference(values: Sequence[float]) -> str:
+def difference(values: Sequence[float]) -> str:
     """A mean difference with its 95 % interval, where there are seeds enough to decide something."""
     if len(values) < SEEDS:
         return text.over_seeds(text.signed)(values)
