@@ -4,11 +4,13 @@ VENV := .venv
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run smoke test test-fast test-all lint format env clean
+.PHONY: run help smoke test test-fast test-all lint format env clean
 
 run: env ## the default experiment, to results/digits/report.html
 	snakemake --cores $(CORES)
-	@echo "Open results/digits/report.html"
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 smoke: env ## every stage once, in under a minute
 	snakemake --cores $(CORES) smoke
@@ -28,7 +30,7 @@ lint: env ## formatting and lint
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-format: env
+format: env ## put the code in order
 	ruff format .
 	ruff check --fix .
 	snakefmt Snakefile rules

@@ -1,3 +1,6 @@
+import time
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.6")
@@ -8,11 +11,21 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/data.smk"
+include: "rules/latents.smk"
 include: "rules/dense.smk"
 include: "rules/tickets.smk"
 include: "rules/experts.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+
+
+started = time.time()
+
+
+onsuccess:
+    for page in sorted(Path("results").glob("*/**/report.html")):
+        if page.stat().st_mtime >= started:
+            print(f"Open {page}")
 
 
 localrules:

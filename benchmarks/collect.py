@@ -1,9 +1,9 @@
-"""Gathers what the scripts of this folder measured into committed tables and the README.
+"""Gathers what the scripts of this folder measured into committed tables and docs/benchmarks.md.
 
     python benchmarks/collect.py
 
 Reads `benchmarks/out/*.json`, writes `results/reference/benchmarks/{device}/benchmarks.{csv,md}` and puts
-the tables of all devices between the two markers of README.md.
+the tables of all devices between the two markers of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def gather(out: Path, reference: Path) -> None:
 
 
 def section(reference: Path) -> str:
-    """The tables of all devices, as the README shows them: what has a goal."""
+    """The tables of all devices, as docs/benchmarks.md shows them: what has a goal."""
     parts = []
     for path in sorted(reference.glob("*/benchmarks.csv")):
         device = (path.with_suffix(".md")).read_text().splitlines()[0].removeprefix("# Benchmarks: ")
@@ -81,9 +81,8 @@ def section(reference: Path) -> str:
                 for row in csv.DictReader(file)
             ]
         table = markdown([row for row in rows if row["goal"]], notes=False)
-        parts.append(
-            f"**{device}** ([all rows and times]({path.parent.relative_to(ROOT)}/benchmarks.md))\n\n{table}"
-        )
+        rows_of_all = f"../{path.parent.relative_to(ROOT)}/benchmarks.md"
+        parts.append(f"**{device}** ([all rows and times]({rows_of_all}))\n\n{table}")
     return "\n".join(parts) or "Nothing is measured yet.\n"
 
 
@@ -91,11 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/out")
     args = parser.parse_args(argv)
-    reference, readme = ROOT / "results/reference/benchmarks", ROOT / "README.md"
+    reference, page = ROOT / "results/reference/benchmarks", ROOT / "docs/benchmarks.md"
     gather(args.out, reference)
-    before, rest = readme.read_text().split(BEGIN)
+    before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{section(reference)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{section(reference)}\n{END}{after}")
 
 
 if __name__ == "__main__":

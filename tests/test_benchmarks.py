@@ -104,7 +104,7 @@ def test_rows_end_in_the_tables_with_their_verdicts(script, tmp_path, monkeypatc
         paired.row("only told", [1.0], "%"),
     ]
     paired.write("some", rows, torch.device("cpu"), tmp_path / "out")
-    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.setattr(collect, "ROOT", tmp_path)
     for _ in range(2):  # written twice, it stands there once
         collect.main(["--out", str(tmp_path / "out")])
@@ -114,9 +114,9 @@ def test_rows_end_in_the_tables_with_their_verdicts(script, tmp_path, monkeypatc
     assert [found[m]["reached"] for m in ("fast", "late", "only told")] == ["yes", "no", ""]
     assert float(found["fast"]["value"]) == 3
     assert np.isclose(float(found["fast"]["low"]), 2.5)
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.count("| fast | slow | ≥ 2.5x | 3x (2.5 to 3.5) | yes |") == 1
-    assert "only told" not in readme
+    page = (tmp_path / "docs/benchmarks.md").read_text()
+    assert page.count("| fast | slow | ≥ 2.5x | 3x (2.5 to 3.5) | yes |") == 1
+    assert "only told" not in page
     assert "only told" in table.with_suffix(".md").read_text()
 
 

@@ -1,11 +1,14 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, TINY, changed
 
-from ebdiff.experiment import load
+from ebdiff.experiment import keys, load
+from ebdiff.experiment.runs import Run
+from ebdiff.experiment.schema import Training
 from ebdiff.system.errors import UserError
 
 EXPERIMENTS = ROOT / "config/experiments"
@@ -111,6 +114,24 @@ def test_a_wrong_value_is_one_line_that_names_the_key(path, value):
     # A network's sizes are judged together, so the section is named.
     named = path.rpartition(".")[0] if "norm_groups" in path or "image_size" in path else path
     assert named.rpartition(".")[2] in message
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"training.label_dropout": 0.1}, "training.label_dropout: the network is told no classes"),
+    ({"sampling.guidance": 3}, "sampling.guidance: the network is told no classes; set dataset.classes"),
+    ({"sampling.guidance": 3, "dataset.classes": 10}, "set training.label_dropout"),
+])  # fmt: skip
+def test_guidance_needs_classes_and_labels_dropped(changes, words):
+    assert words in refusal(changed(TINY, changes))
+
+
+def test_what_tells_of_classes_stands_in_no_dump_of_networks_without(vary):
+    usual = {"dataset.classes": None, "training.label_dropout": 0, "sampling.guidance": None}
+    assert vary(usual).model_dump_json() == vary({}).model_dump_json()
+    assert not any(key.rpartition(".")[2] in vary(usual).model_dump_json() for key in usual)
+    told = vary({"dataset.classes": 10, "training.label_dropout": 0.1, "sampling.guidance": 3})
+    assert told.architecture.items.classes == 10
+    assert told.prepared == vary({}).prepared
 
 
 def serving(*experts):
@@ -395,6 +416,10 @@ def test_an_epoch_is_every_image_once_in_full_batches(vary, batch, steps):
 def test_the_schema_file_is_up_to_date():
     stored = json.loads((ROOT / "config/experiment.schema.json").read_text())
     assert stored == load.schema(), "run: ebdiff schema > config/experiment.schema.json"
+    told = (ROOT / "docs/keys.md").read_text(encoding="utf-8")
+    assert told == keys.markdown() + "\n", "run: ebdiff schema --markdown > docs/keys.md"
+    spelt = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert {*Training.model_fields, *Run.model_fields, "sparsity", "hidden", "tickets_at"} <= set(spelt)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -47,7 +47,10 @@ class Plan:
     """What a dry run would do: jobs per rule, and the shell commands."""
 
     def __init__(self, folder, *arguments):
-        done = snakemake(folder, "--dry-run", *arguments)
+        # Snakemake's own words, which tell each command.
+        triggers = ("--rerun-triggers", "mtime", "params", "input")
+        plain = ("--workflow-profile", "none", "--printshellcmds", *triggers)
+        done = snakemake(folder, *arguments, "--dry-run", *plain)
         assert done.returncode == 0, done.stderr + done.stdout
         text = done.stdout + done.stderr
         stats = re.search(r"^total +\d+$", text, re.MULTILINE)

@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, maker, makers
 from ebdiff.experiment.stages import digest
 from ebdiff.system.errors import Missing, Unusable, damaged, explained
-from ebdiff.system.files import read_json, sha256, write_json
+from ebdiff.system.files import linked, read_json, sha256, write_json
 
 
 class Records:
@@ -192,6 +193,45 @@ class Work:
                 "made": {str(path): _entry(path) for path in files},
             },
         )
+
+
+def adopted(job: Job) -> Path | None:
+    """Take over what another experiment's job of equal settings and inputs made; None if there is none.
+
+    Files are linked, not copied, where the file system can; all of ours are replaced, never written into.
+    Of what times a device nothing is taken over.
+
+    Returns:
+        the other job's record.
+    """
+    if job.stage.alone or "experiment" not in job.where:
+        return None
+    records, mine = Records(job.experiment), job.where["experiment"]
+    settings, read = records.settings(job), None
+    for folder in sorted(layout.path(layout.EXPERIMENT, experiment=mine).parent.glob("*/")):
+        twin = job.experiment.model_copy(update={"name": folder.name})
+        other = Job(twin, job.stage, {**job.where, "experiment": folder.name})
+        try:
+            record = opened(place := other.note("records", "json"))
+            if folder.name == mine or record["settings"] != settings:
+                continue
+            read = read or {str(path): records.check(path) for path in job.reads}
+            if [record["read"].get(str(path)) for path in other.reads] != list(read.values()):
+                continue
+            pairs = list(zip(other.makes, job.makes, strict=True))
+            files = [(a, b) for a, b in pairs if not a.is_dir()]
+            files += [(f, b / f.name) for a, b in pairs if a.is_dir() for f in sorted(a.glob("[!.]*"))]
+            if {str(a): sha256(a) for a, _ in files} != {p: m["sha256"] for p, m in record["made"].items()}:
+                continue
+        except (Missing, Unusable, OSError, KeyError):
+            continue
+        beside = [(other.path(t), job.path(t)) for t in job.stage.beside if other.path(t).exists()]
+        for source, path in (*beside, *files):
+            linked(source, path)
+        told = {"stage": job.stage.verb, "where": dict(job.where), "settings": settings, "read": read}
+        _write(job, {**told, "made": {str(path): _entry(path) for _, path in files}})
+        return place
+    return None
 
 
 def verify(experiment: Experiment, jobs: list[Job]) -> Iterator[tuple[Path, str]]:

@@ -92,7 +92,7 @@ def _told(results: Results) -> dict[str, Any]:
     seconds = [(job, results.job_seconds(job["benchmark"])) for job in plan["jobs"]]
     return {
         "experiment": experiment,
-        "embedded": _embedded,
+        "embedded": embedded,
         "partial": results.partial,
         "measure": notes.measure(experiment),
         "comparable": notes.comparable(experiment),
@@ -122,7 +122,7 @@ def _svg(document: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(document).decode()}"
 
 
-def _embedded(png: bytes) -> Markup:
+def embedded(png: bytes) -> Markup:
     """The attributes of an `img` that holds a PNG, at which all figures' text has the same size."""
     width = int.from_bytes(png[16:20]) * 98 // shown.DPI  # a PNG's width stands at byte 16
     return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}"')

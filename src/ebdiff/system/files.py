@@ -56,6 +56,15 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def linked(source: Path, path: Path) -> None:
+    """Another name for a file; a copy where the file system has no links."""
+    with replacing(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed while writing `path` left behind."""
     for found in path.parent.glob(f".{glob.escape(path.name)}.{platform.node()}-*"):
@@ -263,6 +272,20 @@ def holding(folder: Path) -> Iterator[None]:
                 path.unlink()
                 path.parent.rmdir()  # unless another output's state is still there
             lock.release()
+
+
+def held(folder: Path) -> bool:
+    """Whether some process holds the lock of a state folder."""
+    path = folder.with_name(f"{folder.name}.lock")
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):  # the latter: somebody else's results
+        return True
+    lock.release()
+    return False
 
 
 def _locked(path: Path) -> FileLock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
-from ebdiff.experiment.records import Work
+from ebdiff.experiment.records import Records, Work
 from ebdiff.experiment.runs import HOOKS, Budget, Expert
+from ebdiff.experiment.schema import Span
 from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
@@ -30,12 +33,14 @@ from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
-from ebdiff.system.errors import UserError
+from ebdiff.system.errors import Missing, Unusable, UserError
 from ebdiff.system.files import read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
 from ebdiff.tickets.watch import Watch
+from ebdiff.training.hooks import Hook
 from ebdiff.training.loop import Job, train
+from ebdiff.training.preview import Preview
 from ebdiff.training.resume import Place, resumable
 from ebdiff.training.state import State
 
@@ -66,7 +71,8 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, every * search.horizon, hooks=[watch], save=place.keep)
+        looks = _previews(experiment, job, "dense", f"search-{name}", search.span)
+        train(state, job, every * search.horizon, hooks=[watch, *looks], save=place.keep)
 
         if parallel.first():
             state.hooks = ()  # the masks get a file of their own
@@ -180,6 +186,14 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     return store.build(architecture, tensors)
 
 
+def _previews(experiment: Experiment, job: Job, network: str, of: str, span: Span) -> list[Hook]:
+    """Looks at samples on the way, where they are asked for and the network knows all timesteps."""
+    if experiment.training.sample_every is None or span != (0, experiment.diffusion.timesteps):
+        return []
+    folder = layout.path(layout.PREVIEWS, experiment=experiment.name, seed=job.seed, of=of)
+    return [Preview(experiment, job, network, folder)]
+
+
 def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
     """The timestep law of an expert, on its span."""
     if expert.law == "speed":
@@ -190,7 +204,10 @@ def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
 def _beginning(
     experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime
 ) -> State:
-    """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0."""
+    """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0.
+
+    Milestones that the experiment listed before serve, too: raising `iterations` trains the difference.
+    """
     expert = experiment.experts()[key]
     if places.is_given(experiment, key, milestone):
         tensors = load_checkpoint(places.checkpoint(experiment), experiment.architecture)
@@ -198,11 +215,25 @@ def _beginning(
         state.step = steps  # trained elsewhere: its steps count, its seconds aren't known
         return state
     paths = Stage.of(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone).continues
+    paths += _on_disk(experiment, key, seed)
     done = {path: store.story(path)["step"] for path in paths}
     started = [path for path in paths if done[path] <= steps]
     if started:
         return State.load(max(started, key=done.__getitem__), runtime)
     return State.start(_initial(experiment, expert, _stream(expert), seed), runtime)
+
+
+def _on_disk(experiment: Experiment, key: str, seed: int) -> list[Path]:
+    """Milestones of an expert that lie there, listed or not, and are what would be trained on the way."""
+    records, found = Records(experiment), []
+    folder = layout.path(
+        layout.MILESTONE, experiment=experiment.name, seed=seed, expert=key, milestone=1
+    ).parent
+    for path in folder.glob("[0-9]*.safetensors"):
+        with suppress(Missing, Unusable):
+            records.check(path)
+            found.append(path)
+    return found
 
 
 def _stream(expert: Expert) -> str:
@@ -240,6 +271,7 @@ def finetune_region(
         hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
         if expert.sparse:
             hooks.append(METHODS.member(expert.sparse.method)(expert.sparse, job))
+        hooks += _previews(experiment, job, expert.network, key, expert.span)
         train(state, job, steps, hooks=hooks, save=place.keep)
         if parallel.first():
             told = {key: value for hook in hooks for key, value in hook.told().items()}

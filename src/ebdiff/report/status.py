@@ -1,0 +1,76 @@
+"""How far an experiment is: its jobs that are done, running and waiting, and when the whole will be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from ebdiff.experiment import layout
+from ebdiff.experiment.experiment import Experiment
+from ebdiff.experiment.jobs import Job, jobs
+from ebdiff.experiment.records import Records, opened
+from ebdiff.report import text
+from ebdiff.report.results import Results
+from ebdiff.system.errors import Missing, Unusable
+from ebdiff.system.files import held
+
+
+def lines(experiment: Experiment) -> Iterator[str]:
+    """What people read: a line for each kind of job, for each that runs, and for the whole."""
+    records, found = Records(experiment), jobs(experiment)
+    done = {job.name: _done(records, job) for job in found}
+    running = [job for job in found if not done[job.name] and held(layout.state_of(job.makes[0]))]
+    there, all_of = Counter(j.stage.verb for j in found if done[j.name]), Counter(j.stage.verb for j in found)
+    for verb, count in all_of.items():
+        now = sum(job.stage.verb == verb for job in running)
+        yield f"{verb:16} {there[verb]:4} of {count:4} done" + (f", {now} running" if now else "")
+    for job in running:
+        where = " ".join(value for key, value in job.where.items() if key != "experiment")
+        yield f"running: {job.stage.verb} {where}{_so_far(job)}; log: {job.note('logs', 'log')}"
+    yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, done, len(running))
+
+
+def _done(records: Records, job: Job) -> bool:
+    """Whether its outputs are there, and recorded for the settings of now; their content isn't read."""
+    try:
+        settings = opened(job.note("records", "json"))["settings"]
+    except (Missing, Unusable):
+        return False
+    return settings == records.settings(job) and all(path.exists() for path in job.makes)
+
+
+def _so_far(job: Job) -> str:
+    """How far a training or a sampling is, by what it keeps beside its output."""
+    folder = layout.state_of(job.makes[0])
+    if job.stage.verb == "sample" and (batches := list(folder.glob("*.npz"))):
+        images, batch = job.experiment.sampling.images, job.experiment.sampling.batch
+        return f", {min(images, len(batches) * batch)} of {images} images"
+    try:
+        reading = json.loads((folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError):  # nothing read yet, or half a line
+        return ""
+    step, until = reading["step"], job.where.get("milestone", "")
+    told = f", step {step}" + (f" of {until}" if until.isdecimal() else "") + f", loss {reading['loss']:.4g}"
+    if until.isdecimal() and step:
+        told += f", {text.duration((int(until) - step) * reading['seconds'] / step)} left"
+    return told
+
+
+def _left(experiment: Experiment, done: dict[str, bool], running: int) -> str:
+    """When the whole will be done: the plan's jobs still to come, at the pace of those that are done."""
+    results = Results(experiment, partial=True)
+    plan = results.plan()
+    if plan is None:
+        return f"; `ebdiff plan {experiment.name}` tells how long all takes"
+    planned = {job["benchmark"]: job["seconds"] for job in plan["jobs"]}
+    mine = {str(job.note("benchmarks", "tsv")): done[job.name] for job in jobs(experiment)}
+    took = [(planned[b], s) for b in planned if mine.get(b) and (s := results.job_seconds(b))]
+    pace = sum(s for _, s in took) / sum(p for p, _ in took) if took else 1.0
+    left = pace * sum(seconds for b, seconds in planned.items() if not mine.get(b))
+    at_once = max(1, running or plan["devices"])
+    return (
+        f"; about {text.duration(left / at_once)} left with {text.plural(at_once, 'job')} at a time"
+        if left
+        else ""
+    )
