@@ -34,7 +34,7 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=NAME)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0.001, lt=1)]
 Span = tuple[int, int]
 Criterion = Literal["magnitude", "taylor", "diff-pruning", "random"]
