@@ -267,7 +267,7 @@ def test_training_sees_the_latents_of_its_images_under_their_labels(trained, lat
     np.testing.assert_array_equal(x0, stored[[3, 0, 159]].astype(np.float32))
     assert cond.label.tolist() == labels[[3, 0, 159]].tolist()
     assert conditions(e.items, None, 0, [0, 11, 25]).label.tolist() == [0, 1, 5]
-    with pytest.raises(UserError, match=r"dataset\.subset is 1500, but digits has 1437 items"):
+    with pytest.raises(UserError, match=r"dataset\.subset: 1,500, but digits has 1,437 to train on"):
         open_dataset(latent({"dataset.subset": 1500}))
 
 
