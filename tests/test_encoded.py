@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, changed
 from PIL import Image
 
+from ebdiff.codecs import autoencoder
 from ebdiff.cost import plan
 from ebdiff.data import archives, encoded, sources
 from ebdiff.data.dataset import Images, open_held_out, open_pixels, resident
@@ -128,6 +129,19 @@ def test_batches_are_the_same_from_both_stores(folder):
         draws = Draws(images, Antithetic(0, 10), 5, 0, "s", CPU)
         drawn.append([[d.x0, d.t, d.eps] for d in draws.batches(range(20))])
     assert all(torch.equal(a, b) for x, y in zip(*drawn, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # torch reads what it takes for a list one by one
+def test_latents_are_normalised_alike_from_both_stores(folder):
+    found = []
+    for store in ("raw", "encoded"):
+        e = experiment(store)
+        sources.prepare(e)
+        torch.manual_seed(0)
+        network = autoencoder.Autoencoder(3, 4, 2)
+        autoencoder.normalise(network, open_pixels("data"), CPU)
+        found.append(network.mean)
+    assert torch.equal(*found)
 
 
 def test_metrics_are_the_same_from_both_stores(tmp_path, monkeypatch):

@@ -230,6 +230,13 @@ def test_images_that_fit_on_the_gpu_are_decoded_once(vary):
     assert found.startswith("dataset.store")
 
 
+def test_trainings_on_latents_decode_no_images(vary):
+    slow = {**ROOM, "networks": NETWORKS, "jobs": [JOB], "decode_ms": 1e6}
+    latent = {"codec": {"kind": "autoencoder", "channels": 4, "factor": 4}, "dataset.flip": False}
+    assert not list(plan.warnings(vary({**latent, "sampling.clamp": False}), slow, gpu=False))
+    assert len(list(plan.warnings(vary({}), slow, gpu=False))) == 1
+
+
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """A project of its own; starting a job takes a second and isn't tried."""

@@ -344,9 +344,9 @@ def warnings(e: Experiment, plan: Mapping[str, Any], gpu: bool) -> Iterator[str]
         yield f"disk: {text.size(plan['disk_to_come'])} to come, {text.size(plan['disk_free'])} free"
     if batch > (count := min(plan["images"], e.dataset.subset or plan["images"])):
         yield f"training.batch: {batch} images a step, but there are {count}: an epoch is one step"
-    resident = gpu and count * math.prod(e.dataset.items.shape) < RESIDENT * room
+    once = e.codec.ENCODED or (gpu and count * math.prod(e.dataset.items.shape) < RESIDENT * room)
     per_ms = batch * max(1, e.compute.gpus) / min(n["step_ms"] for n in networks.values())
-    if (cores := len(os.sched_getaffinity(0)) / many) < per_ms * plan["decode_ms"] and not resident:
+    if (cores := len(os.sched_getaffinity(0)) / many) < per_ms * plan["decode_ms"] and not once:
         asked, decoded = f"{1e3 * per_ms:,.0f} images per second", 1e3 * cores / plan["decode_ms"]
         yield f"dataset.store: the fastest step takes {asked}, {cores:g} cores decode {decoded:,.0f}; try raw"
     longest = max((j for j in plan["jobs"] if "/seed" in j["benchmark"]), key=lambda j: j["seconds"])
