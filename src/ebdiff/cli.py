@@ -78,7 +78,7 @@ def _stage(verb: str, name: str, threads: int | None = None, **where: object) ->
     from ebdiff.experiment.records import adopted
 
     job = Job.of(_begin(name, threads), verb, **where)
-    if place := adopted(job):
+    if "WORLD_SIZE" not in os.environ and (place := adopted(job)):
         print(f"taken over from {place}, whose settings and inputs are the same")
         raise typer.Exit
     if job.stage.spread:
@@ -609,7 +609,10 @@ def status(
     from ebdiff.experiment import load
     from ebdiff.report.status import lines
 
-    for each in [name] if name else [n for n in load.names() if Path("results", n).is_dir()]:
+    begun = [name] if name else [n for n in load.names() if Path("results", n).is_dir()]
+    if not begun:
+        print("no experiment is begun")
+    for each in begun:
         print(f"{each}:", *lines(_begin(each)), sep="\n  ")
 
 

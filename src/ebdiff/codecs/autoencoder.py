@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebdiff.codecs.first_stage import FirstStage, statistics
+from ebdiff.codecs.first_stage import PIXELS, FirstStage, statistics
 from ebdiff.data.dataset import batch_indices, open_pixels, to_float
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
@@ -174,12 +174,16 @@ def normalise(network: Autoencoder, pixels: np.ndarray, device: torch.device) ->
     """Have latents of all images mean 0 and variance 1 in each channel.
 
     Raises:
-        UserError: they aren't finite.
+        UserError: they aren't finite, or all alike.
     """
-    blocks = (pixels[first : first + BLOCK] for first in range(0, len(pixels), BLOCK))
+    size = max(1, PIXELS // math.prod(pixels.shape[1:3]))
+    blocks = (pixels[first : first + size] for first in range(0, len(pixels), size))
     found = statistics(network.encoder(_on(device, block)).cpu().numpy() for block in blocks)
-    if not np.isfinite(found).all():
-        raise UserError("train-first-stage: the training diverged; take a first stage of codec.kind vq or kl")
+    if not (np.isfinite(found).all() and np.all(found[1])):
+        raise UserError(
+            "train-first-stage: the training diverged, or a channel tells nothing; "
+            "take a first stage of codec.kind vq or kl"
+        )
     for buffer, values in zip((network.mean, network.std), found, strict=True):
         buffer.copy_(torch.from_numpy(values).view_as(buffer))
 

@@ -223,7 +223,7 @@ def encode_latents(experiment: Experiment, device: torch.device) -> None:
         blocks = (latents[first : first + BLOCK] for first in range(0, len(latents), BLOCK))
         mean, std = statistics(blocks)
         if not np.isfinite(std).all():
-            raise UserError(f"codec.kind {experiment.codec.kind}: latents beyond float16; set codec.scale")
+            raise UserError(f"codec.kind {experiment.codec.kind}: latents beyond float16; scale them down")
         entry = ledger(
             device,
             first_stage=codec.sha256,
@@ -250,4 +250,4 @@ def statistics(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         x = block.astype(np.float64).swapaxes(0, 1).reshape(block.shape[1], -1)
         count, total, squares = count + x.shape[1], total + x.sum(axis=1), squares + np.square(x).sum(axis=1)
     mean = total / count
-    return mean, np.sqrt(squares / count - mean**2)
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))

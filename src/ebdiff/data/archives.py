@@ -116,7 +116,10 @@ def zipped(path: Path) -> Collection:
 
 
 def by_folder(found: Collection) -> Collection:
-    """With the folder that an image lies in as its class, where it has none of its own."""
+    """With the folder that an image lies in as its class, where images have none of their own."""
+
+    if next(found.items()).label is not None:
+        return found
 
     def word(item: Item) -> str:
         return PurePosixPath(item.name.removeprefix(f"{found.where}:")).parent.name  # in a zip, or not
@@ -125,7 +128,7 @@ def by_folder(found: Collection) -> Collection:
 
     def items(stride: int = 1) -> Iterator[Item]:
         for item in found.items(stride):
-            yield replace(item, label=numbers[word(item)]) if item.label is None else item
+            yield replace(item, label=numbers[word(item)])
 
     return replace(found, items=items)
 

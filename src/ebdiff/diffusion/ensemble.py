@@ -29,7 +29,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import Architecture, Items, config_of
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import first_wrong
-from ebdiff.experiment.schema import Diffusion, Sampling
+from ebdiff.experiment.schema import Diffusion, Sampling, Training
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.system.devices import pick_device
@@ -168,6 +168,7 @@ class Ensemble:
                 codec=config_of("codec", told["codec"]).model_validate(told["codec"]),
                 diffusion=Diffusion.model_validate(told["diffusion"]),
                 sampling=Sampling.model_validate(told["sampling"]),
+                training=Training.model_construct(label_dropout=float(told["label_dropout"])),
             )
             edges = sorted(x.serve for x in experts)
             lows, highs = [lo for lo, _ in edges], [hi for _, hi in edges]
@@ -210,6 +211,7 @@ class Ensemble:
         sections = {s: getattr(self.experiment, s).model_dump(mode="json") for s in SECTIONS}
         items = self.experiment.dataset.items._asdict()
         told = {"experiment": self.experiment.name, "story": {**self.story, "data": data}, **sections}
+        told["label_dropout"] = self.experiment.training.label_dropout
         store.write(path, tensors, {**told, "items": items, "experts": experts})
 
     @property
@@ -303,6 +305,10 @@ class Ensemble:
         except ValidationError as error:
             wrong, message = first_wrong(error)
             raise UserError(f"sampling.{'.'.join(map(str, wrong['loc']))}: {message}") from None
+        try:
+            self.experiment.check_sampler("sampling", asked)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         for first in progress(range(0, n, asked.batch), desc="draw", unit="batch", delay=2):
             yield self.draw(list(range(first, min(first + asked.batch, n))), seed, label, asked)
 

@@ -131,10 +131,10 @@ class Experiment(Strict):
             raise ValueError(f"dense.search: {unknown(self.dense.search, self.searches)}")
         if self.searches[self.dense.search].span != (0, self.diffusion.timesteps):
             raise ValueError(f"dense.search: {self.dense.search!r} doesn't span all timesteps")
-        self._check_sampler("sampling", self.sampling)
+        self.check_sampler("sampling", self.sampling)
         for name, run in self.runs.items():
             self._check_run(name, run)
-            self._check_sampler(f"runs.{name}.sampling", self.sampling_of(name))
+            self.check_sampler(f"runs.{name}.sampling", self.sampling_of(name))
             if run.sampling and run.method != "control":
                 raise ValueError(f"runs.{name}.sampling: sampled in a way of its own, its method is control")
             if run.paper is not None and run.paper not in (cells := paper.cells(self.published.dataset)):
@@ -179,7 +179,12 @@ class Experiment(Strict):
                 "spans are half-open, low end first"
             )
 
-    def _check_sampler(self, where: str, sampler: Sampler) -> None:
+    def check_sampler(self, where: str, sampler: Sampler) -> None:
+        """Refuse what the networks, the codec or the schedule can't be sampled with.
+
+        Raises:
+            ValueError: names the key to change, which begins with `where`.
+        """
         if sampler.sampler == "ddim" and sampler.steps > self.diffusion.timesteps:
             raise ValueError(
                 f"{where}.steps: {sampler.steps} exceed the {self.diffusion.timesteps} timesteps"

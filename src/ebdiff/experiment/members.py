@@ -314,7 +314,7 @@ class ImagesConfig(DatasetConfig):
     labels: Literal["folders"] | None = Field(
         None,
         exclude_if=lambda value: value is None,  # no part of what data without it depend on
-        description="folders: an image's class is the folder that it lies in, in the order of their names; "
+        description="folders: an image's class is the last folder of its path, in the order of their names; "
         "null: a parquet column `label`, where there is one.",
     )
     held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
@@ -416,6 +416,11 @@ class CodecConfig(Strict):
     ENCODED: ClassVar[bool] = False
     TRAINED: ClassVar[bool] = False
 
+    @property
+    def folder(self) -> str | None:
+        """Where its weights lie, if they come from outside."""
+        return None
+
     kind: str
 
     def items(self, items: Items) -> Items:
@@ -492,7 +497,7 @@ class PretrainedConfig(FirstStageConfig):
     )
     path: str | None = Field(
         None,
-        exclude=True,  # where a local copy lies changes no result
+        exclude=True,  # where it lies changes no result; what lies there is an input
         description="Local folder with config.json and *.safetensors as diffusers saves them; ${VARIABLES} "
         "are filled in, with ${VARIABLE:-default} also where they are unset.",
     )
@@ -504,6 +509,10 @@ class PretrainedConfig(FirstStageConfig):
     scale: float = Field(
         1.0, gt=0, description="Latents are multiplied by this (0.18215 with Stable Diffusion's)."
     )
+
+    @property
+    def folder(self) -> str | None:
+        return self.path
 
     @model_validator(mode="after")
     def _place_given(self) -> PretrainedConfig:

@@ -114,6 +114,12 @@ def checkpoint(e: Experiment) -> Path:
     return found
 
 
+def codec_weights(e: Experiment) -> list[Path]:
+    """The files of a first stage in a local folder; none where the codec has none, or takes the hub's."""
+    folder = given(e.codec.folder, "codec.path") if e.codec.folder else None
+    return sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]) if folder else []
+
+
 def given(path: str, key: str) -> Path | None:
     """A path of the experiment, `~`, `${VARIABLE}` and `${VARIABLE:-default}` filled in; None if empty.
 

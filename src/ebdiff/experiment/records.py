@@ -7,6 +7,7 @@ for it: that it is whole, lies where it was put, and was made from what is there
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, maker, makers
 from ebdiff.experiment.stages import digest
 from ebdiff.system.errors import Missing, Unusable, damaged, explained
-from ebdiff.system.files import linked, read_json, sha256, write_json
+from ebdiff.system.files import holding, linked, read_json, sha256, write_json
 
 
 class Records:
@@ -226,10 +227,14 @@ def adopted(job: Job) -> Path | None:
         except (Missing, Unusable, OSError, KeyError):
             continue
         beside = [(other.path(t), job.path(t)) for t in job.stage.beside if other.path(t).exists()]
-        for source, path in (*beside, *files):
-            linked(source, path)
-        told = {"stage": job.stage.verb, "where": dict(job.where), "settings": settings, "read": read}
-        _write(job, {**told, "made": {str(path): _entry(path) for _, path in files}})
+        with holding(state := layout.state_of(job.makes[0])):
+            for path in (state, *(b for a, b in pairs if a.is_dir())):  # of another making
+                shutil.rmtree(path, ignore_errors=True)
+            for source, path in (*beside, *files):
+                linked(source, path)
+            told = {"stage": job.stage.verb, "where": dict(job.where), "settings": settings, "read": read}
+            made = {str(path): _entry(path) for _, path in files}
+            _write(job, {**told, "made": made, "adopted": str(place)})
         return place
     return None
 

@@ -117,8 +117,9 @@ def _items(e: Experiment, **_: str) -> list[Path]:
 
 
 def _first_stage(e: Experiment, **_: str) -> list[Path]:
-    """The codec's network, where it is trained on the data; weights from outside are checked by hash."""
-    return [layout.path(layout.FIRST_STAGE, experiment=e.name)] if e.codec.TRAINED else []
+    """The codec's network: trained on the data, or files from outside; the hub's are checked by hash."""
+    own = [layout.path(layout.FIRST_STAGE, experiment=e.name)] if e.codec.TRAINED else []
+    return own + places.codec_weights(e)
 
 
 def _latents(e: Experiment, **_: str) -> list[Path]:

@@ -229,6 +229,8 @@ def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> l
     Raises:
         UserError: too few images, one that can't be read or has another size, or no reference statistics.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     found, records = archives.folder(folder), Records(experiment)
     if found.count < 4:
         raise UserError(f"{folder}: {found.count} images are too few, 4 at least")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
@@ -20,6 +21,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
     """What people read: a line for each kind of job, for each that runs, and for the whole."""
     records, found = Records(experiment), jobs(experiment)
     done = {job.name: _done(records, job) for job in found}
+    adopted = {job.name for job in found if done[job.name] and "adopted" in opened(_record(job))}
     running = [job for job in found if not done[job.name] and held(layout.state_of(job.makes[0]))]
     there, all_of = Counter(j.stage.verb for j in found if done[j.name]), Counter(j.stage.verb for j in found)
     for verb, count in all_of.items():
@@ -28,13 +30,17 @@ def lines(experiment: Experiment) -> Iterator[str]:
     for job in running:
         where = " ".join(value for key, value in job.where.items() if key != "experiment")
         yield f"running: {job.stage.verb} {where}{_so_far(job)}; log: {job.note('logs', 'log')}"
-    yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, done, len(running))
+    yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, done, adopted, len(running))
+
+
+def _record(job: Job) -> Path:
+    return job.note("records", "json")
 
 
 def _done(records: Records, job: Job) -> bool:
     """Whether its outputs are there, and recorded for the settings of now; their content isn't read."""
     try:
-        settings = opened(job.note("records", "json"))["settings"]
+        settings = opened(_record(job))["settings"]
     except (Missing, Unusable):
         return False
     return settings == records.settings(job) and all(path.exists() for path in job.makes)
@@ -57,15 +63,19 @@ def _so_far(job: Job) -> str:
     return told
 
 
-def _left(experiment: Experiment, done: dict[str, bool], running: int) -> str:
+def _left(experiment: Experiment, done: dict[str, bool], adopted: set[str], running: int) -> str:
     """When the whole will be done: the plan's jobs still to come, at the pace of those that are done."""
     results = Results(experiment, partial=True)
     plan = results.plan()
     if plan is None:
         return f"; `ebdiff plan {experiment.name}` tells how long all takes"
     planned = {job["benchmark"]: job["seconds"] for job in plan["jobs"]}
-    mine = {str(job.note("benchmarks", "tsv")): done[job.name] for job in jobs(experiment)}
-    took = [(planned[b], s) for b in planned if mine.get(b) and (s := results.job_seconds(b))]
+    mine, slow = {}, set()
+    for job in jobs(experiment):
+        benchmark = str(job.note("benchmarks", "tsv"))
+        mine[benchmark] = done[job.name]
+        slow |= {benchmark} if done[job.name] and job.name not in adopted else set()
+    took = [(planned[b], s) for b in planned if b in slow and (s := results.job_seconds(b))]
     pace = sum(s for _, s in took) / sum(p for p, _ in took) if took else 1.0
     left = pace * sum(seconds for b, seconds in planned.items() if not mine.get(b))
     at_once = max(1, running or plan["devices"])

@@ -56,10 +56,15 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+LINKED = 10**9  # bytes, up to which Snakemake looks at a file's content instead of its date
+
+
 def linked(source: Path, path: Path) -> None:
-    """Another name for a file; a copy where the file system has no links."""
+    """Another name for a file; a copy of a large one, whose date would change, or where links aren't."""
     with replacing(path) as temporary:
         try:
+            if source.stat().st_size >= LINKED:
+                raise OSError
             os.link(source, temporary)
         except OSError:
             shutil.copy2(source, temporary)

@@ -83,7 +83,11 @@ class Draws:
             t, weight = self.law.draw(generator(self.seed, f"{self.stream}/timestep", step), self.size)
             noise = generator(self.seed, f"{self.stream}/noise", step)
             eps = noise.standard_normal((self.size, *dataset.items.shape), np.float32)
-            untold = generator(self.seed, f"{self.stream}/label", step).random(self.size) < self.label_dropout
+            untold = np.zeros(self.size, bool)
+            if self.label_dropout:
+                untold = (
+                    generator(self.seed, f"{self.stream}/label", step).random(self.size) < self.label_dropout
+                )
             items = dataset.draw(self.size, self.seed, self.stream, step, share)
             return [t[share], weight[share], eps[share], untold[share], *items]
 

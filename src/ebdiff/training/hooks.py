@@ -18,9 +18,11 @@ class Hook:
 
     Attributes:
         every: steps between two calls of `interval`; None: it is never called.
+        aside: whether the time of `interval` is no part of the training's.
     """
 
     every: int | None = None
+    aside: bool = False
 
     def begin(self, state: State) -> None:
         """Before the first step of every job; `state.extra` holds what `carry` gave, or nothing yet."""

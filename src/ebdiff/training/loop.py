@@ -162,8 +162,13 @@ def train(
                 line = {"step": state.step, "loss": value, "seconds": round(state.seconds, 3)}
                 stats.write(json.dumps(line) + "\n")
                 stats.flush()
-            over = [hook.interval(state) for hook in hooks if hook.every and state.step % hook.every == 0]
-            if any(over):
+            over = False
+            for hook in hooks:
+                if hook.every and state.step % hook.every == 0:
+                    paused = time.perf_counter()
+                    over |= hook.interval(state)
+                    began += time.perf_counter() - paused if hook.aside else 0
+            if over:
                 break
             # Several processes must stop at the same step.
             if state.step % agree == 0 and parallel.any_of(signalled() is not None, device):

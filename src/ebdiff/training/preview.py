@@ -33,6 +33,8 @@ class Preview(Hook):
         folder: gets `{step}.png`.
     """
 
+    aside = True
+
     def __init__(self, experiment: Experiment, job: Job, network: str, folder: Path):
         self.experiment, self.job, self.network, self.folder = experiment, job, network, folder
         self.every = experiment.training.sample_every
@@ -41,6 +43,7 @@ class Preview(Hook):
     def interval(self, state: State) -> bool:
         if parallel.first():
             write_grid(self._images(state), self.folder / f"{state.step:08}.png")
+            self.job.runtime.set_arithmetic()  # sampling may have set another
         return False
 
     def _images(self, state: State) -> np.ndarray:
