@@ -458,6 +458,16 @@ def test_the_notebook_reads_the_results(finished, monkeypatch):
     assert any("image/png" in out.get("data", {}) for out in shown)  # the heat map
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sparse", "latent"])
+def test_the_notebooks_run_on_what_is_committed(name):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, timeout=120).execute()
+    shown = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert any("image/png" in data for data in shown) and any("text/html" in data for data in shown)
+
+
 def test_a_search_of_gradient_tickets_alone_still_shows_its_controls(tmp_path):
     """Magnitude masks are taken while training whatever is asked: Figure 2b needs them."""
     folder = copied(tmp_path)
