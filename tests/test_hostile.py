@@ -461,6 +461,9 @@ def test_every_character_is_escaped_for_latex():
 # --- the shell --------------------------------------------------------------------------------------------
 
 
+TOLD = ("--dry-run", "--printshellcmds", "--workflow-profile", "none")  # in Snakemake's own words
+
+
 def bash(folder, command):
     """Run a rule's shell line with a stand-in for `ebdiff` that writes down its words."""
     stand_in = folder / "bin/ebdiff"
@@ -488,7 +491,7 @@ def test_no_value_of_an_experiment_reaches_a_shell(tmp_path):
     ):
         edit(folder, "smoke", path, value)
     before = files_of(folder)
-    done = snakemake(folder, "--dry-run", "--printshellcmds", "smoke")
+    done = snakemake(folder, "smoke", *TOLD)
     assert done.returncode == 0, done.stdout + done.stderr
     commands = re.findall(r"^Shell command: (ebdiff .*)$", done.stdout + done.stderr, re.MULTILINE)
     assert len(commands) > 15
@@ -521,9 +524,7 @@ def test_a_hostile_folder_of_images_is_prepared_by_the_workflow(tmp_path):
 def test_so_far_quotes_its_experiments(tmp_path):
     """What gets past the check of names, because it is one, is one word in the loop."""
     folder = copied(tmp_path)
-    done = snakemake(
-        folder, "--dry-run", "--printshellcmds", "so-far", "--config", "experiments=smoke,digits"
-    )
+    done = snakemake(folder, "so-far", *TOLD, "--config", "experiments=smoke,digits")
     assert done.returncode == 0, done.stdout + done.stderr
     command = re.search(r"^Shell command: (bash -ec .*)$", done.stdout + done.stderr, re.MULTILINE)[1]
     (folder / "results/logs").mkdir(parents=True)
