@@ -11,6 +11,7 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/data.smk"
+include: "rules/latents.smk"
 include: "rules/dense.smk"
 include: "rules/tickets.smk"
 include: "rules/experts.smk"
@@ -22,7 +23,7 @@ started = time.time()
 
 
 onsuccess:
-    for page in sorted(Path("results").glob("*/report.html")):
+    for page in sorted(Path("results").glob("*/**/report.html")):
         if page.stat().st_mtime >= started:
             print(f"Open {page}")
 

@@ -60,6 +60,29 @@ rule write_report:
         "ebdiff report {wildcards.experiment:q} > {log:q} 2>&1"
 
 
+if RUNS:
+
+    rule report_of_runs:
+        input:
+            lambda w: metrics_of(w.experiment, RUNS),
+        output:
+            layout.SO_FAR_REPORT,
+        log:
+            "results/{experiment}/logs/report-of-runs.log",
+        benchmark:
+            "results/{experiment}/benchmarks/report-of-runs.tsv"
+        localrule: True
+        conda:
+            CONDA
+        threads: 1
+        resources:
+            mem_mb=800,
+            runtime=10,
+            gpu=0,
+        shell:
+            "ebdiff report {wildcards.experiment:q} --so-far > {log:q} 2>&1"
+
+
 rule:
     name:
         "so-far"

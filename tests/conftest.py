@@ -47,9 +47,9 @@ TINY = {
 }  # fmt: skip
 
 
-def unet(side=32, channels=3, **config):
+def unet(side=32, channels=3, classes=0, **config):
     """The architecture of a U-Net for images of a size."""
-    return Architecture(UNetConfig(**config), Items((channels, side, side)))
+    return Architecture(UNetConfig(**config), Items((channels, side, side), classes))
 
 
 def changed(raw, changes):

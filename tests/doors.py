@@ -90,11 +90,6 @@ class ToyStrokes(Dataset):
         x, lengths, labels = moved(arrays, device)
         return Batch(x, Cond(labels, torch.arange(LENGTH, device=device) < lengths[:, None]))
 
-    def conditions(self, seed, indices):
-        drawn = [int(generator(seed, "strokes/lengths", i).integers(len(self))) for i in indices]
-        inside = np.arange(LENGTH) < self.lengths[drawn][:, None]
-        return Cond(torch.tensor([i % CLASSES for i in indices]), torch.from_numpy(inside))
-
 
 # --- a denoiser with a recurrent layer, a buffer, an embedding and groups of its own -----------------------
 

@@ -178,7 +178,7 @@ def writing(folder):
 
 def saved(folder):
     """Due right after a resumable state was saved."""
-    return change(folder, re.compile(r"/state/[^/]+/(\d+\.json|\d+\.npz)$"))
+    return change(folder, re.compile(r"/state/[^/]+/(\d+\.json|\d+\.npz|last\.npz)$"))
 
 
 def wait_until(process, *moments):

@@ -69,6 +69,7 @@ def test_measured_times_are_not_taken_over(project, capsys):
     assert run("measure-cost", "twin") == 0 and "taken over" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_raising_iterations_trains_the_difference_with_the_same_bits(workspace, vary):
     """Of a milestone that the file lists no more; one of other settings doesn't serve."""
     short, longer = vary(eb_at(12)), vary(eb_at(40))

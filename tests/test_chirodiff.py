@@ -12,7 +12,7 @@ from test_doors import EXPERT, TOY, bits, doors
 from torch import nn
 
 from ebdiff.data.dataset import Batch, Cond, Dataset, moved
-from ebdiff.diffusion import sample
+from ebdiff.diffusion import ensemble
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import Router
 from ebdiff.diffusion.timesteps import Antithetic
@@ -26,6 +26,7 @@ from ebdiff.pruning.graph import mask_length, split, trace
 from ebdiff.pruning.importance import accumulate_gradients, first_order, magnitude
 from ebdiff.pruning.select import select
 from ebdiff.pruning.surgery import cut
+from ebdiff.system.draws import item_noise
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 
@@ -377,10 +378,10 @@ def test_ddpm_adds_noise_of_the_asked_strength(vary):
 
     def drawn(strength=None):
         more = {} if strength is None else {"sampling.strength": strength}
-        return sample.generate(vary(changes | more), silent, [0, 1], 0, CPU)
+        return ensemble.generate(vary(changes | more), silent, [0, 1], 0, CPU)
 
     def noise(t):
-        return torch.from_numpy(sample.item_noise(0, [0, 1], t, (1, 8, 8)))
+        return torch.from_numpy(item_noise(0, [0, 1], t, (1, 8, 8)))
 
     betas = [1e-4, 0.15005, 0.3]
     for strength in (1.0, 0.75, 0.0):

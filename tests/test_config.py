@@ -116,6 +116,24 @@ def test_a_wrong_value_is_one_line_that_names_the_key(path, value):
     assert named.rpartition(".")[2] in message
 
 
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"training.label_dropout": 0.1}, "training.label_dropout: the network is told no classes"),
+    ({"sampling.guidance": 3}, "sampling.guidance: the network is told no classes; set dataset.classes"),
+    ({"sampling.guidance": 3, "dataset.classes": 10}, "set training.label_dropout"),
+])  # fmt: skip
+def test_guidance_needs_classes_and_labels_dropped(changes, words):
+    assert words in refusal(changed(TINY, changes))
+
+
+def test_what_tells_of_classes_stands_in_no_dump_of_networks_without(vary):
+    usual = {"dataset.classes": None, "training.label_dropout": 0, "sampling.guidance": None}
+    assert vary(usual).model_dump_json() == vary({}).model_dump_json()
+    assert not any(key.rpartition(".")[2] in vary(usual).model_dump_json() for key in usual)
+    told = vary({"dataset.classes": 10, "training.label_dropout": 0.1, "sampling.guidance": 3})
+    assert told.architecture.items.classes == 10
+    assert told.prepared == vary({}).prepared
+
+
 def serving(*experts):
     return changed(TINY, {"runs.ta-eb.experts": [{"rate": 0.3, **e} for e in experts]})
 

@@ -120,6 +120,19 @@ def test_a_zip_of_a_folder_is_the_folder(prepare, tmp_path):
     np.testing.assert_array_equal(prepare(path=whole)[0], [PICTURES[i] for i in ORDER])
 
 
+def test_the_folder_of_an_image_may_be_its_class(prepare, tmp_path):
+    """In the order of the folders' names, packed or not; a column of labels goes before."""
+    words = ["zebra", "ant", "n02/cat"]
+    folder = fill(tmp_path / "in", names=[f"{words[i % 3]}/{i}.png" for i in range(9)])
+    _, labels, manifest = prepare(path=folder, labels="folders")
+    assert (labels.tolist(), manifest["classes"]) == ([0, 0, 0, 1, 1, 1, 2, 2, 2], 3)
+    members = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
+    assert prepare(path=zip_of(tmp_path / "in.zip", members), labels="folders")[1].tolist() == labels.tolist()
+    assert not len(prepare(path=folder)[1])
+    table = parquet_of(tmp_path / "in.parquet", PICTURES, [i % 4 for i in range(9)])
+    assert prepare(path=table, labels="folders")[1].tolist() == [i % 4 for i in range(9)]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_file_does_not_depend_on_threads_or_timing(prepare, tmp_path, threads, monkeypatch):
     folder = fill(tmp_path / "in")

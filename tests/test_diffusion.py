@@ -3,16 +3,17 @@ import pytest
 import torch
 from conftest import vouch
 
-from ebdiff.data.dataset import to_uint8
-from ebdiff.diffusion import sample
+from ebdiff.data.dataset import Cond, to_uint8
+from ebdiff.diffusion import ensemble, sample
 from ebdiff.diffusion.process import Process
-from ebdiff.diffusion.sampling import Router, ddim, ddpm
+from ebdiff.diffusion.sampling import Router, ddim, ddpm, guided
 from ebdiff.diffusion.schedule import alphas_bar, visited
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
 from ebdiff.experiment.schema import Diffusion, Sampling
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
+from ebdiff.system.batches import Batches
 from ebdiff.system.files import read_json
 from ebdiff.training.state import State
 
@@ -235,6 +236,28 @@ def test_every_timestep_goes_to_the_expert_that_serves_it():
         assert torch.equal(router(torch.zeros(2), t), right + torch.full((2,), t) / 1e4)
 
 
+def test_guidance_is_both_passes_written_out():
+    """eps_null + w (eps_class - eps_null), of a made up network of three classes; 3 says that it is none."""
+    calls = []
+
+    def eps(x, t, cond):
+        calls.append(len(x))
+        return x * (cond.label[:, None] + 1) + t / 1e3
+
+    x, t, label = normal((4, 5)), 7, torch.tensor([0, 2, 1, 0])
+
+    def null(cond):
+        return cond._replace(label=torch.full_like(cond.label, 3))
+
+    told, untold = eps(x, t, Cond(label)), eps(x, t, Cond(torch.full((4,), 3)))
+    calls.clear()
+    for w in (0.0, 1.0, 3.0):
+        found = guided(eps, null, w)(x, t, Cond(label))
+        torch.testing.assert_close(found, untold + w * (told - untold))
+    torch.testing.assert_close(guided(eps, null, 1.0)(x, t, Cond(label)), told)
+    assert calls == [8] * 4  # one call for both
+
+
 # --- whole images --------------------------------------------------------------------------------------
 
 
@@ -259,7 +282,7 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     router = Router(serves, router_of(e).experts)
 
     def images(indices, seed=0):
-        return to_uint8(sample.generate(e, router, list(indices), seed, CPU)).astype(int)
+        return to_uint8(ensemble.generate(e, router, list(indices), seed, CPU)).astype(int)
 
     whole = images(range(64))
     sevens = np.concatenate([images(range(i, min(i + 7, 64))) for i in range(0, 64, 7)])
@@ -318,7 +341,7 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
     whole = np.load(folder / "samples.npy")
     (folder / "samples.npy").unlink()
 
-    generate, indices_drawn = sample.generate, []
+    generate, indices_drawn = ensemble.generate, []
 
     def counting(experiment, router, indices, *rest):
         if len(indices_drawn) == 2:
@@ -326,15 +349,15 @@ def test_interrupted_sampling_goes_on_where_it_was(experts, tiny, monkeypatch, c
         indices_drawn.append(indices)
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(sample, "generate", counting)
+    monkeypatch.setattr(ensemble, "generate", counting)
     with pytest.raises(KeyboardInterrupt):
         drawn(tiny)
     assert not (folder / "samples.npy").exists()
     indices_drawn.clear()
-    monkeypatch.setattr(sample, "generate", counting)
+    monkeypatch.setattr(ensemble, "generate", counting)
     drawn(tiny)
     assert indices_drawn == [[20, 21, 22]]
-    assert "going on, 2 batches are drawn" in capsys.readouterr().out
+    assert "going on, 2 batches are there" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(folder / "samples.npy"), whole)
 
 
@@ -343,7 +366,7 @@ def test_another_batch_in_its_place_is_drawn_again(experts, tiny, monkeypatch, c
     drawn(tiny)
     whole = np.load(folder / "samples.npy")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample.Batches, "join", interrupted)
+        patch.setattr(Batches, "join", interrupted)
         drawn(tiny)
     (folder / "state/samples/1.npz").write_bytes((folder / "state/samples/0.npz").read_bytes())
     drawn(tiny)
@@ -356,7 +379,7 @@ def interrupted(*_):
 
 
 def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypatch):
-    generate, calls = sample.generate, []
+    generate, calls = ensemble.generate, []
 
     def stopping(experiment, router, indices, *rest):
         calls.append(indices[0])
@@ -364,7 +387,7 @@ def test_samples_of_other_settings_are_not_gone_on_with(experts, vary, monkeypat
             raise KeyboardInterrupt
         return generate(experiment, router, indices, *rest)
 
-    monkeypatch.setattr(sample, "generate", stopping)
+    monkeypatch.setattr(ensemble, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         drawn(vary({}))
     drawn(vary({"sampling.steps": 9}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, changed
 from kills import read_npz, read_safetensors
 
 DOORS = Path(__file__).with_name("doors.py")
@@ -41,13 +41,14 @@ TOY = {
     },
     "tables": {"table4": ["unpruned", "eb-50"]},
 }  # fmt: skip
+GUIDED = {"training.label_dropout": 0.2, "sampling.guidance": 2.0}
 EXPERT = "full-magnitude-ema-0.5-t0-100"
 
 
 def project(folder):
     path = folder / "config/experiments/toy.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(TOY))
+    path.write_text(yaml.safe_dump(changed(TOY, GUIDED)))
     return folder
 
 
@@ -97,6 +98,7 @@ def test_sequences_under_a_recurrent_network_go_from_data_to_report(undisturbed)
     assert (undisturbed / "results/toy/report.html").stat().st_size > 10_000
     metrics = json.loads((results / "runs/unpruned/metrics.json").read_text())
     assert metrics["fd"] > 0 and len(metrics["class_shares"]) == 3
+    assert 0 <= metrics["agreement"] <= 1
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff.data.dataset import Images, batch_indices
+from ebdiff.data.dataset import Images, batch_indices, conditions
+from ebdiff.experiment.members import Items
 from ebdiff.system.draws import generator, item_noise
+from ebdiff.system.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -116,6 +118,28 @@ def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
     assert (left ^ right).all()
     assert 0.4 < right.mean() < 0.6  # 400 coins: standard deviation 0.025
     np.testing.assert_array_equal(numbered, original)
+
+
+def test_labels_go_with_their_images_and_classes_take_turns_in_samples(numbered):
+    images = Images(numbered, flip=True, classes=7, labels=np.arange(40) % 7)
+    batch = images.batch(images.draw(8, 0, "s", 0), CPU)
+    numbers = ((batch.x0[:, 0, 0, 1] + 1) * 127.5).round().long()  # neither edge of a mirrored image
+    assert torch.equal(batch.cond.label, numbers % 7)
+    assert images.items == Items((1, 4, 4), classes=7)
+    assert np.bincount(conditions(images.items, None, 0, range(700)).label).tolist() == [100] * 7
+    assert conditions(images.items, None, 3, [9, 2]).label.tolist() == [2, 2]  # a function of the number
+
+
+def test_labels_that_training_cannot_be_told_are_refused_in_one_line(workspace, vary):
+    told = Images.of(vary({"dataset.classes": 10, "dataset.subset": 100}))
+    truth = np.load(workspace / "resources/data/digits/labels.npy")
+    np.testing.assert_array_equal(told.labels, truth[:100])
+    assert Images.of(vary({})).labels is None
+    with pytest.raises(UserError, match=r"dataset.classes is 9, but digits holds the label 9, .* 0 to 8$"):
+        Images.of(vary({"dataset.classes": 9}))
+    np.save(workspace / "resources/data/digits/labels.npy", truth[:0])
+    with pytest.raises(UserError, match=r"dataset.classes is 10, but digits has no labels; set it to null"):
+        Images.of(vary({"dataset.classes": 10}))
 
 
 def test_a_subset_is_respected(workspace, vary):

@@ -15,7 +15,7 @@ from test_training import job, same, start
 from ebdiff import cli
 from ebdiff.cost import tune
 from ebdiff.data.dataset import Cond, open_pixels, to_uint8
-from ebdiff.diffusion import sample
+from ebdiff.diffusion import ensemble, sample
 from ebdiff.diffusion.sampling import Router
 from ebdiff.experiment import layout, load
 from ebdiff.experiment.jobs import Job
@@ -183,7 +183,7 @@ def test_metrics_of_bf16_and_fp32_samples_agree_better_than_two_seeds(workspace,
     def distances(how):
         network = store.build(e.architecture, state.view("ema"))
         router = Router([(0, 1000)], [Runtime(CPU, how).denoiser(network)])
-        drawn = (sample.generate(e, router, list(range(200)), seed, CPU) for seed in range(5))
+        drawn = (ensemble.generate(e, router, list(range(200)), seed, CPU) for seed in range(5))
         return np.array([distance(to_uint8(images)) for images in drawn])
 
     exact, coarse = distances(Execution()), distances(GPU)
@@ -526,8 +526,8 @@ def test_the_whole_pipeline_follows_the_tuning(workspace, monkeypatch):
 
     monkeypatch.setattr(Runtime, "of", spying)
     e = load.load("tiny")
-    monkeypatch.setattr(sample.store, "load", lambda path, prefix="": (None, e.architecture, {}))
-    monkeypatch.setattr(sample.store, "build", lambda c, t: store.fresh(c, 0, "x"))
+    monkeypatch.setattr(store, "load", lambda path, prefix="": (None, e.architecture, {"step": 20}))
+    monkeypatch.setattr(store, "build", lambda c, t: store.fresh(c, 0, "x"))
     for expert in e.runs["ta-eb"].experts:
         where = dict(seed=0, expert=expert.key, milestone=expert.iterations)
         path = layout.path(layout.MILESTONE, experiment="tiny", **where)

@@ -41,7 +41,7 @@ def drawn(tmp_path_factory):
         reported.vouched(patch)
         patch.setattr(style, "save", keep)
         many = load.load("digits_sparse", ROOT / "config/experiments")
-        for e, asked in ((make(more=True, sparse=True), None), (many, ("figure5", "steps"))):
+        for e, asked in ((make(more=True, sparse=True), None), (many, ("figure5", "sampling"))):
             fabricate(e)
             figures.write(Results(e), asked or figures_of(e), Path(e.name))
     return found
@@ -49,7 +49,7 @@ def drawn(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # a hostile title's
 def test_figures_fit_their_column_and_their_text_is_legible_and_whole(drawn):
-    assert {name for _, name in drawn} == {*FIGURES, "sparsity", "overlap", "steps"}
+    assert {name for _, name in drawn} == {*FIGURES, "sparsity", "overlap", "sampling"}
     for key, figure in drawn.items():
         width, height = figure.get_size_inches()
         assert width <= TEXT_BLOCK and height <= 9, key

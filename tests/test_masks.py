@@ -14,9 +14,10 @@ import torch_pruning as tp
 from conftest import ROOT, unet
 from torch import nn
 
-from ebdiff.data.dataset import UNCONDITIONAL, Batch
+from ebdiff.data.dataset import UNCONDITIONAL, Batch, Cond
 from ebdiff.diffusion.process import Process
 from ebdiff.experiment import load
+from ebdiff.experiment.members import Architecture
 from ebdiff.experiment.schema import Diffusion, Pruning
 from ebdiff.nets import store
 from ebdiff.nets.unet import UNet, timestep_embedding
@@ -271,6 +272,26 @@ def test_masks_and_surgery_are_those_of_the_literal_walk(small, gradients, crite
     expected, pruned = literal(small, rate, literal_score, SMALL.config.norm_groups, official)
     np.testing.assert_array_equal(mask, expected)
     same_outputs(SMALL, small, mask, pruned)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_classes_are_pruned_with_the_time_embedding(rate):
+    """Told one class, a network computes what one without classes does, and so do both pruned alike."""
+    told = Architecture(SMALL.config, SMALL.items._replace(classes=1))
+    network, label = trained_like(told, 0), Cond(torch.zeros(2, dtype=torch.long))
+    groups, plain = trace(told), trace(SMALL)
+    assert [(g.name, g.width, g.norm_groups) for g in groups] == [
+        (g.name, g.width, g.norm_groups) for g in plain
+    ]
+    mask = select(groups, magnitude(dict(network.named_parameters())), rate)
+    tensors = {n: p.detach() for n, p in network.named_parameters()}
+    folded = {n: p.clone() for n, p in tensors.items() if n != "temb.label.weight"}
+    folded["temb.dense.1.bias"] += tensors["temb.label.weight"][:, 0]
+    ours = store.build(told, cut(told, tensors, mask)).eval()
+    theirs = store.build(SMALL, cut(SMALL, folded, mask)).eval()
+    x, t = noisy_images(SMALL), torch.tensor([0, 990])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, t, label), theirs(x, t), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -322,6 +322,19 @@ def test_floor_and_samples_are_compared_with_equally_many_images(split, monkeypa
     assert found["fd"] == pytest.approx(plain_fd(network.extract(samples), network.extract(images)), rel=1e-3)
 
 
+def test_agreement_is_the_share_of_samples_seen_as_the_class_that_was_asked(workspace, vary, monkeypatch):
+    monkeypatch.setattr(classifier, "EPOCHS", 15)
+    told = vary({"dataset.classes": 10})
+    images, labels = (np.load(f"resources/data/digits/{name}.npy") for name in ("images", "labels"))
+    put_classifier(told, images[:800], labels[:800])
+    evaluate.reference_stats(told, "classifier")
+    real = images[[np.flatnonzero(labels == i % 10)[i // 10] for i in range(200)]]  # 0 to 9 by turns
+    for wrong in (0, 50):
+        put_samples(told, "eb-50", np.concatenate([real[wrong:], np.roll(real[:wrong], 1, axis=0)]))
+        found = evaluate.evaluate(told, "eb-50", 0)
+        assert found["agreement"] == pytest.approx((200 - wrong) / 200, abs=0.05)
+
+
 def test_without_held_out_images_the_floor_is_between_two_halves(workspace, vary, monkeypatch):
     monkeypatch.setattr(classifier, "EPOCHS", 6)
     tiny = vary({"dataset.held_out": 0})

@@ -112,6 +112,18 @@ def test_trainings_go_on_from_what_is_there(vary):
     assert steps({"runs.like": like}, "fresh-0.5-t0-1000", "like-eb-50") == 190
 
 
+def test_latents_are_counted_beside_images(vary):
+    codec = {"kind": "autoencoder", "channels": 4, "factor": 4}
+    e = vary({"codec": codec, "dataset.flip": False, "sampling.clamp": False, "sampling.spacing": "uniform"})
+    found = {name: (task.seconds - 3, task.size) for name, task in tasks(e).items()}
+    assert found["encode-latents"] == (pytest.approx(1797 * 64 * 2e-5), 1797 * 2 * 16)  # float16, 4x2x2
+    steps = 50 * 29  # 29 batches of 64 hold 1797 images
+    assert found["train-first-stage"] == (pytest.approx(steps * 64 * 64 * 6e-6), 0)
+    sampled = 23 * (10 * 0.04 + 64 * 2e-5)
+    assert found["sample.unpruned"] == (pytest.approx(sampled), 23 * (64 + 4 * 16))
+    assert found["prepare-data"][1] == 1797 * (64 + 8)
+
+
 def test_seconds_and_bytes_of_every_job_by_hand(vary):
     e = vary({"sampling.spacing": "uniform"})  # visits 0, 100, ..., 900
     state, masks = 4 * 4, "full.magnitude"  # weights, average, two moments of four bytes
@@ -134,6 +146,8 @@ def test_seconds_and_bytes_of_every_job_by_hand(vary):
         "fid.unpruned": (3, 0), "fid.eb-50": (3, 0), "fid.ta-eb": (3, 0),
     }  # fmt: skip
     found = tasks(e)
+    two = {"dataset.classes": 10, "training.label_dropout": 0.1, "sampling.guidance": 3}  # passes a step
+    assert tasks(vary({"sampling.spacing": "uniform", **two}))["sample.eb-50"].seconds == 3 + 23 * 20 * 0.016
     assert found.keys() == hand.keys()
     for name, (seconds, size) in hand.items():
         assert (found[name].seconds, found[name].size) == (pytest.approx(seconds), size), name

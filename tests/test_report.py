@@ -171,6 +171,22 @@ def test_every_other_table():
     assert float(ta_dense["speedup_device_time"]) == pytest.approx((800 / 1461 + 800 / 1519) / 2)
 
 
+def test_agreement_has_a_column_where_samples_are_asked_to_be_of_a_class():
+    raw = deepcopy(reported.RAW)
+    raw["dataset"]["classes"], raw["training"]["label_dropout"], raw["sampling"]["guidance"] = 10, 0.1, 3.0
+    e = load.parse(raw, "test.yaml")
+    fabricate(e)
+    for i, run in enumerate(e.runs):
+        path = layout.path(layout.METRICS, experiment="digits", seed=0, run=run)
+        write_json(path, read_json(path) | {"agreement": 0.9 - i / 100})
+    csv, markdown, _ = write(e, "table4")
+    assert [float(row["agreement"]) for row in rows_of(csv)] == [0.9, 0.89, 0.88, 0.87, 0.86, 0.85]
+    assert "asked of them, by guidance of 3, for which a step takes two passes." in markdown.read_text()
+    plain = make()
+    fabricate(plain)
+    assert not any("greement" in path.read_text() for path in write(plain, "table4"))
+
+
 def test_one_seed_has_no_spread_and_several_have():
     one, two = make(), make(seeds=(0, 2), name="two")
     fabricate(one)

@@ -1,5 +1,7 @@
 """What the report shows of sparse training, from made-up results; expected numbers are computed by hand."""
 
+from typing import get_args
+
 import matplotlib
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from test_report import page_of
 from test_report_paper import shipped, tables_of
 
 from ebdiff.experiment import layout, load
+from ebdiff.experiment.schema import Table
 from ebdiff.experiment.stages import FIGURES, STAGES
 from ebdiff.experiment.stages import figures as figures_of
 from ebdiff.report import figures, reading
@@ -114,7 +117,7 @@ def test_only_experiments_with_sparse_training_have_its_figures(monkeypatch):
     undrawn(monkeypatch)
     plain, e = make(), some()
     assert figures_of(plain) == FIGURES and figures_of(e) == (*FIGURES, "sparsity", "overlap")
-    assert figures_of(load.load("digits_sparse", ROOT / "config/experiments"))[-1] == "steps"
+    assert figures_of(load.load("digits_sparse", ROOT / "config/experiments"))[-1] == "sampling"
     made = STAGES["tabulate"].outputs(e, experiment=e.name)
     assert layout.path(layout.FIGURE, experiment=e.name, figure="sparsity", ext="png") in made
     assert "Quality against the parameters" in page_of(e)[0]
@@ -164,12 +167,18 @@ def test_the_primary_claims_of_digits_sparse():
 
 def test_sparse_runs_of_enough_seeds_are_read_against_what_they_stand_beside():
     """By each seed's differences: 22 is exactly a tenth above 20, and grows slower with the seed."""
-    found = {c.text: c for c in reading.read(Results(digits_sparse({"rigl-50": 19, "magran-75": 40})))}
+    found = {
+        c.text: c
+        for c in reading.read(Results(digits_sparse({"rigl-50": 19, "magran-75": 40, "narrow-50": 15})))
+    }
     moving, share = "whose masks never move", "which exchanges more"
     told = {
         "RigL 50 % is of comparable quality to the unpruned network": "supported",
         "MagRan 75 %, p 0.5 is of comparable quality to the unpruned network": "not supported",
         f"RigL 50 % gives a lower cFD than Static 50 %, {moving}": "supported",
+        "Recycled 50 %, EB's seconds gives a lower cFD than Narrow 50 %, EB's seconds, whose channels stay": (
+            "not supported"
+        ),
     }
     assert {text: found[text].verdict for text in told} == told
     assert {found[text].kind for text in told} == {"exploratory"}
@@ -188,9 +197,7 @@ def test_fewer_sampling_steps_are_drawn_and_tabled():
     assert list(x) == [5, 10, 20, 49] and list(y) == [32, 27, 23, 22]
     assert list(half) == pytest.approx(4 * [2.776 * (2.5 / 5) ** 0.5], rel=1e-3)  # t of four degrees
     assert list(curves_of(right)["EB 50 %"][0]) == [7.5 * n for n in (5, 10, 20, 49)]  # M
-    table, *_, pdf, png = reported.write(e, "steps")  # a table's name, and a figure's
-    assert (table.name, pdf.name, png.name) == ("steps.csv", "steps.pdf", "steps.png")
-    rows = {row["run"]: row for row in rows_of(table)}
+    rows = {row["run"]: row for row in rows_of(tables_of(e, "steps")[0])}
     assert rows["Unpruned, 10 steps"]["evaluations"] == "10" and rows["Unpruned"]["evaluations"] == "49"
     assert float(rows["Unpruned, 10 steps"]["image_macs"]) == pytest.approx(30e6 * 10)
 
@@ -208,3 +215,16 @@ def test_only_runs_of_control_are_sampled_in_a_way_of_their_own():
         run = {"title": "Other", "method": "control", "init": "dense", "sampling": {"steps": 10}, **own}
         with pytest.raises(UserError, match=wrong):
             shipped("digits", runs={"other": run})
+
+
+def test_every_table_and_figure_has_a_name_of_its_own():
+    """What is asked for by name is one or the other."""
+    e = digits_sparse({})
+    assert not set(get_args(Table)) & set(figures_of(e))
+    drawn = reported.write(e, "steps", "sampling")
+    assert {path.name for path in drawn} == {
+        *(f"steps.{x}" for x in ("csv", "md", "tex")),
+        "sampling.pdf",
+        "sampling.png",
+        "protocol.json",
+    }

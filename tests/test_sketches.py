@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import xml.etree.ElementTree as ET
 import zipfile
 from itertools import pairwise
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, changed
+from conftest import ROOT, changed, vouch
 from PIL import Image, ImageDraw
 from test_doors import TOY, doors
 
@@ -21,13 +22,19 @@ from ebdiff import starter
 from ebdiff.codecs.codec import open_codec
 from ebdiff.codecs.raster import picture
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Cond, open_dataset, open_held_out, open_labels, open_pixels
+from ebdiff.data.dataset import Cond, conditions, open_dataset, open_held_out, open_labels, open_pixels
 from ebdiff.data.sources import prepare
+from ebdiff.diffusion import sample
+from ebdiff.diffusion.ensemble import Ensemble
 from ebdiff.diffusion.sample import svg_grid
 from ebdiff.experiment import layout, load
 from ebdiff.experiment.members import IdentityConfig
+from ebdiff.experiment.records import Work
 from ebdiff.metrics.classifier import Classifier
+from ebdiff.nets import store
+from ebdiff.nets.execution import Runtime
 from ebdiff.system.errors import Unusable, UserError
+from ebdiff.training.state import State
 
 CPU = torch.device("cpu")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -241,7 +248,11 @@ def test_resident_sequences_make_the_same_batches(drawn):
 
 def test_lengths_are_drawn_from_the_data(drawn):
     data = open_dataset(drawn)
-    masks = data.conditions(0, range(3000)).mask
+
+    def drawn_masks(seed, indices):
+        return conditions(data.items, data.lengths, seed, indices).mask
+
+    masks = drawn_masks(0, range(3000))
     assert masks.shape == (3000, 60) and not (masks[:, 1:] & ~masks[:, :-1]).any()
     lengths = masks.sum(dim=1).numpy()
     values, seen = np.unique(lengths, return_counts=True)
@@ -251,8 +262,27 @@ def test_lengths_are_drawn_from_the_data(drawn):
         2 * len(values)
     )  # chi squared
     # A function of (seed, number).
-    assert torch.equal(data.conditions(0, [7, 2]).mask, masks[[7, 2]])
-    assert not torch.equal(data.conditions(1, range(3000)).mask, masks)
+    assert torch.equal(drawn_masks(0, [7, 2]), masks[[7, 2]])
+    assert not torch.equal(drawn_masks(1, range(3000)), masks)
+
+
+def test_handed_over_lengths_go_along_and_drawings_are_drawn_as_svg_too(drawn, tmp_path):
+    """Of an expert that was never trained, as the file alone draws it."""
+    expert = drawn.runs["unpruned"].experts[0]
+    where = dict(seed=0, expert=expert.key, milestone=expert.iterations)
+    state = State.start(store.fresh(drawn.architecture, 0, "test"), Runtime(CPU))
+    state.save(layout.path(layout.MILESTONE, experiment="toy", **where), drawn.architecture, {})
+    vouch(drawn, "finetune-region", **where)
+    here = Ensemble.of(Work(drawn, "sample", run="unpruned", seed=0), CPU)
+    here.write(tmp_path / "drawings.safetensors", {})
+    there = Ensemble.read(tmp_path / "drawings.safetensors", CPU)
+    shutil.rmtree("resources")
+    assert torch.equal(here.conditions(3, range(9)).mask, there.conditions(3, range(9)).mask)
+    np.testing.assert_array_equal(here.sample(6, seed=3, steps=4), there.sample(6, seed=3, steps=4))
+    sample.draw(there, 5, 3, tmp_path / "out")
+    names = {str(p.relative_to(tmp_path / "out").with_suffix("")) for p in (tmp_path / "out").rglob("*.svg")}
+    assert names == {"grid", *(f"images/0000{i}" for i in range(5))}
+    assert len(ET.parse(tmp_path / "out/grid.svg").getroot().findall(f"{SVG}g")) == 5
 
 
 def test_another_raster_is_another_preparation(drawn):

@@ -123,6 +123,26 @@ def test_weights_are_the_same_in_every_span():
     assert np.array_equal(law(240, 460).weights, law().weights)
 
 
+def test_labels_are_dropped_by_seed_stream_and_step(monkeypatch):
+    """The dropped ones become the class after the last; processes share the draw of the whole batch."""
+    images = Images(np.zeros((9, 4, 4, 1), np.uint8), flip=False, classes=2, labels=np.arange(9) % 2)
+
+    def drawn(step, rows=slice(0, 400), share=0.25):
+        monkeypatch.setattr(parallel, "share", lambda size: rows)
+        draws = Draws(images, law(440, 1000), 400, 3, "expert/x", torch.device("cpu"), share)
+        (batch,) = draws.batches([step])
+        return batch.cond.label
+
+    whole, all_told = drawn(5), drawn(5, share=0)
+    assert set(all_told.tolist()) == {0, 1}
+    dropped = whole != all_told
+    assert (whole[dropped] == 2).all()
+    assert 0.17 < dropped.float().mean() < 0.33  # 400 of them: standard deviation 0.022
+    assert torch.equal(drawn(5), whole)
+    assert torch.equal(drawn(5, slice(100, 300)), whole[100:300])
+    assert not torch.equal(drawn(6) == 2, whole == 2)
+
+
 def test_processes_share_the_draw_of_the_whole_batch(monkeypatch):
     images = Images(np.zeros((9, 4, 4, 1), np.uint8), flip=False)
 

@@ -172,9 +172,25 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(project, name, size,
 
 
 def test_the_verb(project, verb):
-    done = verb("init", "mine", "--images", fill(project / "photos", width=20), "--size", "32")
+    done = verb(
+        "init", "mine", "--images", fill(project / "photos", width=20), "--size", "32", "--no-estimate"
+    )
     assert done.returncode == 0, done.stderr
     assert "note: sides of 20 pixels will be enlarged to 32" in done.stdout
     assert done.stdout.rstrip().endswith("snakemake --cores all --config experiments=mine")
     again = verb("init", "mine", "--images", project / "photos")
     assert (again.returncode, len(again.stderr.strip().splitlines())) == (1, 1)
+
+
+def test_the_estimate_proposes_the_scale_that_fits_an_evening():
+    """Ten hours of training and two of the rest on two devices: four hours are room for six of the ten."""
+    kinds = {"train-dense": 4, "finetune-region": 6, "sample": 2}
+    plan = {
+        "experiment": "mine", "device": "a laptop", "devices": 2, "wall_seconds": 6 * 3600,
+        "jobs": [{"kind": kind, "seconds": 3600 * hours} for kind, hours in kinds.items()],
+    }  # fmt: skip
+    assert starter.estimated(plan) == [
+        "about 6.00 h on a laptop with 2 jobs at a time",
+        "`scale: 0.6` in config/experiments/mine.yaml would fit an evening (4.00 h)",
+    ]
+    assert len(starter.estimated({**plan, "wall_seconds": 3 * 3600})) == 1

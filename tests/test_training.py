@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 
 from ebdiff import cli
 from ebdiff.data.dataset import open_dataset
+from ebdiff.diffusion.ensemble import Ensemble
 from ebdiff.diffusion.process import Process
+from ebdiff.diffusion.sample import write_grid
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.diffusion.timesteps import Antithetic
 from ebdiff.experiment import layout
+from ebdiff.experiment.records import Work
 from ebdiff.nets import store
 from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
@@ -357,6 +360,23 @@ def eb_at(*steps):
     """Runs that train the same expert to several milestones."""
     one = {"title": "EB", "method": "eb", "rate": 0.5}
     return {"runs.eb-50": ..., "tables": {}, **{f"runs.eb-{n}": {**one, "iterations": n} for n in steps}}
+
+
+def test_looks_at_samples_change_no_bit_and_show_the_averaged_weights(workspace, vary):
+    """Every 20 steps, with dropout; the last grid is what `sample` would draw of the milestone."""
+    plain, looked = vary(eb_at(40)), vary({**eb_at(40), "training.sample_every": 20})
+    ticket(plain)
+    finetune_region(plain, EB, "40", 0, CPU)
+    without = tensors_of(milestone(EB, 40))
+    milestone(EB, 40).unlink()
+    finetune_region(looked, EB, "40", 0, CPU)
+    assert same(tensors_of(milestone(EB, 40)), without)
+    folder = layout.path(layout.PREVIEWS, experiment="tiny", seed=0, of=EB)
+    assert sorted(p.name for p in folder.iterdir()) == ["00000020.png", "00000040.png"]
+    experiment = looked.model_copy(update={"runs": {"it": looked.runs["eb-40"]}})
+    images = Ensemble.of(Work(experiment, "sample", run="it", seed=0), CPU).draw(list(range(20)), 0).images
+    write_grid(images, workspace / "grid.png")
+    assert (workspace / "grid.png").read_bytes() == (folder / "00000040.png").read_bytes()
 
 
 def test_two_milestones_are_one_long_training(workspace, vary):

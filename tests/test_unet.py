@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import unet
 
+from ebdiff.data.dataset import Cond
 from ebdiff.nets.fused import attend, shifts
 from ebdiff.nets.unet import AttnBlock, Downsample, Dropout, ResnetBlock, UNet, Upsample, timestep_embedding
 
@@ -96,6 +97,23 @@ def test_the_output_depends_on_every_input(network):
     assert not torch.allclose(out, network(x + 0.1, t))
     # One image's output doesn't depend on the others in the batch.
     torch.testing.assert_close(network(x[:1], t[:1]), out[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_is_a_vector_added_to_the_time_embedding_and_the_last_one_says_none(network):
+    told = UNet(network.config, network.items._replace(classes=3)).eval()
+    told.load_state_dict({**network.state_dict(), "temb.label.weight": torch.zeros(32, 4)})
+    x, t, label = torch.randn(4, 3, 8, 8), torch.tensor([1, 1, 500, 900]), torch.tensor([0, 2, 1, 3])
+    with torch.no_grad():
+        assert torch.equal(told(x, t, Cond(label)), network(x, t))
+        told.temb.label.weight[:, 1:3] = vectors = torch.randn(32, 2)
+        found = told(x, t, Cond(label))
+        # As an unconditional network with that vector in its embedding's bias; those of 0 and 3 are zero.
+        for row, vector in ((0, 0), (1, vectors[:, 1]), (2, vectors[:, 0]), (3, 0)):
+            network.temb.dense[1].bias.copy_(told.temb.dense[1].bias + vector)
+            one = slice(row, row + 1)
+            torch.testing.assert_close(found[one], network(x[one], t[one]), rtol=1e-4, atol=1e-5)
+    assert told.null(Cond(label)).label.tolist() == [3] * 4
+    assert told.maskable() == network.maskable()
 
 
 def test_dropout_works_in_training_only(network):

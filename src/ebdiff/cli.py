@@ -57,13 +57,17 @@ def _begin(name: str, threads: int | None = None, *, dataset: bool = False) -> E
 
     experiment = jobs.of_dataset(name) if dataset else load.load(name)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # of this job, under torchrun
-    count = str(max(1, threads // processes) if threads else experiment.compute.threads)
-    os.environ |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
-    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _set_threads(max(1, threads // processes) if threads else experiment.compute.threads)
     if experiment.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     return experiment
+
+
+def _set_threads(count: int) -> None:
+    """Before torch is imported."""
+    os.environ |= {f"{pool}_NUM_THREADS": str(count) for pool in ("OMP", "OPENBLAS", "MKL")}
+    # Spinning pools of parallel jobs were seen to slow each other down 70 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _stage(verb: str, name: str, threads: int | None = None, **where: object) -> Job:
@@ -137,14 +141,26 @@ def init(
         typer.Option(help="Height and width, pixels: to train at, 64; of drawings' pictures, 256."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an experiment of this name.")] = False,
+    estimate: Annotated[
+        bool, typer.Option(help="Measure some steps, and say how long all will take.")
+    ] = True,
 ) -> None:
     """Look at a folder of images or drawings and write an experiment for it, config/experiments/{name}.yaml.
+
+    Then measures what it would take on this device, in about a minute.
 
     Example: ebdiff init flowers --images ~/flowers --size 64
     """
     from ebdiff import starter
 
     print(*starter.init(name, images, size, force), sep="\n")
+    if estimate:
+        experiment = _begin(name)
+        from ebdiff.cost.plan import make
+
+        print(
+            *starter.estimated(make(experiment, _device(experiment, own=False), None, None, None)), sep="\n"
+        )
 
 
 @app.command()
@@ -203,6 +219,44 @@ def reference_stats(
 
     job = Job.of(of_dataset(dataset, **where), "reference-stats", **where)
     evaluate.reference_stats(job.experiment, protocol, images, _device_of(job))
+
+
+@app.command()
+def train_first_stage(name: Name, threads: Threads = None) -> None:
+    """Train the small autoencoder of codec.kind autoencoder, whose latents are denoised.
+
+    Example: ebdiff train-first-stage digits_latent
+    """
+    job = _stage("train-first-stage", name, threads)
+    from ebdiff.codecs import autoencoder
+
+    autoencoder.train_first_stage(job.experiment, _device_of(job))
+
+
+@app.command()
+def encode_latents(name: Name, threads: Threads = None) -> None:
+    """Encode all images once, by the first stage that `codec` names.
+
+    Example: ebdiff encode-latents digits_latent
+    """
+    job = _stage("encode-latents", name, threads)
+    from ebdiff.codecs import first_stage
+
+    first_stage.encode_latents(job.experiment, _device_of(job))
+
+
+@app.command()
+def measure_first_stage(name: Name, threads: Threads = None) -> None:
+    """What encoding and decoding loses of the images, as an error of pixels and as distances.
+
+    Example: ebdiff measure-first-stage digits_latent
+    """
+    job = _stage("measure-first-stage", name, threads)
+    from ebdiff.metrics import evaluate
+
+    found = evaluate.measure_first_stage(job.experiment, _device_of(job))
+    for protocol in found["protocols"].values():
+        print(f"error of pixels {found['rmse']:.2f} of 255, {protocol['distance_name']} {protocol['fd']:.2f}")
 
 
 @app.command()
@@ -322,6 +376,60 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
 
 
 @app.command()
+def draw(
+    source: Annotated[
+        str, typer.Argument(help="Experiment, or a .safetensors file that `ebdiff export` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the images.")],
+    run: Annotated[str | None, typer.Option(help="A finished run of the experiment.")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 16,
+    noise_seed: Annotated[int, typer.Option(min=0, help="Seed of their noise.")] = 0,
+    label: Annotated[
+        int | None, typer.Option(min=0, help="Their class, where the networks are told; default: by turns.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Draw any number of images from finished experts: a PNG of each in OUT/images, and a grid; of drawings
+    SVG too.
+
+    The noise of an image depends on --noise-seed and its number alone: with the run's own seed these are the
+    images of the stage `sample`. Nothing under results/ is written.
+
+    Example: ebdiff draw digits --run ta-eb -n 16 --noise-seed 7 --out drawn
+    """
+    if not source.endswith(".safetensors"):
+        _begin(source, threads)
+    elif threads:
+        _set_threads(threads)
+    from ebdiff.diffusion import sample
+
+    sample.draw(ebdiff.load(source, run, seed), number, noise_seed, out, label)
+    print(out / "grid.png")
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
+    run: RunName,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
+) -> None:
+    """Hand over a run: one file of averaged weights, a quarter of its checkpoints, and a card beside it.
+
+    The file holds the ensemble, its spans, schedule, codec and story, and of drawings the lengths of the
+    training set's, among which those of samples are drawn: `ebdiff.load` and `ebdiff draw` need nothing else.
+    The card (NAME.md) tells numbers with their protocol, data and licence, and how to load it.
+
+    Example: ebdiff export digits --run ta-eb ensemble.safetensors
+    """
+    experiment = _begin(name)
+    from ebdiff.report import card
+
+    print(out, card.export(experiment, ebdiff.load(name, run, seed, "cpu"), out), sep="\n")
+
+
+@app.command()
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
     """Distances of a run's samples to the real images.
 
@@ -333,6 +441,31 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
     metrics = evaluate.evaluate(job.experiment, run, seed, _device_of(job))
     for found in metrics["protocols"].values():
         print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
+
+
+@app.command()
+def score(
+    folder: Annotated[
+        Path, typer.Argument(help="Images (png, jpg, webp ...), also in folders below; all are measured.")
+    ],
+    against: Annotated[str, typer.Option(help="Experiment whose real images and protocols are used.")],
+    threads: Threads = None,
+) -> None:
+    """FID, KID, precision and recall (k = 3) of any folder of images, measured as an experiment's runs are.
+
+    Images must have the size of the experiment's real images, and be resized as these were. Its reference
+    statistics are used; nothing is written.
+
+    Example: ebdiff score drawn/images --against digits
+    """
+    experiment = _begin(against, threads)
+    from ebdiff.metrics import evaluate
+
+    for found in evaluate.score(experiment, folder, _device(experiment, own=False)):
+        distances = f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}"
+        print(f"{distances}, precision {found['precision']:.3f}, recall {found['recall']:.3f}")
+        few = "; too few for a well-conditioned Fréchet distance" if found["ill_conditioned"] else ""
+        print(f"  {found['images']} images against {found['split']}, {found['mode']}{few}")
 
 
 @app.command()
@@ -436,6 +569,24 @@ def report(name: Name, so_far: SoFar = False) -> None:
     from ebdiff.report.page import report
 
     print(report(experiment, partial=so_far))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Experiment.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+) -> None:
+    """A page on two experiments side by side: settings, runs of one name, tables, curves, samples.
+
+    Distances are paired by seed and judged as in the report, where they were measured in the same way. What
+    is finished is shown; the page goes to results/A/compared/B/.
+
+    Example: ebdiff compare digits digits_full
+    """
+    first, second = _begin(a), _begin(b)
+    from ebdiff.report.compare import compare
+
+    print(compare(first, second))
 
 
 @app.command()

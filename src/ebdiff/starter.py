@@ -12,9 +12,11 @@ import os
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,12 +30,14 @@ from ebdiff.experiment.jobs import of_dataset
 from ebdiff.experiment.members import ImagesConfig, SketchesConfig
 from ebdiff.experiment.places import given
 from ebdiff.experiment.schema import is_name
+from ebdiff.report import text
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
 from ebdiff.system.progress import progress
 
 BASE = "images"  # the experiment that the proposals differ from
 DRAWINGS = "sketches"  # the same of drawings
+EVENING = 4 * 3600  # seconds
 LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
 
@@ -334,6 +338,21 @@ runs:
   random-ticket-50: {{iterations: {n * 9 // 8}}}
   ta-eb: {{iterations: {n // 2}}} # per expert
 """
+
+
+def estimated(plan: Mapping[str, Any]) -> list[str]:
+    """How long a planned experiment takes, and the `scale` at which it fits an evening."""
+    wall, path = plan["wall_seconds"], load.EXPERIMENTS / f"{plan['experiment']}.yaml"
+    at_once = text.plural(plan["devices"], "job")
+    lines = [f"about {text.duration(wall)} on {plan['device']} with {at_once} at a time"]
+    scaled = [j["seconds"] for j in plan["jobs"] if j["kind"] in ("train-dense", "finetune-region")]
+    rest = sum(j["seconds"] for j in plan["jobs"]) - sum(scaled)
+    scale = (EVENING * plan["devices"] - rest) / sum(scaled)
+    if wall > EVENING and scale > 0:
+        lines.append(
+            f"`scale: {text.number(scale)}` in {path} would fit an evening ({text.duration(EVENING)})"
+        )
+    return lines
 
 
 def are_drawings(path: str) -> bool:

@@ -222,7 +222,7 @@ def timing_job(experiment: Experiment, runtime: Runtime) -> Job:
     return Job(
         name="cost",
         seed=0,
-        dataset=Blanks(experiment.dataset.items),
+        dataset=Blanks(experiment.items),
         law=Antithetic(0, experiment.diffusion.timesteps),
         process=Process(experiment.diffusion),
         training=experiment.training.model_copy(update={"log_every": 10**9, "save_minutes": 1e9}),

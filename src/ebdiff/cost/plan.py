@@ -7,6 +7,7 @@ stated. Searches go to their horizon.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ebdiff.codecs import autoencoder
 from ebdiff.cost import measure
 from ebdiff.cost.accounting import average_visited, every_network, search_steps, speedups, trained
 from ebdiff.cost.roofline import in_vain
@@ -35,6 +37,7 @@ from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import FINAL, GRADIENT
 from ebdiff.experiment.stages import taken_while_training
 from ebdiff.metrics import classifier, inception
+from ebdiff.metrics.evaluate import RECONSTRUCTED
 from ebdiff.nets.execution import Runtime
 from ebdiff.nets.memory import available_bytes, footprint
 from ebdiff.pruning.count import meta_tensors
@@ -47,6 +50,8 @@ MACS = 2e10  # of a timed forward pass on a CPU: of larger batches a part is tim
 STATE = 16  # bytes per parameter of a training state: weights, average and Adam's two moments in fp32
 # Stated, not measured: seconds per image in Inception, per pixel and epoch in the classifier, of all pages.
 INCEPTION, CLASSIFIER, PAGES = {"cpu": 0.2, "cuda": 0.005}, 2e-6, 10.0
+# Seconds per pixel: of a step of our own first stage; of encoding or decoding, by the largest (VQ-f4).
+FIRST_STAGE, ENCODING = {"cpu": 6e-6, "cuda": 1e-7}, {"cpu": 2e-5, "cuda": 2e-7}
 LIGHT = ("prepare-data", "hamming-matrix", "tabulate", "report")  # verbs that import no torch
 FAR, SLOWER, SCATTERED = 0.05, 1.05, 0.25  # told are a rate off by so much, times, a quartile range / median
 
@@ -165,6 +170,9 @@ class Forecast:
         e, where, networks = self.experiment, job.where, self.networks
         step = {name: network["step_ms"] / 1e3 for name, network in networks.items()}
         dense, pixels = networks["dense"]["params"], e.codec.image_bytes(e.dataset.items)
+        shape, encoded = e.dataset.items.shape, e.codec.ENCODED
+        coding = encoded * math.prod(shape[1:]) * ENCODING[self.device.type]
+        latent = encoded * 4 * math.prod(e.items.shape)  # bytes, in float32
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
         match job.stage.verb:
             case "prepare-data":
@@ -176,6 +184,14 @@ class Forecast:
                 real, inside = min(e.evaluation.reference or self.count, self.count), inception.DIMENSION
                 other = where["protocol"] != "classifier"
                 return other * real * per_image, other * 4 * inside * (real + 2 * inside)
+            case "train-first-stage":
+                seen = autoencoder.steps_of(self.count, shape[1]) * autoencoder.BATCH
+                return seen * math.prod(shape[1:]) * FIRST_STAGE[self.device.type], 0
+            case "encode-latents":
+                return self.count * coding, self.count * latent // 2
+            case "measure-first-stage":
+                others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)
+                return min(self.count, RECONSTRUCTED) * (2 * coding + others * per_image), 0
             case "measure-cost":
                 calls = measure.steps_at_once(self.device) * (
                     measure.WARMUP + measure.ROUNDS[self.device.type]
@@ -195,10 +211,11 @@ class Forecast:
                 return self.steps(job) * step[name], STATE * networks[name]["params"]
             case "sample":
                 experts = e.runs[where["run"]].experts
-                at = visited(e.diffusion, e.sampling_of(where["run"]))
+                sampling = e.sampling_of(where["run"])
+                at = visited(e.diffusion, sampling)
                 each = [networks[x.network]["image_ms"] / 1e3 for x in experts]
-                image = len(at) * average_visited(each, [x.serve for x in experts], at)
-                return e.sampling.images * image, e.sampling.images * pixels
+                image = sampling.passes * len(at) * average_visited(each, [x.serve for x in experts], at)
+                return e.sampling.images * (image + coding), e.sampling.images * (pixels + latent)
             case "fid":
                 others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)
                 return others * e.sampling.images * per_image, 0

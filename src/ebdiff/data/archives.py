@@ -16,7 +16,7 @@ import struct
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -102,6 +102,21 @@ def zipped(path: Path) -> Collection:
             yield Item(f"{path}:{member.filename}", partial(archive.read, member))
 
     return Collection(str(path), len(images), items)
+
+
+def by_folder(found: Collection) -> Collection:
+    """With the folder that an image lies in as its class, where it has none of its own."""
+
+    def word(item: Item) -> str:
+        return PurePosixPath(item.name.removeprefix(f"{found.where}:")).parent.name  # in a zip, or not
+
+    numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
+
+    def items() -> Iterator[Item]:
+        for item in found.items():
+            yield replace(item, label=numbers[word(item)]) if item.label is None else item
+
+    return replace(found, items=items)
 
 
 def _columns(schema: Any, where: object) -> tuple[str, bool]:
@@ -258,6 +273,14 @@ def open_path(path: Path, split: str = "train") -> Collection:
     )
 
 
+def not_had(what: str, instead: str, error: Exception) -> UserError:
+    """What to tell of a repository of the hub that can't be had; `instead` is the key of a local copy."""
+    cure = "check name and network"
+    if "gated" in str(error).lower():
+        cure = "accept its terms on its page at huggingface.co, then export HF_TOKEN"
+    return UserError(f"{what}: can't be had ({_line(error)}); {cure}, or set {instead} to a local copy")
+
+
 def from_hub(name: str, split: str = "train") -> Collection:
     """A split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
 
@@ -274,10 +297,7 @@ def from_hub(name: str, split: str = "train") -> Collection:
     try:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"dataset.hub {name}, split {split}: can't be had ({_line(error)}); check name and network, "
-            "or set dataset.path to a local copy"
-        ) from None
+        raise not_had(f"dataset.hub {name}, split {split}", "dataset.path", error) from None
     column, labelled = _columns(rows.features.arrow_schema, f"dataset.hub {name}")
     wanted = rows.select_columns([column, *(["label"] if labelled else [])]).with_format("arrow")
     story = {

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.members import DATASETS, Items
+from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
+from ebdiff.experiment.registry import located
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import load_memmap
@@ -66,9 +67,11 @@ class Dataset:
 
     Attributes:
         items: what it holds.
+        lengths: how many entries of the first axis each has, int64 (N,), where items vary in that.
     """
 
     items: Items
+    lengths: np.ndarray
 
     @classmethod
     def of(cls, experiment: Experiment) -> Dataset:
@@ -109,16 +112,31 @@ class Dataset:
         """The items of host arrays (or pinned tensors) on a device."""
         raise NotImplementedError
 
-    def conditions(self, seed: int, indices: Sequence[int]) -> Cond:
-        """What the samples of given numbers are asked to be, a function of (seed, number).
 
-        Labels are balanced, lengths drawn from the data. Asked only where items have either.
-        """
-        return UNCONDITIONAL
+def conditions(items: Items, lengths: np.ndarray | None, seed: int, indices: Sequence[int]) -> Cond:
+    """What the samples of given numbers are asked to be, a function of (seed, number).
+
+    Args:
+        items: what is sampled; labels go by turns, so that they are balanced.
+        lengths: of the training set's items where these vary, int64 (N,), among which they are drawn.
+        seed, indices: whose.
+    """
+    label = torch.as_tensor(indices) % items.classes if items.classes else None
+    if lengths is None:
+        return Cond(label)
+    drawn = [generator(seed, "sample/lengths", i).integers(len(lengths)) for i in indices]
+    return Cond(label, inside(torch.from_numpy(lengths[drawn]), items.shape[0]))
+
+
+def inside(lengths: Tensor, longest: int) -> Tensor:
+    """Which places of padded sequences are their own: bool (B, longest)."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def open_dataset(experiment: Experiment) -> Dataset:
-    """The training set of an experiment; see `Dataset.of`."""
+    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`."""
+    if experiment.codec.ENCODED:
+        return located("ebdiff.data.latents:Latents").of(experiment)
     return DATASETS.member(experiment.dataset.source).of(experiment)
 
 
@@ -210,6 +228,37 @@ def open_labels(dataset: str) -> np.ndarray:
     return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
+def subset_of(rows: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
+    """Those of all items that training sees.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if dataset.subset is not None and dataset.subset > len(rows):
+        raise UserError(f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(rows)} items")
+    return rows[: dataset.subset]
+
+
+def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
+    """The class of every item of a training set, int64 (N,); None where the network is told none.
+
+    Raises:
+        UserError: there are none, or one of them is no class.
+    """
+    if not (classes := dataset.items.classes):
+        return None
+    labels = open_labels(dataset.name)[: dataset.subset]
+    if not len(labels):
+        raise UserError(f"dataset.classes is {classes}, but {dataset.name} has no labels; set it to null")
+    for extreme in (labels.min(), labels.max()):
+        if not 0 <= extreme < classes:
+            raise UserError(
+                f"dataset.classes is {classes}, but {dataset.name} holds the label {extreme}, which is none "
+                f"of 0 to {classes - 1}"
+            )
+    return labels
+
+
 @dataclass(frozen=True)
 class Images(Dataset):
     """Prepared images as training sees them.
@@ -217,11 +266,15 @@ class Images(Dataset):
     Attributes:
         pixels: uint8 (N, H, W, C), memory-mapped.
         flip: whether each image is mirrored with probability 1/2.
-        resident: the same on a GPU, where they fit.
+        classes: how many there are that the network is told; 0: none.
+        labels: the class of each image, int64 (N,), where it is told.
+        resident: the pixels on a GPU, where they fit.
     """
 
     pixels: np.ndarray
     flip: bool
+    classes: int = 0
+    labels: np.ndarray | None = None
     resident: Tensor | None = None
 
     @classmethod
@@ -229,7 +282,7 @@ class Images(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, or of another size.
+            UserError: missing, fewer than the subset, of another size, or without the classes asked for.
         """
         dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
@@ -239,17 +292,13 @@ class Images(Dataset):
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
-        if dataset.subset is not None and dataset.subset > len(pixels):
-            raise UserError(
-                f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(pixels)} images"
-            )
-        return cls(pixels[: dataset.subset], dataset.flip)
+        return cls(subset_of(pixels, dataset), dataset.flip, dataset.items.classes, told_labels(dataset))
 
     @property
     def items(self) -> Items:
         """Images (C, H, W)."""
         height, width, channels = self.pixels.shape[1:]
-        return Items((channels, height, width))
+        return Items((channels, height, width), self.classes)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -259,24 +308,26 @@ class Images(Dataset):
         return replace(self, resident=resident(self.pixels, device))
 
     def at(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Pixels, or indices where all are resident, and which are mirrored: none."""
-        return [indices if self.resident is not None else self.pixels[indices], np.zeros(len(indices), bool)]
+        """Pixels, or indices where all are resident; which are mirrored: none; and labels, where told."""
+        pixels = indices if self.resident is not None else self.pixels[indices]
+        labels = [] if self.labels is None else [self.labels[indices]]
+        return [pixels, np.zeros(len(indices), bool), *labels]
 
     def draw(
         self, size: int, seed: int, stream: str, step: int, share: slice = slice(None)
     ) -> list[np.ndarray]:
         """As `at`, of the batch of a step, with which of them are mirrored."""
-        pixels, mirrored = super().draw(size, seed, stream, step, share)
+        pixels, mirrored, *labels = super().draw(size, seed, stream, step, share)
         if self.flip:
             mirrored = (generator(seed, f"{stream}/flip", step).random(size) < 0.5)[share]
-        return [pixels, mirrored]
+        return [pixels, mirrored, *labels]
 
     def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
-        """Images (B, C, H, W) in [-1, 1]."""
-        pixels, mirrored = moved(arrays, device)
+        """Images (B, C, H, W) in [-1, 1], and their labels where these are told."""
+        pixels, mirrored, *labels = moved(arrays, device)
         if self.resident is not None:
             pixels = self.resident[pixels]
-        return Batch(mirrored_float(pixels, mirrored), UNCONDITIONAL)
+        return Batch(mirrored_float(pixels, mirrored), Cond(*labels))
 
 
 def mirrored_float(images: Tensor, mirrored: Tensor) -> Tensor:

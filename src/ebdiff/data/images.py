@@ -149,3 +149,40 @@ def pixels(item: Item, size: int, channels: int, crop: Crop, resize: Filter) -> 
     if resized:
         image = image.resize((size, size), Image.Resampling[resize.upper()])
     return np.asarray(image).reshape(size, size, channels), resized
+
+
+@dataclass(frozen=True)
+class Files:
+    """Stored images as an array of them: indexed by rows, decoded each time.
+
+    Attributes:
+        items: the images.
+        shape: (H, W, C) that each must have; colours are converted.
+    """
+
+    items: list[Item]
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Images uint8 (len(rows), H, W, C).
+
+        Raises:
+            UserError: one can't be read, or has another size.
+        """
+        return np.stack([self._pixels(self.items[row]) for row in rows])
+
+    def _pixels(self, item: Item) -> np.ndarray:
+        height, width, channels = self.shape
+        try:
+            image = converted(opened(item), channels)
+        except Broken as error:
+            raise UserError(f"{item.name}: {error}") from None
+        if image.size != (width, height):
+            raise UserError(
+                f"{item.name}: {image.width}x{image.height} pixels, but the real images have "
+                f"{width}x{height}; make all of that size, by the same filter"
+            )
+        return np.asarray(image).reshape(self.shape)

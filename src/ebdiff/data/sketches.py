@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident
+from ebdiff.data.dataset import Batch, Cond, Dataset, inside, moved, resident, subset_of
 from ebdiff.data.images import Broken
 from ebdiff.data.sources import FEWEST, check_room, tell_broken
 from ebdiff.experiment import layout
@@ -57,12 +57,8 @@ class Sketches(Dataset):
         for name in (SEQUENCES, LENGTHS):
             if sha256(path := manifest.with_name(name)) != told.get(name):
                 raise Unusable(path, "isn't what was prepared")
-        if dataset.subset is not None and dataset.subset > told["count"]:
-            raise UserError(
-                f"dataset.subset is {dataset.subset}, but {dataset.name} has {told['count']} drawings"
-            )
         sequences, lengths = (
-            load_memmap(manifest.with_name(name))[: dataset.subset] for name in (SEQUENCES, LENGTHS)
+            subset_of(load_memmap(manifest.with_name(name)), dataset) for name in (SEQUENCES, LENGTHS)
         )
         return cls(dataset.items, sequences, np.array(lengths))
 
@@ -82,17 +78,7 @@ class Sketches(Dataset):
         sequences, lengths = moved(arrays, device)
         if self.resident is not None:
             sequences = self.resident[sequences]
-        return Batch(sequences, Cond(mask=_inside(lengths, self.items.shape[0])))
-
-    def conditions(self, seed: int, indices: Sequence[int]) -> Cond:
-        """Lengths, each that of a drawing drawn at random."""
-        drawn = [generator(seed, "sample/lengths", i).integers(len(self)) for i in indices]
-        return Cond(mask=_inside(torch.from_numpy(self.lengths[drawn]), self.items.shape[0]))
-
-
-def _inside(lengths: Tensor, longest: int) -> Tensor:
-    """Which places of padded sequences are their own: bool (B, longest)."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+        return Batch(sequences, Cond(mask=inside(lengths, self.items.shape[0])))
 
 
 def write(
@@ -124,7 +110,7 @@ def write(
         blocks = progress(padded(rows), total=math.ceil(len(rows) / BLOCK), desc="images")
         for sequences, first in zip(blocks, range(0, len(rows), BLOCK), strict=True):
             own = torch.tensor([len(found[i]) for i in rows[first : first + BLOCK]])
-            yield codec.decode(torch.from_numpy(sequences), Cond(mask=_inside(own, longest)))
+            yield codec.decode(torch.from_numpy(sequences), Cond(mask=inside(own, longest)))
 
     shape = next(drawn(kept[:1])).shape[1:]
     images.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def find(dataset: ImagesConfig, split: str = "train") -> Collection:
             f"{found.where}: {found.count} images; at least {FEWEST} are needed "
             f"({', '.join(archives.EXTENSIONS)} files, or parquet)"
         )
-    return found
+    return archives.by_folder(found) if dataset.labels == "folders" else found
 
 
 def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:

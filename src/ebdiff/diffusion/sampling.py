@@ -23,10 +23,12 @@ class Router:
     Attributes:
         serves: half-open spans that tile [0, T).
         experts: their networks, in the same order, all ready on the device.
+        null: the condition without its label, for guidance.
     """
 
     serves: Sequence[tuple[int, int]]
     experts: Sequence[Eps]
+    null: Callable[[Cond], Cond] = lambda cond: cond
 
     def expert(self, t: int) -> Eps:
         """The network that serves timestep t."""
@@ -34,6 +36,27 @@ class Router:
 
     def __call__(self, x: Tensor, t: int, cond: Cond = UNCONDITIONAL) -> Tensor:
         return self.expert(t)(x, torch.full((len(x),), t, device=x.device), cond)
+
+
+def guided(
+    eps: Callable[[Tensor, int, Cond], Tensor], null: Callable[[Cond], Cond], weight: float
+) -> Callable[[Tensor, int, Cond], Tensor]:
+    """eps_null + w (eps_cond - eps_null): classifier-free guidance, both passes as one batch.
+
+    In Ho & Salimans (2022, Eq. 6) w is 1 more than theirs: 1 samples as if there were no guidance.
+
+    Args:
+        eps: what predicts, such as a router.
+        null: the condition without its label.
+        weight: w.
+    """
+
+    def predict(x: Tensor, t: int, cond: Cond) -> Tensor:
+        both = (None if a is None else torch.cat([a, b]) for a, b in zip(cond, null(cond), strict=True))
+        told, untold = eps(torch.cat([x, x]), t, Cond(*both)).chunk(2)
+        return untold + weight * (told - untold)
+
+    return predict
 
 
 def ddim(

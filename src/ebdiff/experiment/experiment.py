@@ -20,6 +20,7 @@ from ebdiff.experiment.members import (
     CodecConfig,
     DatasetConfig,
     IdentityConfig,
+    Items,
     NetworkConfig,
     config_of,
 )
@@ -114,8 +115,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        self.network.check(self.dataset.items)
-        self.codec.check(self.dataset.items)
+        self._check_items()
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -150,6 +150,15 @@ class Experiment(Strict):
                 raise ValueError(f"claims[{i}].against: {claim.run!r} is the run itself; name another")
         return self
 
+    def _check_items(self) -> None:
+        """The codec must fit the data, and the network what the codec makes of them."""
+        self.codec.check(self.dataset.items)
+        if self.codec.ENCODED and (key := self.dataset.varied):
+            raise ValueError(f"dataset.{key}: images are encoded once, as they are; set it to false")
+        self.network.check(self.items)
+        if self.training.label_dropout and not self.items.classes:
+            raise ValueError("training.label_dropout: the network is told no classes; set dataset.classes")
+
     def _check_span(self, where: str, span: Span) -> None:
         lo, hi = span
         if not 0 <= lo < hi <= self.diffusion.timesteps:
@@ -162,6 +171,17 @@ class Experiment(Strict):
         if sampler.sampler == "ddim" and sampler.steps > self.diffusion.timesteps:
             raise ValueError(
                 f"{where}.steps: {sampler.steps} exceed the {self.diffusion.timesteps} timesteps"
+            )
+        if self.codec.ENCODED and sampler.clamp:
+            raise ValueError(f"{where}.clamp: latents go beyond [-1, 1]; set it to false")
+        if sampler.guidance is None:
+            return
+        if not self.items.classes:
+            raise ValueError(f"{where}.guidance: the network is told no classes; set dataset.classes")
+        if not self.training.label_dropout:  # guidance needs the pass without a class
+            raise ValueError(
+                f"{where}.guidance: the network never learns to do without a class; "
+                "set training.label_dropout, such as 0.1"
             )
 
     def _check_rate(self, where: str, rate: float) -> None:
@@ -262,9 +282,14 @@ class Experiment(Strict):
             raise ValueError(f"{where}.iterations: like-{other} refers to a run that is itself like one")
 
     @property
+    def items(self) -> Items:
+        """What is denoised: the data's items, or what the codec makes of them."""
+        return self.codec.items(self.dataset.items)
+
+    @property
     def architecture(self) -> Architecture:
         """The dense network: its config and the items it denoises."""
-        return Architecture(self.network, self.dataset.items)
+        return Architecture(self.network, self.items)
 
     @property
     def prepared(self) -> Any:
@@ -306,7 +331,9 @@ class Experiment(Strict):
     def sampling_of(self, run: str) -> Sampling:
         """How the images of a run are drawn: as the experiment says, but for what the run says itself."""
         own = self.runs[run].sampling
-        return self.sampling.model_copy(update=own.model_dump(exclude_unset=True) if own else {})
+        return self.sampling.model_copy(
+            update={k: getattr(own, k) for k in own.model_fields_set} if own else {}
+        )
 
     def rates_of(self, search: str) -> list[float]:
         """The rates at which a search takes masks.

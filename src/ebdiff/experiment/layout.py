@@ -30,6 +30,11 @@ HELD_OUT_FEATURES = DATA + "/reference/held_out/{protocol}-{number}.npy"
 
 EXPERIMENT = "results/{experiment}"
 TAKEN = ("reference", "logs", "benchmarks", "records")  # folders of results/ that are no experiment's
+FIRST_STAGE = EXPERIMENT + "/first_stage/weights.safetensors"  # where it is trained on the data
+FIRST_STAGE_LEDGER = EXPERIMENT + "/first_stage/ledger.json"
+LATENTS = EXPERIMENT + "/first_stage/latents.npy"  # of all images, where the codec encodes them
+LATENTS_MANIFEST = EXPERIMENT + "/first_stage/latents.json"
+RECONSTRUCTION = EXPERIMENT + "/first_stage/reconstruction.json"
 COST = EXPERIMENT + "/cost.json"
 PLAN = EXPERIMENT + "/plan.json"
 TABLE = EXPERIMENT + "/tables/{table}.{ext}"
@@ -37,6 +42,8 @@ PROTOCOLS = EXPERIMENT + "/tables/protocol.json"
 FIGURE = EXPERIMENT + "/figures/{figure}.{ext}"
 REPORT = EXPERIMENT + "/report.html"
 SO_FAR = EXPERIMENT + "/so-far"
+COMPARED = EXPERIMENT + "/compared/{other}"  # with another experiment
+SO_FAR_REPORT = SO_FAR + "/report.html"
 
 SEED = EXPERIMENT + "/seed{seed}"
 DENSE = SEED + "/dense/{search}"
@@ -59,6 +66,8 @@ EXPERT = SEED + "/experts/{expert}"
 MILESTONE = EXPERT + "/{milestone}.safetensors"
 LEDGER = EXPERT + "/{milestone}.json"
 STATS = EXPERT + "/{milestone}.stats.jsonl"
+
+PREVIEWS = EXPERIMENT + "/previews/seed{seed}/{of}"  # grids while training
 
 RUN = SEED + "/runs/{run}"
 SAMPLES = RUN + "/samples.npy"

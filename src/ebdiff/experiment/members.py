@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -22,7 +22,7 @@ class Items(NamedTuple):
 
     Attributes:
         shape: of one item: (C, H, W) of an image or a latent, (L, features) of a sequence.
-        classes: how many labels there are to condition on; 0: none.
+        classes: how many labels there are to condition on, 0: none; as a label, that an item's isn't told.
         variable: whether items are shorter than the first axis L, padded at the end and masked.
     """
 
@@ -70,22 +70,19 @@ class Architecture(NamedTuple):
     items: Items
 
 
-class UNetConfig(NetworkConfig):
-    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
+class ConvolutionalConfig(NetworkConfig):
+    """What the U-Nets of images and of latents have in common."""
 
-    kind: Literal["unet"] = "unet"
     width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
         (1, 2, 2, 2), min_length=1, description="Width of each level / width."
     )
     blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
     attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
-    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped while training.")
     norm_groups: int = Field(32, gt=0, description="Groups of every GroupNorm.")
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> UNetConfig:
+    def _groups_fit(self) -> Self:
         for width in self.widths:
             if width % self.norm_groups:
                 raise ValueError(f"width {width} is not a multiple of norm_groups {self.norm_groups}")
@@ -97,8 +94,9 @@ class UNetConfig(NetworkConfig):
         return tuple(self.width * m for m in self.multipliers)
 
     @property
-    def title(self) -> str:
-        return f"DDPM U-Net, width {self.width}, multipliers {', '.join(map(str, self.multipliers))}"
+    def shape(self) -> str:
+        """Widths in words, for titles."""
+        return f"width {self.width}, multipliers {', '.join(map(str, self.multipliers))}"
 
     def check(self, items: Items) -> None:
         if len(items.shape) != 3:
@@ -106,8 +104,8 @@ class UNetConfig(NetworkConfig):
         side = items.shape[-1]
         if side % 2 ** (len(self.multipliers) - 1):
             raise ValueError(
-                f"dataset.image_size {side} can't be halved {len(self.multipliers) - 1} times; "
-                "use fewer network.multipliers"
+                f"dataset.image_size: items of {side}x{side} can't be halved "
+                f"{len(self.multipliers) - 1} times; use fewer network.multipliers"
             )
         resolutions = [side // 2**level for level in range(len(self.multipliers))]
         if "attention" in self.model_fields_set and (odd := set(self.attention) - set(resolutions)):
@@ -118,6 +116,82 @@ class UNetConfig(NetworkConfig):
             if (width - int(width * (1 - rate))) // self.norm_groups >= width // self.norm_groups:
                 return f"a layer of width {width}"
         return None
+
+
+class UNetConfig(ConvolutionalConfig):
+    """The DDPM U-Net. Defaults are the CIFAR-10 network (35.7 M parameters)."""
+
+    kind: Literal["unet"] = "unet"
+    middle_attention: bool = Field(True, description="Self-attention in the middle block.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of activations dropped while training.")
+
+    @property
+    def title(self) -> str:
+        return f"DDPM U-Net, {self.shape}"
+
+
+class LatentUNetConfig(ConvolutionalConfig):
+    """Latent Diffusion's U-Net without conditions. Defaults are LSUN bedroom's and CelebA-HQ's (274 M)."""
+
+    kind: Literal["latent-unet"] = "latent-unet"
+    width: int = Field(224, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 3, 4), min_length=1, description="Width of each level / width."
+    )
+    attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with self-attention.")
+    head_dim: int = Field(32, gt=0, description="Channels of an attention head.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for width in self.widths:
+            if width % self.head_dim:
+                raise ValueError(f"width {width} is not a multiple of head_dim {self.head_dim}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"latent U-Net, {self.shape}"
+
+    def check(self, items: Items) -> None:
+        super().check(items)
+        if items.classes:
+            raise ValueError(f"network.kind {self.kind}: takes no labels; use latent-unet-conditional")
+
+
+class LatentConditionalConfig(ConvolutionalConfig):
+    """Latent Diffusion's U-Net told the class by cross-attention. Defaults are ImageNet's (401 M)."""
+
+    kind: Literal["latent-unet-conditional"] = "latent-unet-conditional"
+    width: int = Field(192, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 2, 3, 5), min_length=1, description="Width of each level / width."
+    )
+    attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with attention.")
+    heads: int = Field(1, gt=0, description="Attention heads, of every width.")
+    context: int = Field(512, gt=0, description="Size of a class embedding.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for width in self.widths:
+            if width % self.heads:
+                raise ValueError(f"width {width} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def title(self) -> str:
+        return f"class-conditional latent U-Net, {self.shape}"
+
+    def check(self, items: Items) -> None:
+        super().check(items)
+        if not items.classes:
+            raise ValueError(f"network.kind {self.kind}: needs labels; use latent-unet for data without")
+
+    def emptied(self, rate: float) -> str | None:
+        # Of gated layers, which are four times as wide, (1 - rate)^2 stays.
+        gated = 4 * min(self.widths)
+        return super().emptied(rate) or (
+            None if int(gated * (1 - rate) ** 2) else f"a layer of width {gated}"
+        )
 
 
 class ChiroDiffConfig(NetworkConfig):
@@ -145,6 +219,8 @@ class ChiroDiffConfig(NetworkConfig):
 
 
 NETWORKS.register("unet", UNetConfig, "ebdiff.nets.unet:UNet")
+NETWORKS.register("latent-unet", LatentUNetConfig, "ebdiff.nets.latent:LatentUNet")
+NETWORKS.register("latent-unet-conditional", LatentConditionalConfig, "ebdiff.nets.latent:LatentConditional")
 NETWORKS.register("chirodiff", ChiroDiffConfig, "ebdiff.nets.chirodiff:ChiroDiff")
 
 
@@ -183,6 +259,11 @@ class DatasetConfig(Strict):
         return None
 
     @property
+    def varied(self) -> str | None:
+        """The key by which training sees more than the items as they are, which an encoder sees only once."""
+        return None
+
+    @property
     def content(self) -> dict[str, Any]:
         """The keys that say what is prepared; where a local copy lies is none of them."""
         return self.model_dump(mode="json", exclude={"path", *self.SEEN})
@@ -192,7 +273,7 @@ class ImagesConfig(DatasetConfig):
     """Where the images come from and how training sees them."""
 
     WRITE = "ebdiff.data.sources:write"
-    SEEN = frozenset({"subset", "flip"})
+    SEEN = frozenset({"subset", "flip", "classes"})
 
     source: Literal["bundled-digits", "cifar10", "images"] = Field(
         description="bundled-digits: scikit-learn's 1,797 handwritten digits, 8x8, no download. "
@@ -218,6 +299,18 @@ class ImagesConfig(DatasetConfig):
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+    classes: int | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,  # no part of what unconditional networks depend on
+        description="How many classes there are, of which the network is told each image's; null: none.",
+    )
+    labels: Literal["folders"] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # no part of what data without it depend on
+        description="folders: an image's class is the folder that it lies in, in the order of their names; "
+        "null: a parquet column `label`, where there is one.",
+    )
     held_out: Annotated[float, Field(ge=0, le=0.5)] | Literal["test"] = Field(
         0.0,
         description="Images that no training sees, for what real images reach against real ones and for the "
@@ -244,7 +337,11 @@ class ImagesConfig(DatasetConfig):
 
     @property
     def items(self) -> Items:
-        return Items((self.channels, self.image_size, self.image_size))
+        return Items((self.channels, self.image_size, self.image_size), self.classes or 0)
+
+    @property
+    def varied(self) -> str | None:
+        return "flip" if self.flip else None
 
     @property
     def content(self) -> dict[str, Any]:
@@ -303,9 +400,21 @@ for _source in ("sketches", "quickdraw", "vmnist", "kanjivg"):
 
 
 class CodecConfig(Strict):
-    """What every codec says of itself; `kind` names its member."""
+    """What every codec says of itself; `kind` names its member.
+
+    Attributes:
+        ENCODED: whether what is denoised is what the codec makes of the data, once (stage `encode-latents`).
+        TRAINED: whether it is itself trained on the data (stage `train-first-stage`).
+    """
+
+    ENCODED: ClassVar[bool] = False
+    TRAINED: ClassVar[bool] = False
 
     kind: str
+
+    def items(self, items: Items) -> Items:
+        """What is denoised of the data's items."""
+        return items
 
     def check(self, items: Items) -> None:
         """Refuse items that the codec can't decode.
@@ -345,6 +454,70 @@ class RasterConfig(CodecConfig):
         return self.size**2
 
 
+class FirstStageConfig(CodecConfig):
+    """An autoencoder (the first stage of latent diffusion, 2112.10752): images become latents and back."""
+
+    ENCODED = True
+
+    channels: int = Field(3, gt=0, le=64, description="Of the latents.")
+    factor: int = Field(4, gt=1, le=64, description="Pixels of an image's side for one of its latents'.")
+
+    def check(self, items: Items) -> None:
+        if len(items.shape) != 3:
+            raise ValueError(f"codec.kind {self.kind}: encodes images (C, H, W), not items of {items.shape}")
+        if items.shape[-1] % self.factor:
+            raise ValueError(
+                f"codec.factor: images of {items.shape[-1]} pixels can't be divided by {self.factor}; "
+                "change dataset.image_size"
+            )
+
+    def items(self, items: Items) -> Items:
+        """Latents (C, H, W) under the images' labels."""
+        side = items.shape[-1] // self.factor
+        return items._replace(shape=(self.channels, side, side))
+
+
+class PretrainedConfig(FirstStageConfig):
+    """A first stage of diffusers. Defaults are VQ-f4, that of CelebA-HQ, LSUN bedroom and ImageNet 256."""
+
+    kind: Literal["vq", "kl"] = Field(
+        description="vq: what the encoder says before quantisation is denoised, `decode` quantises it. "
+        "kl: the mean of the posterior is denoised."
+    )
+    path: str | None = Field(
+        None,
+        exclude=True,  # where a local copy lies changes no result
+        description="Local folder with config.json and *.safetensors as diffusers saves them; ${VARIABLES} "
+        "are filled in, with ${VARIABLE:-default} also where they are unset.",
+    )
+    hub: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?$",
+        description="On the Hugging Face hub, owner/name or owner/name/folder; where `path` is empty.",
+    )
+    scale: float = Field(
+        1.0, gt=0, description="Latents are multiplied by this (0.18215 with Stable Diffusion's)."
+    )
+
+    @model_validator(mode="after")
+    def _place_given(self) -> PretrainedConfig:
+        if not (self.path or self.hub):
+            raise ValueError("give `path` (folder of weights) or `hub` (repository) with codec.kind vq or kl")
+        return self
+
+
+class AutoencoderConfig(FirstStageConfig):
+    """A small autoencoder of our own, trained on the data by the rule of `codecs/autoencoder.py`."""
+
+    TRAINED = True
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    factor: Literal[2, 4, 8, 16] = Field(4, description="Pixels of an image's side for one of its latents'.")
+
+
+CODECS.register("vq", PretrainedConfig, "ebdiff.codecs.first_stage:VQ")
+CODECS.register("kl", PretrainedConfig, "ebdiff.codecs.first_stage:KL")
+CODECS.register("autoencoder", AutoencoderConfig, "ebdiff.codecs.autoencoder:SmallAutoencoder")
 CODECS.register("identity", IdentityConfig, "ebdiff.codecs.codec:Identity")
 CODECS.register("raster", RasterConfig, "ebdiff.codecs.raster:Raster")
 

@@ -113,8 +113,21 @@ class Training(Strict):
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: none.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the weight average.")
     ema_warmup: bool = Field(False, description="Use min(decay, (1+i)/(10+i)) at step i.")
+    label_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: not value,
+        description="Share of labels that the network isn't told, so that it learns what guidance needs.",
+    )
     log_every: int = Field(50, gt=0, description="Steps between loss readings (and NaN checks).")
     save_minutes: float = Field(5.0, gt=0, description="Minutes between resumable states.")
+    sample_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between grids of samples of the same noise, in results/NAME/previews, of networks "
+        "that train on all timesteps; null: none.",
+    )
 
 
 class Pruning(Strict):
@@ -219,6 +232,18 @@ class Sampler(Strict):
         exclude_if=lambda value: value == 1,  # no part of what samples without it depend on
         description="Of the noise that DDPM adds after each step; 0.75 in ChiroDiff.",
     )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="w of classifier-free guidance, eps_null + w (eps_class - eps_null), two passes a step; "
+        "3.0 in LDM. null: one pass, told the class.",
+    )
+
+    @property
+    def passes(self) -> int:
+        """Through the network for one step."""
+        return 1 if self.guidance is None else 2
 
 
 class Sampling(Sampler):
@@ -334,7 +359,7 @@ PrimaryClaims = Annotated[tuple[PrimaryClaim, ...], Field(max_length=4), AfterVa
 class Published(Strict):
     """Which of the paper's results this experiment's runs stand beside."""
 
-    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom"] = Field(
+    dataset: Literal["cifar10", "celeba", "lsun_church", "lsun_bedroom", "imagenet"] = Field(
         "cifar10", description="The paper's dataset, among whose cells a run's `paper` is one."
     )
     note: str = Field("", description="Footnote of tables that show published values.")

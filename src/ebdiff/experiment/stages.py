@@ -20,7 +20,7 @@ from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import AFTER_DENSE, FINAL, GRADIENT, Weights
 
 FIGURES = ("figure1", "figure1b", "figure2", "figure2b", "figure3", "figure4", "figure5", "losses")
-BOOKKEEPING = {"log_every", "save_minutes"}  # keys that change no result
+BOOKKEEPING = {"log_every", "save_minutes", "sample_every"}  # keys that change no result
 WALK = "the official code's"  # the order in which groups are thinned, `UNet.walk`: in another, other masks
 PAIRS = "by quantile"  # how SpeeD pairs timesteps within a span
 FLOOR = "disjoint draws"  # what the floor is averaged over
@@ -89,7 +89,7 @@ def _several(e: Experiment, template: str) -> Iterator[dict[str, str]]:
 def figures(e: Experiment) -> tuple[str, ...]:
     """The figures of an experiment: of sparse training and of sampling only where it has such runs."""
     sparse = ("sparsity", "overlap") if e.sparse() else ()
-    return (*FIGURES, *sparse, *(("steps",) if any(run.sampling for run in e.runs.values()) else ()))
+    return (*FIGURES, *sparse, *(("sampling",) if any(run.sampling for run in e.runs.values()) else ()))
 
 
 def digest(*parts: Any) -> str:
@@ -106,9 +106,23 @@ def _of_dataset(e: Experiment, *templates: str, **where: str) -> list[Path]:
 
 
 def _images(e: Experiment, **_: str) -> list[Path]:
-    """What training sees: labels only where a denoiser is told them."""
-    labels = [layout.LABELS] if e.dataset.items.classes else []
-    return _of_dataset(e, layout.IMAGES, *labels, layout.MANIFEST)
+    """What metrics and figures see."""
+    return _of_dataset(e, layout.IMAGES, layout.MANIFEST)
+
+
+def _items(e: Experiment, **_: str) -> list[Path]:
+    """What training sees: images or their latents; labels only where a denoiser is told them."""
+    own = [*_latents(e), *_of_dataset(e, layout.MANIFEST)] if e.codec.ENCODED else _images(e)
+    return [*own, *(_of_dataset(e, layout.LABELS) if e.items.classes else [])]
+
+
+def _first_stage(e: Experiment, **_: str) -> list[Path]:
+    """The codec's network, where it is trained on the data; weights from outside are checked by hash."""
+    return [layout.path(layout.FIRST_STAGE, experiment=e.name)] if e.codec.TRAINED else []
+
+
+def _latents(e: Experiment, **_: str) -> list[Path]:
+    return [layout.path(t, experiment=e.name) for t in (layout.LATENTS, layout.LATENTS_MANIFEST)]
 
 
 def _features_of(e: Experiment, protocol: str) -> list[Path]:
@@ -146,7 +160,7 @@ def _masks_reads(e: Experiment, seed: str, search: str, criterion: str, **_: str
     if search == FINAL or criterion in GRADIENT:
         yield places.snapshots(e, search, seed)
     if criterion in GRADIENT:
-        yield from _images(e)
+        yield from _items(e)
 
 
 def _masks(e: Experiment, search: str, criterion: str, weights: str, **_: str) -> list[Any]:
@@ -172,9 +186,9 @@ def _ticket_reads(e: Experiment, search: str, criterion: str, **where: str) -> I
 
 
 def _expert_reads(e: Experiment, seed: str, expert: str, milestone: str, **_: str) -> Iterator[Path]:
-    """Images, a ticket or a checkpoint; for a budget costs, and the tickets and masks' time it is charged."""
+    """Items, a ticket or a checkpoint; for a budget costs, and the tickets and masks' time it is charged."""
     spec = e.experts()[expert]
-    yield from _images(e)
+    yield from _items(e)
     if places.is_given(e, expert, milestone):
         yield places.checkpoint(e)
     elif e.dense.source and spec.continues_search:  # without the one before it would begin elsewhere
@@ -220,11 +234,13 @@ def _expert(e: Experiment, expert: str, milestone: str, **_: str) -> list[Any]:
 
 
 def _sample_reads(e: Experiment, run: str, **where: str) -> Iterator[Path]:
-    """The experts; and the data, where these say what is asked of a sample."""
+    """The experts; the data, where these say what is asked of a sample; and what decodes it."""
     for x in e.runs[run].experts:
         yield layout.path(layout.MILESTONE, expert=x.key, milestone=x.iterations, **where)
-    if e.dataset.items.conditional:
-        yield from _images(e)
+    if e.items.conditional:
+        yield from _items(e)
+    if e.codec.ENCODED:
+        yield from (*_first_stage(e), layout.path(layout.LATENTS_MANIFEST, experiment=e.name))
 
 
 def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
@@ -236,13 +252,30 @@ def _sample(e: Experiment, run: str, **_: str) -> list[Any]:
 
 
 def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
+    """Samples and the real images' features."""
     yield from (layout.path(t, **where) for t in (layout.SAMPLES, layout.SAMPLE_LEDGER))
+    yield from references(e)
+
+
+def references(e: Experiment) -> Iterator[Path]:
+    """What samples are measured against."""
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
-        which = dict(protocol=protocol, number=e.evaluation.reference_count)
-        made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
-        yield from _of_dataset(e, *made, **which)
-        yield from _features_of(e, protocol)
+        yield from _references(e, protocol)
+
+
+def _reconstruction_reads(e: Experiment, **_: str) -> Iterator[Path]:
+    """What it is measured on: latents, and the images that they were made of."""
+    yield from (*_latents(e), *_first_stage(e), *_images(e), *_of_dataset(e, layout.HELD_OUT))
+    for protocol in e.evaluation.protocols:
+        yield from _references(e, protocol)
+
+
+def _references(e: Experiment, protocol: str) -> list[Path]:
+    """Statistics and features of real images, and the network that they come from."""
+    which = dict(protocol=protocol, number=e.evaluation.reference_count)
+    made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+    return [*_of_dataset(e, *made, **which), *_features_of(e, protocol)]
 
 
 def _cost(e: Experiment, **_: str) -> list[Any]:
@@ -261,6 +294,8 @@ def _all_results(e: Experiment, **_: str) -> Iterator[Path]:
     """Everything about every run, the distances of all masks, and the first seed's samples."""
     yield layout.path(layout.COST, experiment=e.name)
     yield from _images(e)
+    if e.codec.ENCODED:
+        yield layout.path(layout.RECONSTRUCTION, experiment=e.name)
     for name, run in e.runs.items():
         for seed in e.seeds_of(name):
             where = dict(experiment=e.name, seed=seed)
@@ -315,9 +350,22 @@ STAGES = {stage.verb: stage for stage in (
         large=(layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES),
         gpu=lambda e, protocol, **_: protocol != "classifier",
     ),
+    Stage(
+        "train-first-stage", (layout.FIRST_STAGE, layout.FIRST_STAGE_LEDGER), _images,
+        lambda e, **_: e.codec, priority=60, gpu=_always,
+    ),
+    Stage(
+        "encode-latents", (layout.LATENTS, layout.LATENTS_MANIFEST),
+        lambda e, **_: [*_first_stage(e), *_images(e)], lambda e, **_: e.codec,
+        large=(layout.LATENTS,), priority=60, gpu=_always, spread=True,
+    ),
+    Stage(
+        "measure-first-stage", (layout.RECONSTRUCTION,), _reconstruction_reads,
+        lambda e, **_: [e.codec, e.evaluation.protocols, e.evaluation.reference_count], gpu=_always,
+    ),
     Stage("measure-cost", (layout.COST,), lambda e, **_: (), _cost, priority=100, gpu=_always, alone=True),
     Stage(
-        "train-dense", layout.DENSE_FILES, _images,
+        "train-dense", layout.DENSE_FILES, _items,
         lambda e, search, **_: [_trained(e), e.searches[search], WALK, _tuned(e, "training", "dense")],
         priority=50, gpu=_always, spread=True,
     ),

@@ -1,18 +1,27 @@
-"""Reference statistics and the metrics of a run (verbs `reference-stats` and `fid`)."""
+"""Reference statistics, and metrics of a run, a folder or a first stage.
+
+Verbs `reference-stats`, `fid`, `score` and `measure-first-stage`.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ebdiff.data.dataset import open_held_out, open_pixels
+from ebdiff.codecs.codec import open_codec
+from ebdiff.data import archives
+from ebdiff.data.dataset import UNCONDITIONAL, conditions, open_held_out, open_pixels
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.records import Work
+from ebdiff.experiment.records import Records, Work
+from ebdiff.experiment.stages import references
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.distances import (
     Gaussian,
@@ -35,6 +44,7 @@ from ebdiff.system.files import (
     write_json,
 )
 
+RECONSTRUCTED, DECODED = 10_000, 256  # images that a first stage is measured on, at most; and at a time
 FLOOR_DRAWS = 4  # of real images that the floor is averaged over, where there are as many
 FAMILIAR = 0.05  # share of held-out images that lie nearer to a training image than the bound for copies
 CONFIDENT = 0.9  # a sample the classifier gives at least this probability looks like a digit
@@ -119,8 +129,10 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     work = Work(experiment, "fid", seed=seed, run=run)
     path, pixels = work.path(layout.METRICS), load_memmap(work.path(layout.SAMPLES))
     began, found, looks = time.perf_counter(), {}, {}
+    label = conditions(experiment.items, None, seed, range(len(pixels))).label
+    asked = None if label is None else label.numpy()
     for protocol in experiment.evaluation.protocols:
-        found[protocol], more = _measure(experiment, protocol, pixels, path.parent, device)
+        found[protocol], more = _measure(experiment, protocol, pixels, asked, path.parent, device)
         looks |= more
     first = found[experiment.evaluation.protocols[0]]
     metrics = {
@@ -137,8 +149,103 @@ def evaluate(experiment: Experiment, run: str, seed: int, device: torch.device =
     return metrics
 
 
+def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> dict[str, Any]:
+    """What encoding and decoding loses of the images, and write `reconstruction.json`.
+
+    Root mean squared errors are of pixels in 0..255, those of training images by way of the stored latents.
+    How far at most `RECONSTRUCTED` decoded training images are from the real ones bounds what runs can reach.
+
+    Raises:
+        UserError: the codec encodes nothing; or latents, images or reference statistics can't be used.
+    """
+    if not experiment.codec.ENCODED:
+        raise UserError(f"{experiment.name}: codec.kind {experiment.codec.kind} encodes nothing")
+    work = Work(experiment, "measure-first-stage")
+    began, dataset, codec = time.perf_counter(), experiment.dataset.name, open_codec(experiment, device)
+    path, latents = work.path(layout.RECONSTRUCTION), load_memmap(work.path(layout.LATENTS))
+    pixels, held_out = open_pixels(dataset), open_held_out(dataset)
+    rows, apart = (_drawn("first stage", len(x), RECONSTRUCTED) for x in (pixels, held_out))
+    protocols = {}
+    with scratch(path.parent, len(rows), *pixels.shape[1:], dtype=np.uint8) as decoded:
+
+        def restored() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for first in range(0, len(rows), DECODED):
+                here, there = rows[first : first + DECODED], decoded[first : first + DECODED]
+                stored = torch.from_numpy(latents[here]).float().to(device)
+                there[:] = codec.decode(stored, UNCONDITIONAL)
+                yield there, pixels[here]
+
+        unseen = (held_out[apart[first : first + DECODED]] for first in range(0, len(apart), DECODED))
+        errors = {
+            "rmse": _rmse(restored()),
+            "held_out_rmse": _rmse((codec.decode(codec.encode(x), UNCONDITIONAL), x) for x in unseen),
+        }
+        for protocol in experiment.evaluation.protocols:
+            extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
+            real, real_features, _ = _reference(dataset, experiment.evaluation.reference_count, extractor)
+            whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
+            with scratch(path.parent, len(rows), extractor.dimension) as features:
+                extractor.fill(features, decoded, "decoded images")
+                protocols[protocol] = {
+                    **_distances(features, real_features, extractor, whole, float(real["within"])),
+                    **extractor.story(),
+                }
+    found = {
+        "codec": experiment.codec.model_dump(mode="json"),
+        "trained_here": experiment.codec.TRAINED,
+        "images": len(rows),
+        "values": math.prod(latents.shape[1:])
+        / math.prod(pixels.shape[1:]),  # of a latent for one of an image
+        **errors,
+        "protocols": protocols,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    write_json(path, found)
+    work.end()
+    return found
+
+
+def _rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Root mean squared error of pairs of equal arrays; None of none."""
+    total, count = 0.0, 0
+    for a, b in pairs:
+        total, count = total + float(np.square(a.astype(np.float64) - b).sum()), count + a.size
+    return (total / count) ** 0.5 if count else None
+
+
+def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> list[dict[str, Any]]:
+    """Measure a folder of images as a run's samples are, precision and recall too; nothing is kept.
+
+    Args:
+        experiment: against whose real images, by whose protocols.
+        folder: of image files, also in folders below it, all of the size of the real images.
+        device: where the networks run.
+
+    Returns:
+        an entry for each protocol, as in `metrics.json`.
+
+    Raises:
+        UserError: too few images, one that can't be read or has another size, or no reference statistics.
+    """
+    found, records = archives.folder(folder), Records(experiment)
+    if found.count < 4:
+        raise UserError(f"{folder}: {found.count} images are too few, 4 at least")
+    for path in references(experiment):
+        records.check(path)
+    settings = experiment.evaluation.model_copy(update={"precision_recall": True})
+    experiment = experiment.model_copy(update={"evaluation": settings})
+    manifest = layout.path(layout.MANIFEST, dataset=experiment.dataset.name)
+    pixels = Files(list(found.items()), tuple(read_json(manifest)["shape"]))
+    return [_measure(experiment, p, pixels, None, manifest.parent, device)[0] for p in settings.protocols]
+
+
 def _measure(
-    experiment: Experiment, protocol: str, pixels: np.ndarray, folder: Path, device: torch.device
+    experiment: Experiment,
+    protocol: str,
+    pixels: np.ndarray | Files,
+    asked: np.ndarray | None,
+    folder: Path,
+    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A protocol's entry in `metrics.json`, and what the classifier makes of the samples."""
     dataset, settings = experiment.dataset.name, experiment.evaluation
@@ -158,7 +265,7 @@ def _measure(
         if settings.precision_recall:
             precision, recall = precision_recall(features, real_features, extractor.device)
         if protocol == "classifier":
-            looks = _looks(dataset, features, real_features)
+            looks = _looks(dataset, features, real_features, asked)
     return {
         "protocol": protocol,
         **distances,
@@ -189,12 +296,17 @@ def _distances(
     }
 
 
-def _looks(dataset: str, features: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """How sure the classifier is of the samples and which classes it sees, from its features."""
+def _looks(dataset: str, features: np.ndarray, real: np.ndarray, asked: np.ndarray | None) -> dict[str, Any]:
+    """How sure the classifier is of the samples and which classes it sees, from its features.
+
+    Where samples were asked to be of a class, in how many of them it sees that one.
+    """
     network, accuracy = load_classifier(layout.path(layout.CLASSIFIER, dataset=dataset))
     probabilities, of_real = network.probabilities(features), network.probabilities(real)
-    shares = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(features)
+    seen = probabilities.argmax(axis=1)
+    shares = np.bincount(seen, minlength=probabilities.shape[1]) / len(features)
     return {
+        **({} if asked is None else {"agreement": float((seen == asked).mean())}),
         "confident": float((probabilities.max(axis=1) > CONFIDENT).mean()),
         "real_confident": float((of_real.max(axis=1) > CONFIDENT).mean()),
         "class_shares": shares.tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import classifier, inception
@@ -67,7 +69,7 @@ class Extractor:
         return cls(protocol, network, inception.DIMENSION, batch, 256, mode, network.sha256, device)
 
     def fill(
-        self, out: np.ndarray, pixels: np.ndarray, what: str, order: np.ndarray | None = None
+        self, out: np.ndarray, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
     ) -> np.ndarray:
         """Write the features of images into `out` batch by batch, with the time left.
 
@@ -101,9 +103,9 @@ class Extractor:
 
 
 @contextmanager
-def scratch(folder: Path, count: int, dimension: int) -> Iterator[np.ndarray]:
-    """A float32 (count, dimension) array in a nameless temporary file of a folder: disk, not memory."""
+def scratch(folder: Path, *shape: int, dtype: type = np.float32) -> Iterator[np.ndarray]:
+    """An array of a shape in a nameless temporary file of a folder: disk, not memory."""
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
-        take_room(file, count * dimension * np.dtype(np.float32).itemsize)
-        yield np.memmap(file, np.float32, "w+", shape=(count, dimension))
+        take_room(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        yield np.memmap(file, dtype, "w+", shape=shape)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import ChiroDiffConfig, Items
 from ebdiff.nets.denoiser import Denoiser, Group, Member, Side
+from ebdiff.nets.fused import normed
 from ebdiff.system.draws import generator
 
 FEATURES = 5  # of a point: its position, and the movement (dx, dy, dpen) that led to it
@@ -116,13 +117,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor, own: Tensor) -> Tensor:
         q, k, v = (layer(h).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=own[:, None, None], scale=self.scale)
-        h = _normed(h + self.dropout(self.proj(seen.transpose(1, 2).flatten(2))), self.norm1)
-        return _normed(h + self.dropout(self.down(self.dropout(F.silu(self.up(h))))), self.norm2)
-
-
-def _normed(h: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """A norm in the precision of its weights, which training in bf16 leaves in fp32."""
-    return norm(h.to(norm.weight.dtype)).to(h.dtype)
+        h = normed(h + self.dropout(self.proj(seen.transpose(1, 2).flatten(2))), self.norm1)
+        return normed(h + self.dropout(self.down(self.dropout(F.silu(self.up(h))))), self.norm2)
 
 
 class Transformer(nn.Module):

@@ -47,12 +47,15 @@ class Group:
         norm_groups: blocks of consecutive channels that lose equally many: G of the GroupNorms among the
             members, or attention heads; None: there are neither.
         members: every coupled dimension, the root first.
+        factors: how many layers' outputs are multiplied to make a channel (GEGLU: 2). Each would lose its
+            share, and a product goes with any of its factors: (1 - rate)^factors of the channels stay.
     """
 
     name: str
     width: int
     norm_groups: int | None
     members: tuple[Member, ...]
+    factors: int = 1
 
 
 class Denoiser(nn.Module):
@@ -112,6 +115,10 @@ class Denoiser(nn.Module):
         nothing. The order decides masks: earlier groups are already thinned when later ones are ranked.
         """
         return ()
+
+    def thinned(self, group: Group) -> Group:
+        """A traced group as the rule takes it: couplings don't tell attention heads, nor `factors`."""
+        return group
 
     def maskable(self) -> list[str]:
         """The parameters that sparse training may mask: all weights but those of norms."""

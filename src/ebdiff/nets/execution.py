@@ -58,7 +58,7 @@ class Runtime:
             network: `dense` or an asked rate.
             device: where.
         """
-        values = getattr(experiment, use).batch * math.prod(experiment.dataset.items.shape)
+        values = getattr(experiment, use).batch * math.prod(experiment.items.shape)
         large, compute = values >= SMALL, experiment.compute
         default = GPU if device.type == "cuda" and large else STRICT
         how = getattr(experiment.tuning, use).get(network, default)

@@ -68,6 +68,11 @@ def norm_silu(
     return h if dropout is None else dropout(h), x
 
 
+def normed(h: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """A norm in the precision of its weights, which training in bf16 leaves in fp32."""
+    return norm(h.to(norm.weight.dtype)).to(h.dtype)
+
+
 @torch.library.custom_op("ebdiff::norm_silu", mutates_args=())
 def norm_forward(
     x: Tensor,
@@ -230,6 +235,21 @@ class Sum(torch.autograd.Function):
         return dy, dy if ctx.both else None, channel_sums(dy).to(ctx.dtype)
 
 
+def residual(
+    x: Tensor,
+    shift: Shift,
+    norms: tuple[nn.GroupNorm, nn.GroupNorm],
+    convs: tuple[nn.Conv2d, nn.Conv2d],
+    dropout: nn.Dropout,
+    shortcut: nn.Conv2d | None,
+) -> Tensor:
+    """shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + shift)))): a residual block."""
+    h, x = norm_silu(x, norms[0])
+    h = unbiased(h, convs[0]) if shift.biased else convs[0](h)
+    h, _ = norm_silu(h, norms[1], shift.value, dropout)
+    return added(h, convs[1], x, shortcut)
+
+
 # --- products -----------------------------------------------------------------------------------------------
 
 
@@ -307,9 +327,9 @@ def padded(weight: Tensor, rows: int) -> Tensor:
     return torch.cat([weight, weight.new_zeros(more, *weight.shape[1:])]) if more else weight
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v, for tensors (B, 1, positions, C)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v, for tensors (B, heads, positions, C); the usual scale is 1 / sqrt(C)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's own function computes in fp32 there and takes three times as long.
-        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        return (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ebdiff.data.dataset import UNCONDITIONAL, Cond
 from ebdiff.experiment.members import Items, UNetConfig
 from ebdiff.nets.denoiser import Denoiser
-from ebdiff.nets.fused import Shift, added, attended, fuses, innermost, norm_silu, shifts, unbiased
+from ebdiff.nets.fused import Shift, added, attended, fuses, innermost, norm_silu, residual, shifts
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -63,10 +63,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, shift: Shift) -> Tensor:
-        h, x = norm_silu(x, self.norm1)
-        h = unbiased(h, self.conv1) if shift.biased else self.conv1(h)
-        h, _ = norm_silu(h, self.norm2, shift.value, self.dropout)
-        return added(h, self.conv2, x, getattr(self, "nin_shortcut", None))
+        norms, convs = (self.norm1, self.norm2), (self.conv1, self.conv2)
+        return residual(x, shift, norms, convs, self.dropout, getattr(self, "nin_shortcut", None))
 
     def walk(self) -> list[nn.Module]:
         """Its part of `UNet.walk`: `conv2` goes with the shortcut, `temb_proj` with `conv1`."""
@@ -133,7 +131,11 @@ class Level(nn.Module):
 
 
 class UNet(Denoiser):
-    """The denoiser of images (C, H, W), whatever their classes.
+    """The denoiser of images (C, H, W); of those with classes it is told each one's, or that it isn't.
+
+    A class is a vector added to the time embedding, as in ADM (Dhariwal & Nichol 2021), and the one after the
+    last says that there is none. It is a linear layer of the one-hot label (EDM), whose channels are pruned
+    with those of the time embedding.
 
     Args:
         config: widths, depth, attention resolutions, dropout and norm groups.
@@ -156,6 +158,8 @@ class UNet(Denoiser):
         self.temb.dense = nn.ModuleList(
             [nn.Linear(config.width, time_width), nn.Linear(time_width, time_width)]
         )
+        if items.classes:
+            self.temb.label = nn.Linear(items.classes + 1, time_width, bias=False)
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
 
         current, skips = config.width, [config.width]
@@ -197,6 +201,8 @@ class UNet(Denoiser):
         dtype = self.conv_in.weight.dtype  # bf16 weights while sampling; the result is as precise as x
         temb = timestep_embedding(t, self.config.width).to(dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
+        if self.items.classes:
+            temb = temb + self.temb.label(F.one_hot(cond.label, self.items.classes + 1).to(dtype))
 
         laid = innermost(x.to(dtype)) if fuses(self.conv_in.weight) else x.to(dtype)
         h = added(laid, self.conv_in)

@@ -60,8 +60,9 @@ def trace(architecture: Architecture) -> tuple[Group, ...]:
             if module not in names:  # the graph's own nodes: concatenations, reshapes, sums
                 continue
             side: Side
-            if isinstance(module, nn.GroupNorm):
-                side, width, across, norm_groups = "norm", module.num_channels, 0, module.num_groups
+            if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                side, width, across = "norm", len(module.weight), 0
+                norm_groups = getattr(module, "num_groups", norm_groups)
             else:
                 side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
                 width, across = module.weight.shape[:2] if side == "out" else module.weight.shape[1::-1]
@@ -69,7 +70,7 @@ def trace(architecture: Architecture) -> tuple[Group, ...]:
             members.append(Member(f"{names[module]}.weight", side, channels, roots, width, across))
         root = members[0]
         name = root.weight.removesuffix(".weight")
-        groups.append(Group(name, len(root.roots), norm_groups, tuple(members)))
+        groups.append(network.thinned(Group(name, len(root.roots), norm_groups, tuple(members))))
     return tuple(groups)
 
 

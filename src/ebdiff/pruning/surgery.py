@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -66,5 +67,5 @@ def groups_left(architecture: Architecture, tensors: Mapping[str, Tensor]) -> tu
             channels = place[m.weight, m.side][np.arange(m.width)[m.channels][left]]
             width, *across = tensors[m.weight].shape[:2] if m.side != "in" else tensors[m.weight].shape[1::-1]
             members.append(Member(m.weight, m.side, channels, root[m.roots[left]], width, *(across or [0])))
-        found.append(Group(group.name, int(part.sum()), group.norm_groups, tuple(members)))
+        found.append(replace(group, width=int(part.sum()), members=tuple(members)))
     return tuple(found)

@@ -73,6 +73,11 @@ class RunFacts:
         return visited(experiment.diffusion, experiment.sampling_of(self.name))
 
     @property
+    def evaluations(self) -> int:
+        """Passes through a network for an image: two a step where it is guided."""
+        return self.results.experiment.sampling_of(self.name).passes * len(self.visited)
+
+    @property
     def macs_visited(self) -> float:
         """MACs per network evaluation, averaged over the timesteps that the sampler visits."""
         return accounting.average_visited(self._networks("macs"), self._serves, self.visited)

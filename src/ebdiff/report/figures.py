@@ -45,7 +45,7 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
         "losses": losses,
         "sparsity": sparsity,
         "overlap": overlap,
-        "steps": sampling_steps,
+        "sampling": sampling_steps,
     }
     written = []
     with style.theme():
@@ -401,7 +401,7 @@ def sampling_steps(results: Results) -> Figure | None:
         label = next((f.run.title for f in runs if not f.run.sampling), runs[0].run.title)
         look = dict(color=style.span_colour(i), marker="o", label=label)
         _curve(left, runs, lambda f: len(f.visited), **look)
-        _curve(right, runs, lambda f: len(f.visited) * f.macs_visited / 1e6, **look)
+        _curve(right, runs, lambda f: f.evaluations * f.macs_visited / 1e6, **look)
     style.legend(figure, left)
     return figure
 

@@ -76,6 +76,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         columns=columns,
         bold=bold,
         metrics=_metrics(rows),
+        reconstruction=results.attempt(results.reconstruction) if experiment.codec.ENCODED else None,
         executed=executed(rows),
         chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
         few=any(facts.ill_conditioned for facts in rows),

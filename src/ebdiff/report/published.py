@@ -9,6 +9,7 @@ from ebdiff.report.render import Corrected
 
 NAMES = {
     "cifar10": "CIFAR-10", "celeba": "CelebA", "lsun_church": "LSUN church", "lsun_bedroom": "LSUN bedroom",
+    "imagenet": "ImageNet",
 }  # fmt: skip
 IMAGES = 50_000  # samples per run
 SEARCHED = (0.005, 0.025)  # of all iterations, in which its text says that tickets are found

@@ -50,7 +50,7 @@ def read(results: Results) -> list[Claim]:
     runs = [RunFacts(results, name) for name, run in named if not run.sampling]
     settled = [facts for facts in runs if not facts.unsettled]
     compared = [*_against_controls(settled), *_timestep_aware(results, settled), *_overlap(settled)]
-    compared += [*_speed(settled), *_sparse(results, settled), *_against_baselines(results)]
+    compared += [*_speed(settled), *_sparse(settled), *_against_baselines(results)]
     compared = list(filter(None, compared))
     claims = [*_primary(results, compared), *_tickets(results, runs), *_step_times(results, runs)]
     claims += [_exploratory(c) for c in compared if c.about not in results.experiment.claims]
@@ -320,10 +320,10 @@ def _speed(runs: list[RunFacts]) -> Comparisons:
         yield lower(f"Adding SpeeD to {what}", facts, "the same without it", other)
 
 
-def _sparse(results: Results, runs: list[RunFacts]) -> Comparisons:
+def _sparse(runs: list[RunFacts]) -> Comparisons:
     """Sparse runs of enough seeds: against the unpruned one, the run that they cost as much as, and others.
 
-    Those are static masks, and updates of another share, alike in all else.
+    Those are static masks, updates of another share, and no sparse training at all, alike in all else.
     """
     many = [f for f in runs if len(f.quality) >= SEEDS]
     named = {f.name: f for f in many}
@@ -343,6 +343,9 @@ def _sparse(results: Results, runs: list[RunFacts]) -> Comparisons:
                 yield lower(title, facts, f"{rival.run.title} at equal cost", rival)
         else:
             yield as_good(title, facts, "the unpruned network", unpruned)
+        plain = (own.model_copy(update={"sparse": None}),)
+        if rival := next((f for f in many if f.experts == plain), None):
+            yield lower(title, facts, f"{rival.run.title}, whose channels stay", rival)
         for other in sparse:
             moves = [isinstance(f.experts[0].sparse, Moving) for f in (facts, other)]
             moving = (*Moving.model_fields, "method", "accumulate")

@@ -126,6 +126,10 @@ class Results:
         """Where the images come from."""
         return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
 
+    def reconstruction(self) -> dict:
+        """What the first stage loses, of an experiment with one."""
+        return self._json(layout.RECONSTRUCTION)
+
     def plan(self) -> dict | None:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
         if not self.path(layout.PLAN).exists():

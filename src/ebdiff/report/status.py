@@ -43,7 +43,7 @@ def _done(records: Records, job: Job) -> bool:
 def _so_far(job: Job) -> str:
     """How far a training or a sampling is, by what it keeps beside its output."""
     folder = layout.state_of(job.makes[0])
-    if batches := list(folder.glob("*.npz")):
+    if job.stage.verb == "sample" and (batches := list(folder.glob("*.npz"))):
         images, batch = job.experiment.sampling.images, job.experiment.sampling.batch
         return f", {min(images, len(batches) * batch)} of {images} images"
     try:

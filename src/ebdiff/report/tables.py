@@ -108,7 +108,7 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     if any(f.run.sampling for f in rows):
         yield Column("evaluations", "Sampling\nsteps", lambda f: len(f.visited))
         yield Column(
-            "image_macs", f"MACs per\nimage ({unit})", lambda f: len(f.visited) * f.macs_visited, macs
+            "image_macs", f"MACs per\nimage ({unit})", lambda f: f.evaluations * f.macs_visited, macs
         )
     yield Column(measure.key, measure.name, lambda f: f.quality, text.over_seeds(text.two))
     yield Column(
@@ -118,8 +118,12 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
         text.over_seeds(text.two),
     )
     if unpruned := next((f for f in rows if f.run.method == "unpruned"), None):
-        yield Column("vs_unpruned", "Minus\nunpruned's", partial(_minus, b=unpruned), _difference, absent="")
+        yield Column("vs_unpruned", "Minus\nunpruned's", partial(_minus, b=unpruned), difference, absent="")
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
+    if results.experiment.items.classes and "classifier" in results.experiment.evaluation.protocols:
+        yield Column(
+            "agreement", "Class\nagreement", lambda f: f.metric("agreement"), text.over_seeds(text.three)
+        )
     yield Column("ticket_at", "Ticket\nfound at", _ticket_at)
     if places.finished(results.experiment):
         yield Column(
@@ -213,7 +217,7 @@ def _minus(a: RunFacts, b: RunFacts) -> tuple[float, ...] | None:
     return None if a is b else tuple(x - y for x, y in paired(a, b, lambda facts: facts.quality))
 
 
-def _difference(values: Sequence[float]) -> str:
+def difference(values: Sequence[float]) -> str:
     """A mean difference with its 95 % interval, where there are seeds enough to decide something."""
     if len(values) < SEEDS:
         return text.over_seeds(text.signed)(values)

@@ -64,6 +64,7 @@ class Draws:
         size: items in the global batch.
         seed, stream: position in the experiment's randomness.
         device: where batches are wanted.
+        label_dropout: share of labels that become the class after the last one.
     """
 
     dataset: Dataset
@@ -72,6 +73,7 @@ class Draws:
     seed: int
     stream: str
     device: torch.device
+    label_dropout: float = 0.0
 
     def batches(self, steps: Iterable[int]) -> Iterator[Draw]:
         """What some steps learn from, in order."""
@@ -81,15 +83,20 @@ class Draws:
             t, weight = self.law.draw(generator(self.seed, f"{self.stream}/timestep", step), self.size)
             noise = generator(self.seed, f"{self.stream}/noise", step)
             eps = noise.standard_normal((self.size, *dataset.items.shape), np.float32)
+            untold = generator(self.seed, f"{self.stream}/label", step).random(self.size) < self.label_dropout
             items = dataset.draw(self.size, self.seed, self.stream, step, share)
-            return [t[share], weight[share], eps[share], *items]
+            return [t[share], weight[share], eps[share], untold[share], *items]
 
         if self.device.type == "cuda":
             drawn = _ahead(lambda step: [torch.from_numpy(a).pin_memory() for a in draw(step)], steps)
         else:
             drawn = map(draw, steps)
-        for t, weight, eps, *items in drawn:
-            yield Draw(*dataset.batch(items, self.device), *moved([t, weight, eps], self.device))
+        for t, weight, eps, untold, *items in drawn:
+            x0, cond = dataset.batch(items, self.device)
+            t, weight, eps, untold = moved([t, weight, eps, untold], self.device)
+            if self.label_dropout:
+                cond = cond._replace(label=cond.label.masked_fill(untold, dataset.items.classes))
+            yield Draw(x0, cond, t, weight, eps)
 
 
 def _ahead(draw: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:

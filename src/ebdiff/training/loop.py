@@ -107,7 +107,7 @@ def train(
     cfg, runtime, network = job.training, job.runtime, state.network.train()
     device, random = runtime.device, _draws_at_random(network)
     agree = 1 if parallel.world() == 1 else AGREE
-    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device)
+    draws = Draws(job.dataset, job.law, cfg.batch, job.seed, job.name, device, cfg.label_dropout)
     runtime.set_arithmetic()
     learn = learn or learner(state, job)
     state.hooks = hooks
@@ -180,5 +180,5 @@ def train(
 
 def _draws_at_random(network: nn.Module) -> bool:
     """Whether a network in training draws from torch's generator: dropout, or that of a GRU or attention."""
-    rates = (getattr(module, key, 0) for module in network.modules() for key in ("p", "dropout"))
+    rates = (vars(module).get(key, 0) for module in network.modules() for key in ("p", "dropout"))
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)

@@ -25,6 +25,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
 from ebdiff.experiment.records import Records, Work
 from ebdiff.experiment.runs import HOOKS, Budget, Expert
+from ebdiff.experiment.schema import Span
 from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
@@ -37,7 +38,9 @@ from ebdiff.system.files import read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
 from ebdiff.tickets.watch import Watch
+from ebdiff.training.hooks import Hook
 from ebdiff.training.loop import Job, train
+from ebdiff.training.preview import Preview
 from ebdiff.training.resume import Place, resumable
 from ebdiff.training.state import State
 
@@ -68,7 +71,8 @@ def train_dense(experiment: Experiment, name: str, seed: int, device: torch.devi
             runtime=runtime,
             stats=place.stats,
         )
-        train(state, job, every * search.horizon, hooks=[watch], save=place.keep)
+        looks = _previews(experiment, job, "dense", f"search-{name}", search.span)
+        train(state, job, every * search.horizon, hooks=[watch, *looks], save=place.keep)
 
         if parallel.first():
             state.hooks = ()  # the masks get a file of their own
@@ -182,6 +186,14 @@ def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> 
     return store.build(architecture, tensors)
 
 
+def _previews(experiment: Experiment, job: Job, network: str, of: str, span: Span) -> list[Hook]:
+    """Looks at samples on the way, where they are asked for and the network knows all timesteps."""
+    if experiment.training.sample_every is None or span != (0, experiment.diffusion.timesteps):
+        return []
+    folder = layout.path(layout.PREVIEWS, experiment=experiment.name, seed=job.seed, of=of)
+    return [Preview(experiment, job, network, folder)]
+
+
 def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
     """The timestep law of an expert, on its span."""
     if expert.law == "speed":
@@ -259,6 +271,7 @@ def finetune_region(
         hooks = [HOOKS.member(name)(config, job) for name, config in expert.hooks.items()]
         if expert.sparse:
             hooks.append(METHODS.member(expert.sparse.method)(expert.sparse, job))
+        hooks += _previews(experiment, job, expert.network, key, expert.span)
         train(state, job, steps, hooks=hooks, save=place.keep)
         if parallel.first():
             told = {key: value for hook in hooks for key, value in hook.told().items()}

@@ -1,0 +1,133 @@
+"""A large result made batch by batch, each kept: what a killed job has done needn't be done again."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ebdiff.system import interrupts, parallel
+from ebdiff.system.errors import Unusable
+from ebdiff.system.files import holding, read_arrays, replacing, write_arrays
+from ebdiff.system.progress import progress
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A large result in the making: an npz per batch, whose zip notices damage.
+
+    Attributes:
+        folder: where.
+        stamp: what the result depends on; a batch of another stamp doesn't count.
+    """
+
+    folder: Path
+    stamp: str
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Have the folder as one's own, of all processes of the job.
+
+        Raises:
+            UserError: another job is at work on it.
+        """
+        with holding(self.folder) if parallel.first() else nullcontext():
+            yield
+
+    def fill(
+        self, count: int, size: int, make: Callable[[list[int]], dict[str, np.ndarray]], what: str
+    ) -> None:
+        """Make the batches of `size` of `count` rows that aren't there yet, and wait for those of others.
+
+        Several processes (`torchrun`) take turns. Called while `holding`.
+
+        Args:
+            count, size: rows, and those of a batch.
+            make: the arrays of the rows of given numbers.
+            what: whose batches, for messages.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; the batches so far are kept.
+        """
+        if parallel.first():
+            self.forget_others()
+        parallel.barrier()
+        found, batches = self.there(), range(math.ceil(count / size))
+        parallel.barrier()  # before anybody adds to it
+        todo = [b for b in batches if b not in found][parallel.rank() :: parallel.world()]
+        if found and parallel.first():
+            print(f"{what}: going on, {len(found)} batches are there", flush=True)
+        bar = progress(todo, desc=what, unit="batch", disable=not parallel.first())
+        with interrupts.noted() as signalled:
+            for b in bar:
+                began = time.perf_counter()
+                arrays = make(list(range(b * size, min((b + 1) * size, count))))
+                self.write(b, arrays, time.perf_counter() - began)
+                if signalled():
+                    raise interrupts.Interrupted(
+                        signalled(), f"{what}: batches so far are kept; the same command goes on"
+                    )
+        if not parallel.first():
+            return
+        while len(self.there()) < len(batches):  # by others; a signal can end this, but no barrier
+            time.sleep(0.1)
+
+    def forget(self) -> None:
+        """Remove all, once the result is whole."""
+        shutil.rmtree(self.folder)
+
+    def path(self, batch: int) -> Path:
+        """Where a batch lies."""
+        return self.folder / f"{batch}.npz"
+
+    def write(self, batch: int, arrays: dict[str, np.ndarray], seconds: float) -> None:
+        """Keep a batch, with the process that made it and the seconds it took."""
+        told = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds))
+        write_arrays(self.path(batch), **arrays, **told, stamp=np.array(self._stamp(batch)))
+
+    def _stamp(self, batch: int) -> str:
+        """What a batch belongs to: its number, too, so that none is taken for another one."""
+        return f"{self.stamp} {batch}"
+
+    def there(self) -> set[int]:
+        """The batches that are there."""
+        return {int(path.stem) for path in self.folder.glob("*.npz")}
+
+    def forget_others(self) -> None:
+        """Remove what isn't a whole batch of this stamp, with a word."""
+        for path in self.folder.iterdir():
+            try:
+                batch = int(path.stem)
+                if path == self.path(batch) and str(read_arrays(path)["stamp"]) == self._stamp(batch):
+                    continue
+                reason = "another batch, made for other settings or from something else"
+            except (Unusable, KeyError, ValueError) as error:
+                reason = error.reason if isinstance(error, Unusable) else "no batch"
+            print(f"{path}: not used ({reason}); it is made again", flush=True)
+            path.unlink()
+
+    def join(self, name: str, output: Path, count: int) -> float:
+        """Write one array of all batches as an npy file of `count` rows, batch by batch.
+
+        Returns:
+            seconds of making them: processes work side by side, so the longest one's.
+        """
+        spent: dict[int, float] = {}
+        with replacing(output) as temporary, temporary.open("wb") as file:
+            for batch in sorted(self.there()):
+                found = read_arrays(self.path(batch))
+                rows = np.ascontiguousarray(found[name])
+                if not spent:
+                    shape = (count, *rows.shape[1:])
+                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(rows.data)
+                rank = int(found["rank"])
+                spent[rank] = spent.get(rank, 0.0) + float(found["seconds"])
+        return max(spent.values())
