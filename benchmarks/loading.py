@@ -3,21 +3,30 @@
     python benchmarks/loading.py
 
 One thread on both sides, CPU time. Real CIFAR-10 where `resources/data/cifar10` is prepared, else random
-pixels of its shape: the work is the same.
+pixels of its shape: the work is the same. Then what decoding takes where images stay encoded: made-up ones
+of LSUN's size (341x256, WebP of 14 KB) and larger files (JPEG of 32 KB), beside a raw store of these pixels.
 """
 
 from __future__ import annotations
 
+import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 import paired
 import plain
 import torch
+from PIL import Image
 
+from ebdiff.data import sources
+from ebdiff.data.archives import folder
 from ebdiff.data.dataset import Batch, Images, batch_indices
+from ebdiff.data.encoded import open_images
 from ebdiff.experiment import layout
 from ebdiff.system.files import load_memmap
 
@@ -37,6 +46,41 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
+
+
+def photographs(count: int, kind: str, quality: int, place: Path) -> tuple[Images, Images]:
+    """Made-up photographs (smooth, with noise) of 341x256, in a raw store and in an encoded one, 256x256."""
+    rng = np.random.default_rng(0)
+    (place / kind).mkdir()
+    for i in range(count):
+        smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((341, 256))
+        noisy = (smooth + rng.normal(0, 6, (256, 341, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(place / f"{kind}/{i}.{kind}", quality=quality)
+    stores = []
+    for store in ("raw", "encoded"):
+        e, path = paired.experiment(BATCH, tiny=False), place / f"{kind}-{store}.npy"
+        new = {"store": store, "image_size": 256, "crop": "centre"}
+        e = e.model_copy(update={"dataset": e.dataset.model_copy(update=new)})
+        with path.open("wb") as file:
+            sources.write_images(folder(place / kind), file, e, 1)
+        stores.append(Images(open_images(path), flip=True))
+    return stores[0], stores[1]
+
+
+def decoding(args: argparse.Namespace, kind: str, quality: int) -> paired.Row:
+    """Images per core second that an encoded store gives, beside those of a raw one."""
+    size, found = 4 if args.tiny else BATCH, {"raw": [], "encoded": []}
+    with tempfile.TemporaryDirectory() as place:
+        stores = photographs(2 * size, kind, quality, Path(place))
+        first, same = (images.draw(size, 0, "loading", 0)[0] for images in stores)
+        assert np.array_equal(first, same), "the images differ"
+        for step in range(args.rounds):
+            for name, images in zip(found, stores, strict=True):
+                found[name].append(size / cpu_seconds(partial(images.draw, size, 0, "loading", step)))
+        kilobytes = len(stores[1].pixels.content) / len(stores[1]) / 1e3
+    note = f"{kilobytes:.0f} KB each; {median(found['raw']):,.0f} from a raw store in memory, of 197 KB"
+    measure = f"256x256 images per core second, decoded from {kind.upper()}"
+    return paired.row(measure, found["encoded"], "", against="raw store", note=note)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     note = f"{per_second['theirs']:,.0f} and {per_second['ours']:,.0f} images per CPU second, {what}"
     goal = ("images per CPU second, with flips", "transforms image by image", "≥ 8")
     rows = [paired.compare(*goal, s["theirs"], s["ours"], note)]
+    rows += [decoding(args, "webp", 75), decoding(args, "jpeg", 90)]
     paired.write("loading", rows, torch.device("cpu"), args.out)
 
 

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
-    "frechet": 1, "hamming": 2, "loading": 1, "masks": 2,
+    "frechet": 1, "hamming": 2, "loading": 3, "masks": 2,
     "sampling": 1, "step": 15,
 }  # fmt: skip
 

@@ -174,6 +174,41 @@ def test_parquet_of_plain_binary_and_of_labels_that_are_no_classes(prepare, tmp_
     assert len(labels) == 0
 
 
+@pytest.mark.parametrize(("label", "kind"), [(-1, pa.int64()), (2**31, pa.int64()), (2**64 - 1, pa.uint64())])
+def test_a_label_that_is_no_class_is_refused_by_name_before_anything_is_there(refused, tmp_path, label, kind):
+    table = pa.table({"image": list(map(encoded, PICTURES)), "label": pa.array([*range(8), label], kind)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert f"x.parquet:row 8: label {label}; classes are" in refused(path=tmp_path / "x.parquet")
+
+
+def test_labels_are_those_of_all_images_or_of_none_which_is_said(prepare, tmp_path, capsys):
+    parquet_of(tmp_path / "in/0.parquet", PICTURES[:4], [0, 1, None, 2])
+    parquet_of(tmp_path / "in/1.parquet", PICTURES[4:])
+    _, labels, manifest = prepare(path=tmp_path / "in")
+    assert (len(labels), manifest["classes"]) == (0, 0)
+    assert "labels left out: 6 of 9 images have none" in capsys.readouterr().err
+
+
+def test_hidden_labels_of_a_test_split_play_no_part(prepare, tmp_path):
+    parquet_of(tmp_path / "in/train.parquet", PICTURES[:5], [0, 1, 0, 1, 0])
+    parquet_of(tmp_path / "in/test.parquet", PICTURES[5:], [-1] * 4)
+    manifest = prepare(path=tmp_path / "in", held_out="test")[2]
+    assert (manifest["classes"], manifest["held_out"]) == (2, 4)
+
+
+def test_linked_folders_are_followed_and_read_once(prepare, tmp_path):
+    fill(tmp_path / "elsewhere", PICTURES[:4], [f"{i}.png" for i in range(4)])
+    fill(tmp_path / "in", PICTURES[4:8], [f"z/{i}.png" for i in range(4)])
+    for name, target in {"b": "../elsewhere", "a": "../elsewhere", "loop": "..", "z/up": "../../in"}.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in/gone").symlink_to("nowhere")
+    np.testing.assert_array_equal(prepare(path=tmp_path / "in")[0], PICTURES[:8])
+    parquet_of(tmp_path / "tables/x.parquet", PICTURES)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/to").symlink_to("../tables")
+    assert prepare(path=tmp_path / "links")[2]["count"] == 9
+
+
 def test_paths_fill_in_variables_and_home(prepare, tmp_path, monkeypatch):
     fill(tmp_path / "in")
     monkeypatch.setenv("EBDIFF_TEST_HERE", str(tmp_path))

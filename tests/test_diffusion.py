@@ -310,7 +310,7 @@ def drawn(experiment):
     sample.sample(experiment, "ta-eb", 0, CPU)
 
 
-@pytest.mark.parametrize(("count", "batch"), [(23, 10), (20, 10), (3, 10), (1, 1)])
+@pytest.mark.parametrize(("count", "batch"), [(23, 10), (20, 10), (4, 10), (4, 1)])
 def test_exactly_n_images_are_drawn(experts, vary, count, batch):
     e = vary({"sampling.images": count, "sampling.batch": batch, "sampling.steps": 4})
     drawn(e)

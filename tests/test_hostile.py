@@ -1,5 +1,6 @@
 """Hostile names and files: nothing leaves its folder, runs in a shell, or becomes markup."""
 
+import csv
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import tarfile
 import zipfile
 from copy import deepcopy
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,19 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
-from conftest import TINY, changed
+from conftest import TINY, changed, unet
 from PIL import Image
 from reported import ALL_TABLES, MORE, RAW, fabricate, undrawn, vouched, write
 from test_report import check_latex
 from test_workflow import copied, edit, snakemake
 
-from ebdiff.data import archives, images, sources
-from ebdiff.experiment import layout, load
+from ebdiff.data import archives, images, sources, strokes
+from ebdiff.experiment import layout, load, records
+from ebdiff.experiment.jobs import Job
+from ebdiff.experiment.members import SketchesConfig
+from ebdiff.nets.checkpoints import load_checkpoint
 from ebdiff.report import page, render
+from ebdiff.report.render import Column
 from ebdiff.report.results import Results
-from ebdiff.system.errors import UserError
-from ebdiff.system.files import read_json, write_json
+from ebdiff.system.errors import Unusable, UserError
+from ebdiff.system.files import load_memmap, read_arrays, read_json, read_told, sha256, write_json
 
 # A file name may hold whatever but "/" and the null byte.
 HOSTILE = "a; touch pwned $(touch pwned) `touch pwned` ' \" \\ & | > pwned {x} {wildcards.seed} * \n -rf ü"
@@ -187,6 +194,158 @@ def test_an_image_bomb_is_known_by_its_header():
         images.opened(images.Item("x.ppm", lambda: header))
 
 
+# --- sizes --------------------------------------------------------------------------------------------------
+
+ZEROS = bytes(2**24 + 1)
+
+
+def parquet_of(path, column, **options):
+    pq.write_table(pa.table({"image": column}), path, compression="zstd", **options)
+    return path
+
+
+def test_a_parquet_cell_that_stands_in_every_row_is_known_by_its_groups_size(tmp_path, prepare):
+    """A dictionary of one cell, of which every row would be a copy."""
+    column = pa.array([{"bytes": ZEROS, "path": None}] * 4, pa.struct({"bytes": pa.binary(), "path": "str"}))
+    path = parquet_of(tmp_path / "in.parquet", column, dictionary_pagesize_limit=2**30)
+    assert path.stat().st_size < 5000
+    with pytest.raises(UserError, match=r"in\.parquet: row group 0 unpacks from .* a decompression bomb"):
+        prepare(path)
+
+
+def test_a_parquet_file_that_lies_about_its_sizes_is_read_one_cell_far(tmp_path, prepare):
+    path = parquet_of(tmp_path / "in.parquet", pa.array([ZEROS] * 4, pa.binary()), use_dictionary=False)
+    size = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+
+    def varint(value, length):  # Thrift's, of a positive number
+        parts = [2 * value >> 7 * k & 127 for k in range(length)]
+        return bytes([part | 128 for part in parts[:-1]] + parts[-1:])
+
+    length = -(-(2 * size).bit_length() // 7)
+    path.write_bytes(path.read_bytes().replace(varint(size, length), varint(1000, length)))
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == 1000
+    with pytest.raises(UserError, match="a decompression bomb"):
+        prepare(path)
+
+
+def test_a_parquet_column_of_lists_holds_no_images(tmp_path, prepare):
+    cell = {"bytes": pa.list_(pa.int64())}
+    column = pa.array([{"bytes": [0] * 2**20}] * 4, pa.struct(cell))
+    with pytest.raises(UserError, match=r"no image column .*image \(struct<bytes: list"):
+        prepare(parquet_of(tmp_path / "in.parquet", column))
+
+
+def test_an_npz_that_unpacks_to_more_than_deflate_can_pack_is_not_unpacked(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", bytes(2**22))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(Unusable, match=r"x\.npz: damaged \(a decompression bomb: unpacks to 4,194,304 bytes"):
+        read_arrays(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("read", [read_told, partial(load_checkpoint, architecture=unet(8))])
+def test_a_safetensors_header_is_not_parsed_beyond_its_size(tmp_path, read):
+    header = json.dumps({"__metadata__": {"ebdiff": json.dumps({"story": "x" * 2**23})}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=r"x\.safetensors: .*a header of more than 8 MiB"):
+        read(path)
+
+
+def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
+    torch.save({"x": torch.zeros(2**20)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match=r"x\.pth: packed, which torch\.save never does"):
+        load_checkpoint(tmp_path / "x.pth", unet(8))
+
+
+READERS = [read_json, read_arrays, read_told, load_memmap, sha256]
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+def test_what_is_no_file_is_not_read_for_one(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(Unusable, match=f"{name}: not a file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["zero", "pipe", "zero.zip", "pipe.parquet", "pipe.ndjson"])
+def test_a_path_of_images_or_drawings_that_is_no_file(tmp_path, prepare, name):
+    if "zero" in name:
+        (tmp_path / name).symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"dataset.path: .*{name}' is neither a file nor a folder"):
+        prepare(tmp_path / name)
+    (tmp_path / "in").mkdir()
+    (tmp_path / name).rename(tmp_path / "in" / name)
+    if name.endswith("parquet"):
+        with pytest.raises(UserError, match="not a file"):
+            prepare(tmp_path / "in")
+    if name.endswith("ndjson"):
+        drawings = SketchesConfig(name="x", source="sketches", path=str(tmp_path / "in"))
+        for find in (strokes.find, partial(strokes.look, most=5)):
+            with pytest.raises(UserError, match="neither a file"):
+                find(drawings)
+
+
+def test_json_out_of_all_proportion_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(Unusable, match="larger than 64 MiB"):
+        read_json(tmp_path / "x.json")
+
+
+# --- paths that results tell --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "x\0"])
+def test_no_part_of_a_path_leads_elsewhere(name):
+    for template, part in (
+        (layout.MASKS, "weights"),
+        (layout.DENSE_LEDGER, "search"),
+        (layout.TABLE, "table"),
+    ):
+        where = {"experiment": "e", "seed": 0, "search": "s", "criterion": "c", "weights": "w", "ext": "csv"}
+        with pytest.raises(UserError, match="is no name of a file"):
+            layout.path(template, **where | {part: name})
+
+
+def test_a_record_makes_nothing_be_read_but_what_its_job_reads(workspace, tiny, monkeypatch):
+    path = layout.path(layout.MANIFEST, dataset="digits")
+    place = Job.of(tiny, "prepare-data").note("records", "json")
+    write_json(place, records.sealed({**records.opened(place), "read": {"/dev/zero": "x", "../secret": "x"}}))
+    read = []
+    monkeypatch.setattr(records, "sha256", lambda path: read.append(path) or sha256(path))
+    records.Records(tiny).check(path)
+    assert read == [path]
+
+
+def test_a_plan_makes_no_file_be_read_outside_the_results(tmp_path, monkeypatch, tiny):
+    (tmp_path / "project/results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("../secret.tsv", "results/own.tsv"):
+        Path(name).write_text("s\n5.0\n")
+    Path("results/zero.tsv").symlink_to("/dev/zero")
+    seconds = Results(tiny, partial=True).job_seconds
+    assert seconds("results/own.tsv") == 5
+    for name in (
+        "../secret.tsv",
+        "results/../../secret.tsv",
+        str(tmp_path / "secret.tsv"),
+        "results/zero.tsv",
+        "",
+    ):
+        assert seconds(name) is None
+
+
 # --- the report -------------------------------------------------------------------------------------------
 
 
@@ -277,6 +436,17 @@ def test_no_text_of_an_experiment_becomes_markdown_or_latex(tmp_path, monkeypatc
     assert not re.search(r"(?<!\\)`b", written)
 
 
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers():
+    texts, numbers = ["=1+1", "+1", "-1", "@x", "a=1"], [-1.5, -2, 0.5, None, 7]
+    columns = (Column("text", "T", lambda row: row), Column("number", "N", lambda row: row))
+    rows = [list(row) for row in zip(texts, numbers, strict=True)]
+    table = render.Table("", columns, rows, ["-", *[""] * 4], [])
+    found = list(csv.DictReader(io.StringIO(render.to_csv(table))))
+    assert [row["text"] for row in found] == ["'=1+1", "'+1", "'-1", "'@x", "a=1"]
+    assert [row["number"] for row in found] == ["-1.5", "-2", "0.5", "", "7"]
+    assert found[0]["marks"] == "'-"
+
+
 def test_every_character_is_escaped_for_latex():
     escaped = render._tex("".join(map(chr, range(0x20, 0x7F))))
     bare = re.sub(
@@ -312,7 +482,7 @@ def test_no_value_of_an_experiment_reaches_a_shell(tmp_path):
         ("about", HOSTILE),
         ("dataset", {"name": "mine", "source": "images", "path": HOSTILE}),
         ("dense", {"from": str(checkpoint), "iterations": 900}),
-        ("runs.eb-50.title", HOSTILE),
+        ("runs.eb-50.title", HOSTILE.replace("\n", "")),
         ("runs.eb-50.note", HOSTILE),
         ("evaluation", {"protocols": ["clean"], "weights": HOSTILE}),
     ):

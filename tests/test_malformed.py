@@ -41,6 +41,7 @@ VALUES = [
     ({"runs.eb-50.rate": "half"}, "rate: "),
     ({"runs.eb-50.rate": 1e-5}, "rate: "),
     ({"seeds": [True]}, "seeds: can't be true or false"),
+    ({"seeds": [2**63]}, "seeds.0: is a number beyond 64 bits"),
     ({"seeds": [0, 0]}, "seeds: 0, 0: one is repeated"),
     ({"seeds": 3}, "seeds: must be a list"),
     ({"runs.eb-50.seeds": [1, 1]}, "runs.eb-50.seeds"),
@@ -53,6 +54,8 @@ VALUES = [
     ({"dataset.crop": "center"}, "did you mean 'centre'?"),
     ({"dataset.broken": "drop"}, "known: refuse, skip"),
     ({"dataset.subset": 0}, "dataset.subset: "),
+    ({"dataset.subset": 1}, "dataset.subset: "),
+    ({"dataset.subset": 1438}, "dataset.subset: 1,438, but digits has 1,437 to train on"),
     ({"dataset.channels": 5}, "dataset.channels: "),
     ({"network.multipliers": [1, 0]}, "network.multipliers.1: "),
     ({"network.multipliers": []}, "network.multipliers: needs at least one"),
@@ -77,14 +80,18 @@ VALUES = [
     ({"dense.source": "x.pth"}, "dense.source: unknown key; 'source' is not known; known: from, iterations"),
     ({"dense.search": "fll"}, "dense.search: 'fll' is not known; did you mean 'full'?"),
     ({"sampling.steps": 2000}, "sampling.steps: 2000 exceed the 1000 timesteps"),
+    ({"sampling.images": 1}, "sampling.images: "),
+    ({"sampling.images": 10**15}, "sampling.images: "),
     ({"sampling.sampler": "dim"}, "did you mean 'ddim'?"),
     ({"evaluation": {"protocols": ["clean"] * 2}}, "evaluation.protocols: clean, clean: one is repeated"),
     ({"evaluation": {"protocols": ["fid"]}}, "known: classifier, clean, legacy_pytorch"),
     ({"evaluation": {"reference": 1}}, "evaluation.reference: "),
+    ({"evaluation": {"reference": 1438}}, "evaluation.reference: 1,438, but digits has 1,437"),
     ({"speed": {"lam": 2}}, "speed.lam: "),
     ({"speed": {"tau": 1000}, "runs.eb-50.law": "speed"}, "speed.tau: 1000"),
     ({"compute": {"device": "$(reboot)"}}, "compute.device: "),
     ({"compute": {"device": "meta"}}, "compute.device: "),
+    ({"compute": {"threads": 10**6}}, "compute.threads: "),
     ({"compute": {"mem_mb": 1}}, "compute.mem_mb: "),
     ({"compute": {"micro_batch": 0}}, "compute.micro_batch: "),
     ({"compute": {"gpus": 2, "device": "cuda"}}, "compute: 2 `gpus` need `device: auto`"),
@@ -118,6 +125,11 @@ VALUES = [
     ({"about": "\x1b[2J"}, "about: holds the unprintable character '\\x1b'"),
     ({"dataset.path": "a\0b"}, "dataset.path: holds the unprintable character '\\x00'"),
     ({"runs.eb-50.title": "\ud800"}, "runs.eb-50.title: holds the unprintable character"),
+    ({"runs.eb-50.title": "a\nb"}, "runs.eb-50.title: "),
+    ({"runs.eb-50.title": "a\tb"}, "runs.eb-50.title: "),
+    ({"runs.eb-50.title": "a\u202eb"}, "runs.eb-50.title: holds the unprintable character '\\u202e'"),
+    ({"runs.eb-50.note": "a\u2066b"}, "runs.eb-50.note: holds the unprintable character '\\u2066'"),
+    ({"about": "a\u2028b"}, "about: holds the unprintable character '\\u2028'"),
     ({"bad\nkey": 1}, "top level: 'bad\\nkey' can't be a key"),
 ]  # fmt: skip
 
@@ -250,6 +262,10 @@ COMMANDS = [
     ("train-dense tiny --seed 1.5", "--seed"),
     ("train-dense tiny --seed -1", "--seed"),
     ("train-dense tiny --threads 0", "--threads"),
+    ("train-dense tiny --threads 99999", "--threads"),
+    ("prepare-data digits --threads 99999", "--threads"),
+    (f"train-dense tiny --seed {2**63}", f"--seed {2**63}: beyond 63 bits"),
+    (f"hamming-matrix tiny --seed {2**64}", f"--seed {2**64}: beyond 63 bits"),
     ("train-dense ../tiny", "experiment '../tiny' is not known"),
     ("train-dense tiny.yaml", "did you mean 'tiny'?"),
     ("train-dense config/experiments/tiny.yaml", "is not known"),
@@ -341,6 +357,15 @@ def test_a_hostile_name_on_the_command_line_is_printed_harmlessly(tmp_path, run,
     assert not (tmp_path / "pwned").exists()
 
 
+def test_outside_a_project_it_says_so(tmp_path, run, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for line in ("report tiny", "prepare-data digits", "init mine --images ."):
+        assert run(*line.split())[1].startswith(
+            "ebdiff: no config/experiments here; run ebdiff in a project's"
+        )
+
+
 def test_a_dataset_whose_path_is_missing_is_named_when_it_is_needed(tmp_path, run):
     images = {"name": "mine", "source": "images"}
     write_experiment(tmp_path, {"dataset": {**images, "path": "/nowhere/at/all"}}, "gone")
@@ -397,6 +422,16 @@ def test_a_real_process_ends_with_a_line_and_a_status(tmp_path, verb, words):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_console_without_its_letters_and_a_home_that_is_not_there_fail_no_verb(tmp_path, verb, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    write_experiment(tmp_path, {"runs.eb-50.title": "é‡漢", "searches.full.horizon": 5})
+    done = verb("tabulate", "tiny", "table4", "figure2")
+    assert done.returncode == 0, done.stderr
+    assert r"\xe9\u2021\u6f22" in done.stdout and "figure2.pdf" in done.stdout
+
+
 WORKFLOWS = [
     (("--config", "experiments=../smoke"), "experiment '../smoke' is not known"),
     (("--config", "experiments=$(touch pwned)"), "experiment '$(touch pwned)' is not known"),
@@ -414,6 +449,7 @@ WORKFLOWS = [
     (("results/smoke/seed0/experts/dense-full/81.safetensors",), "milestone '81' is not known"),
     (("results/smoke/seed0/tickets/full/magnitude/ema/0.4.json",), "rate '0.4' is not known"),
     (("results/smoke/seed0/tickets/full/taylor/ema/masks.npz",), "--criterion 'taylor' is not known"),
+    ((f"results/smoke/seed{2**64}/dense/full/ledger.json",), f"--seed {2**64}: beyond 63 bits"),
     (("resources/data/nosuch/images.npy",), "dataset 'nosuch'"),
 ]  # fmt: skip
 

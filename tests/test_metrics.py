@@ -391,8 +391,11 @@ def test_a_reference_of_fewer_images_and_precision_and_recall(pixels, workspace,
     evaluate.evaluate(fewer, "eb-50", 0)
 
 
-def test_two_real_images_are_no_reference(pixels, workspace, tiny, monkeypatch):
+@pytest.mark.parametrize("count", ["2", "5000"])
+def test_two_real_images_are_no_reference_nor_more_than_there_are(
+    pixels, workspace, tiny, monkeypatch, count
+):
     monkeypatch.setattr(classifier, "EPOCHS", 1)
     put_classifier(tiny, *pixels)
-    with pytest.raises(UserError, match="digits: 2 images are too few"):
-        evaluate.reference_stats(tiny, "classifier", "2")
+    with pytest.raises(UserError, match=f"digits: {int(count):,} images, of 4 to 1,437"):
+        evaluate.reference_stats(tiny, "classifier", count)

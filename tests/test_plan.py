@@ -187,7 +187,10 @@ def test_speed_ups_count_the_search_to_its_horizon(tiny):
     assert three["device_time"] == pytest.approx(80 / (20 * 0.75 + 20 * 0.25 + 60))
 
 
-ROOM = {"memory_free": 10**13, "disk_free": 10**12, "disk_to_come": 10**9, "images": 1797, "devices": 2}
+ROOM = {
+    "memory_free": 10**13, "disk_free": 10**12, "disk_to_come": 10**9, "images": 1797, "devices": 2,
+    "decode_ms": 0.0,
+}  # fmt: skip
 JOB = {"kind": "train-dense", "benchmark": "results/tiny/benchmarks/seed0/x.tsv", "seconds": 123.0}
 
 
@@ -208,12 +211,30 @@ def of(name, **values):
     ({}, of("0.8", rate=0.55, realised=0.52), "rates 0.5 and 0.8: nearly the same network"),
     ({}, of("0.8", step_ms=900.0), r"0.8 gains nothing on this device \(900 .* 800 .* pays: 0.3, 0.5$"),
     ({}, of("0.8", image_ms=22.0), "0.8: sampling is slower than with 0.5"),
+    # 16 images in 500 ms, 160 ms each: five cores.
+    ({}, {"decode_ms": 160.0}, "dataset.store: the fastest step takes 32 images .* 2 cores decode 12;"),
 ])  # fmt: skip
-def test_what_cant_work_or_disappoints_is_told_once(vary, changes, planned, told):
+def test_what_cant_work_or_disappoints_is_told_once(vary, changes, planned, told, monkeypatch):
     usual = {"networks": NETWORKS, "jobs": [JOB], **ROOM}
+    monkeypatch.setattr(plan.os, "sched_getaffinity", lambda pid: range(4))
     assert not list(plan.warnings(vary({}), usual, gpu=False))
     (found,) = plan.warnings(vary(changes), {**usual, **planned}, gpu=False)
     assert re.search(told, found)
+
+
+def test_images_that_fit_on_the_gpu_are_decoded_once(vary):
+    networks = {name: {**network, "peak_bytes": 1} for name, network in NETWORKS.items()}
+    slow = {**ROOM, "networks": networks, "jobs": [JOB], "decode_ms": 1e6, "memory_free": 160 * 64 * 4 + 1}
+    assert not list(plan.warnings(vary({}), slow, gpu=True))
+    (found,) = plan.warnings(vary({}), {**slow, "memory_free": 160 * 64 * 4}, gpu=True)
+    assert found.startswith("dataset.store")
+
+
+def test_trainings_on_latents_decode_no_images(vary):
+    slow = {**ROOM, "networks": NETWORKS, "jobs": [JOB], "decode_ms": 1e6}
+    latent = {"codec": {"kind": "autoencoder", "channels": 4, "factor": 4}, "dataset.flip": False}
+    assert not list(plan.warnings(vary({**latent, "sampling.clamp": False}), slow, gpu=False))
+    assert len(list(plan.warnings(vary({}), slow, gpu=False))) == 1
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import yaml
 from conftest import ROOT, changed, vouch
 from PIL import Image, ImageDraw
 from test_doors import TOY, doors
+from test_starter import bytes_read
 
 from ebdiff import starter
 from ebdiff.codecs.codec import open_codec
@@ -528,6 +529,27 @@ def test_init_takes_drawings(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no drawing can be used; .*mine\.ndjson:5: drawing: Field required"):
         starter.init("mine", str(path), None, force=False)
     assert [p.name for p in folder.iterdir()] == ["sketches.yaml"]
+
+
+def test_a_look_at_many_drawings_reads_some_lines(tmp_path, monkeypatch):
+    waves = list(map(wave, range(40)))
+    (tmp_path / "a.ndjson").write_text("\n".join(waves * 100))
+    (tmp_path / "b.ndjson").write_text("\n".join(line(np.eye(2), word="late") for _ in waves))
+    dataset = experiment(tmp_path).dataset
+    assert [len(found) for found in strokes.look(dataset, 50)[1:]] == [51]
+    monkeypatch.setattr(strokes, "WHOLE", 1000)
+    monkeypatch.setattr(strokes, "LINE", 10_000)
+    before = bytes_read()
+    count, found = strokes.look(dataset, 50)
+    assert bytes_read() - before < (tmp_path / "a.ndjson").stat().st_size / 2
+    assert count == pytest.approx(4040, rel=0.05) and count % 100 == 0
+    assert 40 <= len(found) <= 55 and {read().word for _, read in found} == {"even", "odd", "late"}
+    (tmp_path / "b.ndjson").write_text("\n" * 20_000)
+    (tmp_path / "a.ndjson").write_text("\n")
+    assert strokes.look(dataset, 50) == (0, [])
+    (tmp_path / "a.ndjson").write_text("x" * 20_000)
+    with pytest.raises(UserError, match=r"a\.ndjson: a line of .* is no drawing"):
+        strokes.look(dataset, 50)
 
 
 def test_the_classifier_sees_large_pictures_at_64_pixels():

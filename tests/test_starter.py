@@ -1,13 +1,18 @@
+import io
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, write_experiment
 from PIL import Image
 
 from ebdiff import starter
+from ebdiff.data import archives
 from ebdiff.experiment import load
 from ebdiff.system.errors import UserError
 
@@ -65,6 +70,35 @@ def test_the_proposed_experiment_prepares_its_images(project):
 
     starter.init("mine", str(fill(project / "photos", width=80, grey=True)), 16, force=False)
     assert prepare(load.load("mine"))["shape"] == [16, 16, 1]
+
+
+def bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_look_at_many_images_reads_some_of_them(project, monkeypatch):
+    def png(i):
+        out, side = io.BytesIO(), 8 + 8 * (i >= 1500)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (side, 8, 3), np.uint8)).save(out, "PNG")
+        return out.getvalue() + bytes(10_000)
+
+    table = pa.table({"image": list(map(png, range(2000)))})
+    pq.write_table(table, project / "x.parquet", row_group_size=50, use_dictionary=False, compression="none")
+    monkeypatch.setattr(starter, "LOOKED_AT", 8)
+    before = bytes_read()
+    lines = starter.init("mine", str(project / "x.parquet"), 8, force=False)
+    assert lines[:2] == ["2,000 images, 8 looked at", "sizes 8x8 (6), 8x16 (2); modes RGB (8); colour"]
+    assert bytes_read() - before < (project / "x.parquet").stat().st_size / 2
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 100])
+def test_about_every_nth_of_a_parquet_files_images_is_looked_at(project, stride):
+    table = pa.table({"image": [bytes([i]) for i in range(40)]})
+    for name, size in (("a", 3), ("b", 40)):
+        pq.write_table(table, project / f"{name}.parquet", row_group_size=size)
+    found = archives.parquet([project / "a.parquet", project / "b.parquet"])
+    assert len(list(found.items(stride))) == len(range(0, 80, stride))
+    assert stride > 1 or [item.read()[0] for item in found.items()] == [*range(40)] * 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ebdiff.data.dataset import Images, open_pixels
+from ebdiff.data.dataset import Images, open_dataset, open_pixels
 from ebdiff.data.sources import prepare
 from ebdiff.experiment.records import Work
 from ebdiff.nets import store
@@ -22,9 +22,10 @@ STORY = {"ticket": "é†", "rate": 0.5, "distances": [0.1, 0.2], "none": None}
 
 LOADING = """
 import sys, numpy as np, torch
+from pathlib import Path
 from ebdiff.nets import store
 torch.set_num_threads(1)
-tensors, architecture, story = store.load(sys.argv[1])
+tensors, architecture, story = store.load(Path(sys.argv[1]))
 network = store.build(architecture, tensors).eval()
 x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, 8, 8), np.float32))
 with torch.no_grad():
@@ -331,6 +332,11 @@ def test_images_of_another_size_are_refused(workspace, vary):
         Images.of(vary({"dataset.image_size": 16}))
 
 
-def test_a_subset_beyond_the_data_is_refused(workspace, vary):
-    with pytest.raises(UserError, match=r"dataset\.subset is 5000"):
-        Images.of(vary({"dataset.subset": 5000}))
+@pytest.mark.parametrize("key", ["dataset.subset", "evaluation.reference"])
+def test_more_items_than_there_are_are_refused_as_soon_as_their_number_is_known(workspace, vary, key):
+    words = f"{key}: 5,000, but digits has 1,437 to train on"
+    with pytest.raises(UserError, match=words):
+        vary({"evaluation": {}, key: 5000})
+    prepared = vary({"evaluation": {}, key: 5000, "dataset.source": "images", "dataset.path": "elsewhere"})
+    with pytest.raises(UserError, match=words):
+        open_dataset(prepared)

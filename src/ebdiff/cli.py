@@ -40,7 +40,9 @@ Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, s
 Seed = Annotated[int, typer.Option(min=0, help="Seed; results go under seed{n}/.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Torch threads of the job. Default: compute.threads for each process."),
+    typer.Option(
+        min=1, max=os.cpu_count(), help="Torch threads of the job. Default: compute.threads for each process."
+    ),
 ]
 Search = Annotated[str, typer.Option(help="A search of the experiment, or `final`.")]
 Criterion = Annotated[str, typer.Option(help="magnitude, taylor, diff-pruning or random.")]
@@ -167,10 +169,14 @@ def init(
 def prepare_data(
     dataset: Dataset,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Images decoded at a time; changes no result.")
+        int | None,
+        typer.Option(min=1, max=os.cpu_count(), help="Images decoded at a time; changes no result."),
     ] = None,
 ) -> None:
     """Images of the experiment's source -> resources/data/{dataset}/.
+
+    As pixels, or with `dataset.store: encoded` as the source's own bytes where these are fewer (a tenth, of
+    photographs), decoded to the same pixels whenever they are used; `ebdiff plan` warns of too few cores.
 
     Example: ebdiff prepare-data digits
     """
@@ -179,7 +185,8 @@ def prepare_data(
 
     entry = prepare(experiment, threads or experiment.compute.threads)
     skipped = f" ({entry['skipped']} broken ones skipped)" if entry["skipped"] else ""
-    print(f"{entry['count']} images of {entry['shape']} in resources/data/{dataset}{skipped}")
+    classes = f"{entry['classes']} classes" if entry["classes"] else "no labels"
+    print(f"{entry['count']} images of {entry['shape']}, {classes}, in resources/data/{dataset}{skipped}")
 
 
 @app.command()
@@ -496,7 +503,7 @@ def tune(name: Name, threads: Threads = None) -> None:
     from ebdiff.experiment import layout
 
     tune.tune(experiment, _device(experiment))
-    print(layout.path(layout.TUNING, experiment=name).read_text(), end="")
+    print(layout.path(layout.TUNING, experiment=name).read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -556,7 +563,7 @@ def tabulate(
     from ebdiff.report.page import tabulate
 
     for path in tabulate(experiment, what or [], partial=so_far or bool(what)):
-        print(path.read_text() if path.suffix == ".md" and what else path)
+        print(path.read_text(encoding="utf-8") if path.suffix == ".md" and what else path)
 
 
 @app.command()
@@ -645,6 +652,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
     status = 1
+    for stream in (sys.stdout, sys.stderr):  # a letter that a console can't show is no reason to fail
+        stream.reconfigure(errors="backslashreplace")
     try:
         with interrupts.unwinding():
             return app()

@@ -14,7 +14,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def look(dataset: ImagesConfig) -> Look:
     sizes, modes, colour, broken, seen = Counter(), Counter(), False, 0, 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for item in progress(islice(found.items(), 0, None, stride), desc="looking", leave=False):
+        for item in progress(found.items(stride), desc="looking", leave=False):
             seen += 1
             try:
                 image = opened(item)
@@ -243,7 +242,7 @@ class Drawn:
     """What drawings are like, judged from the first of them.
 
     Attributes:
-        count: drawings in all.
+        count: drawings in all, of large files about.
         points: of those looked at, that can be used.
         words: their categories, with their numbers.
         broken: how many of those looked at can't be used.
@@ -270,17 +269,15 @@ def look_at_drawings(dataset: SketchesConfig) -> Drawn:
     Raises:
         UserError: there are none, or none can be used.
     """
-    stride = max(1, sum(1 for _ in strokes.find(dataset)) // LOOKED_AT)
-    count, points, words, broken = 0, [], Counter(), 0
-    for name, read in strokes.find(dataset):
-        count += 1
-        if count % stride == 0:
-            try:
-                drawing = read()
-                points.append(1 + len(strokes.movements(drawing.strokes, dataset.step)))
-                words[drawing.word] += 1
-            except Broken as error:
-                broken, last = broken + 1, f"{name}: {error}"
+    count, found = strokes.look(dataset, LOOKED_AT)
+    points, words, broken = [], Counter(), 0
+    for name, read in found:
+        try:
+            drawing = read()
+            points.append(1 + len(strokes.movements(drawing.strokes, dataset.step)))
+            words[drawing.word] += 1
+        except Broken as error:
+            broken, last = broken + 1, f"{name}: {error}"
     if not points:
         raise UserError(f"{dataset.path}: " + (f"no drawing can be used; {last}" if count else "no drawings"))
     return Drawn(count, points, words, broken)

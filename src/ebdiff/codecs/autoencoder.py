@@ -185,7 +185,7 @@ def normalise(network: Autoencoder, pixels: np.ndarray, device: torch.device) ->
 
 
 def _on(device: torch.device, images: np.ndarray) -> Tensor:
-    return to_float(torch.tensor(images).to(device))
+    return to_float(torch.from_numpy(np.array(images)).to(device))
 
 
 @dataclass

@@ -29,6 +29,7 @@ from ebdiff.cost.accounting import average_visited, every_network, search_steps,
 from ebdiff.cost.roofline import in_vain
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
+from ebdiff.data.dataset import RESIDENT
 from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
@@ -108,6 +109,7 @@ class Forecast:
     count: int  # images of the dataset
     networks: Mapping[str, dict[str, Any]]  # as in cost.json, sparse too; `image_ms`: an image through one
     start: Mapping[str, float]  # seconds to the first line of work of a job that is `torch` or `light`
+    encoded: float | None = None  # bytes of an image that stays encoded
 
     def horizon(self, search: str) -> int:
         """Steps after which a search ends at the latest; `final` adds none."""
@@ -176,7 +178,7 @@ class Forecast:
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
         match job.stage.verb:
             case "prepare-data":
-                return 0, self.count * (pixels + 8)  # and a label
+                return 0, int(self.count * ((self.encoded or pixels) + 8))  # and a label
             case "train-classifier":
                 seen = pixels if pixels <= 3 * classifier.SMALL**2 else classifier.LARGE
                 return CLASSIFIER * seen * classifier.EPOCHS * min(self.count, classifier.MOST), 0
@@ -267,7 +269,8 @@ def make(
     # Masked kernels are dense ones: a sparse step is planned at its network's own pace.
     sparse = {name: networks[n["network"]] | n for name, n in sparse.items()}
     every = every_network({"networks": networks, "sparse": sparse})
-    forecast = Forecast(e, there, count, every, start)
+    encoded, decode_s = sources.encoded_image(e.dataset) or (None, 0)
+    forecast = Forecast(e, there, count, every, start, encoded)
     tasks = forecast.tasks()
     times = schedule(tasks, at_once, share)
     plan = {
@@ -280,7 +283,7 @@ def make(
         } for t in tasks for begin, end in [times[t.job.name]]],
         "wall_seconds": max(end for _, end in times.values()), "disk_free": shutil.disk_usage(".").free,
         "disk_to_come": sum(t.size for t in tasks if not all(p.exists() for p in t.job.makes)),
-        "memory_free": room, "digest": Job.of(e, "tabulate").digest,
+        "memory_free": room, "decode_ms": 1e3 * decode_s, "digest": Job.of(e, "tabulate").digest,
     }  # fmt: skip
     return plan | {"warnings": list(warnings(e, plan, gpu))}
 
@@ -341,6 +344,11 @@ def warnings(e: Experiment, plan: Mapping[str, Any], gpu: bool) -> Iterator[str]
         yield f"disk: {text.size(plan['disk_to_come'])} to come, {text.size(plan['disk_free'])} free"
     if batch > (count := min(plan["images"], e.dataset.subset or plan["images"])):
         yield f"training.batch: {batch} images a step, but there are {count}: an epoch is one step"
+    once = e.codec.ENCODED or (gpu and count * math.prod(e.dataset.items.shape) < RESIDENT * room)
+    per_ms = batch * max(1, e.compute.gpus) / min(n["step_ms"] for n in networks.values())
+    if (cores := len(os.sched_getaffinity(0)) / many) < per_ms * plan["decode_ms"] and not once:
+        asked, decoded = f"{1e3 * per_ms:,.0f} images per second", 1e3 * cores / plan["decode_ms"]
+        yield f"dataset.store: the fastest step takes {asked}, {cores:g} cores decode {decoded:,.0f}; try raw"
     longest = max((j for j in plan["jobs"] if "/seed" in j["benchmark"]), key=lambda j: j["seconds"])
     if longest["seconds"] > 60 * e.compute.runtime:
         takes = f"{longest['kind']} takes {text.duration(longest['seconds'])}"

@@ -1,12 +1,6 @@
-"""Stored images in a fixed order: folders, zips, parquet files, the hub.
+"""Stored images in a fixed order: folders, zips, parquet files, lmdb databases (LSUN), the hub.
 
-Archives are read member by member and never extracted; nothing is ever unpickled. An lmdb (LSUN) becomes a
-folder first, with `pip install lmdb` and, for the lmdb folder SOURCE and a new folder TARGET:
-
-    import lmdb, pathlib
-    with lmdb.open(SOURCE, readonly=True, lock=False).begin() as content:
-        for key, image in content.cursor():
-            (pathlib.Path(TARGET) / f"{key.decode()}.webp").write_bytes(image)
+Archives are read member by member and never extracted; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,8 +11,9 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +21,9 @@ from ebdiff.data.images import EXTENSIONS, FILE_BYTES, Broken, Item
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import replacing
 from ebdiff.system.progress import progress
+
+CHUNK, PACKED = 16 * 2**20, 100  # bytes of a row group's images; larger ones pack to no less than 1/PACKED
+DATABASE = "data.mdb"  # of a folder that is an lmdb
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,14 @@ class Collection:
     Attributes:
         where: the place, for messages.
         count: how many.
-        items: gives them, always in the same order.
+        items: gives them, always in the same order; of a `stride` n about every n-th, for a look, without
+            reading the others.
         story: title, origin and licence.
     """
 
     where: str
     count: int
-    items: Callable[[], Iterator[Item]]
+    items: Callable[..., Iterator[Item]]
     story: dict[str, str] = field(default_factory=dict)
 
 
@@ -60,13 +59,25 @@ def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def below(path: Path) -> list[str]:
+    """Every file below a folder, sorted by its path; links to folders are followed, into each folder once."""
+    names, seen = [], set()
+    for base, folders, files in os.walk(path, followlinks=True):
+        if (place := os.path.realpath(base)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()  # which of several links is the one that is followed
+        names += [(Path(base) / name).relative_to(path).as_posix() for name in files]
+    return sorted(names)
+
+
 def folder(path: Path) -> Collection:
     """Every image file below a folder, sorted by its path; other and hidden files are left alone."""
-    below = ((Path(base), name) for base, _, files in os.walk(path) for name in files)
-    names = sorted(n for base, name in below if _is_image(n := (base / name).relative_to(path).as_posix()))
+    names = list(filter(_is_image, below(path)))
 
-    def items() -> Iterator[Item]:
-        for name in names:
+    def items(stride: int = 1) -> Iterator[Item]:
+        for name in names[::stride]:
             yield Item(str(path / name), partial(_read_file, path / name))
 
     return Collection(str(path), len(names), items)
@@ -97,8 +108,8 @@ def zipped(path: Path) -> Collection:
             )
     images = sorted((m for m in members if _is_image(m.filename)), key=lambda m: m.filename)
 
-    def items() -> Iterator[Item]:
-        for member in images:
+    def items(stride: int = 1) -> Iterator[Item]:
+        for member in images[::stride]:
             yield Item(f"{path}:{member.filename}", partial(archive.read, member))
 
     return Collection(str(path), len(images), items)
@@ -112,8 +123,8 @@ def by_folder(found: Collection) -> Collection:
 
     numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
 
-    def items() -> Iterator[Item]:
-        for item in found.items():
+    def items(stride: int = 1) -> Iterator[Item]:
+        for item in found.items(stride):
             yield replace(item, label=numbers[word(item)]) if item.label is None else item
 
     return replace(found, items=items)
@@ -127,13 +138,12 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
     """
     import pyarrow as pa
 
-    found = [
-        f.name
-        for f in schema
-        if (pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
-        or pa.types.is_binary(f.type)
-        or pa.types.is_large_binary(f.type)
-    ]
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    found = [f.name for f in schema if holds_bytes(f.type)]
     if not found:
         columns = ", ".join(f"{f.name} ({f.type})" for f in schema) or "none"
         raise UserError(
@@ -146,10 +156,10 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
 
 
 def _rows(
-    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes]
-) -> Iterator[Item]:
+    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes],
+    row: int = 0,
+) -> Iterator[Item]:  # fmt: skip
     """The images of Arrow batches or tables, one after the other; `cell` takes each from its cell."""
-    row = 0
     for batch in batches:
         labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
         for value, label in zip(batch.column(column), labels, strict=True):
@@ -165,6 +175,8 @@ def _cell(value: Any) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise Broken("no image in this row")
+    if len(data) > FILE_BYTES:
+        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
     return data
 
 
@@ -177,7 +189,7 @@ def _cell_of_hub(value: Any) -> bytes:
 
 
 def parquet(paths: list[Path]) -> Collection:
-    """The images of parquet files in the order given; labels where all have an integer column `label`.
+    """The images of parquet files in the order given, with the labels of those that have integers in `label`.
 
     Raises:
         UserError: a file is damaged or has no image column.
@@ -187,6 +199,8 @@ def parquet(paths: list[Path]) -> Collection:
 
     def opened(path: Path) -> pq.ParquetFile:
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise OSError("not a file")
             # Read as a stream: by default Arrow keeps what it has read until the end of the file.
             return pq.ParquetFile(
                 path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
@@ -194,23 +208,99 @@ def parquet(paths: list[Path]) -> Collection:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
 
-    count, columns, labelled = 0, {}, True
+    count, columns = 0, {}
     for path in paths:
         with opened(path) as file:
-            columns[path], has_labels = _columns(file.schema_arrow, path)
-            labelled &= has_labels
+            columns[path] = _columns(file.schema_arrow, path)
             count += file.metadata.num_rows
 
-    def items() -> Iterator[Item]:
-        for path, column in columns.items():
+    def items(stride: int = 1) -> Iterator[Item]:
+        before = 0  # rows of the files before
+        for path, (column, labelled) in columns.items():
             with opened(path) as file:
-                batches = file.iter_batches(64, columns=[column, *(["label"] if labelled else [])])
-                try:
-                    yield from _rows(batches, column, labelled, path, _cell)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+                row = 0
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    wanted = len(range(-(before + row) % stride, rows, stride))
+                    batches = _batches(file, path, group, column, labelled) if wanted else ()
+                    try:
+                        yield from islice(_rows(batches, column, labelled, path, _cell, row), wanted)
+                    except (pa.ArrowException, OSError, ValueError) as error:
+                        raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+                    row += rows
+                before += row
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
+
+
+def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> Iterator[Any]:
+    """The rows of a parquet file's row group, as many at a time as surely take `CHUNK` bytes, at least one.
+
+    Images are packed already: what unpacks to a multiple of its size holds one cell many times, or nothing.
+
+    Raises:
+        UserError: it does.
+    """
+    told = file.metadata.row_group(group)
+    parts = [told.column(k) for k in range(told.num_columns)]
+    part = next(p for p in parts if p.path_in_schema in (column, f"{column}.bytes"))
+    size, stored = part.total_uncompressed_size, min(part.total_compressed_size, path.stat().st_size)
+    bomb = UserError(
+        f"{path}: row group {group} unpacks from {stored:,} bytes to more than {CHUNK >> 20} MiB, "
+        "which looks like a decompression bomb; don't trust this file"
+    )
+    if size > max(CHUNK, PACKED * stored):
+        raise bomb
+    rows = max(1, min(64, CHUNK // max(1, size)))
+    wanted = [part.path_in_schema, *(["label"] if labelled else [])]
+    for batch in file.iter_batches(rows, row_groups=[group], columns=wanted):
+        if batch.column(column).nbytes > (size + 64) * len(batch):  # it lied about its size
+            raise bomb
+        yield batch
+
+
+@cache
+def _database(path: Path) -> Any:
+    """An lmdb, opened once: the library refuses to open one twice."""
+    import lmdb
+
+    return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+
+
+def lmdb_of(path: Path) -> Collection:
+    """Every value of an lmdb (LSUN) in the order of its keys.
+
+    Raises:
+        UserError: the library is missing, or the lmdb is damaged or cut short.
+    """
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(f"{path}: an lmdb needs its library; pip install 'ebdiff[lmdb]'") from None
+    try:
+        database = _database(path)
+    except lmdb.Error as error:
+        raise UserError(f"{path}: not a whole lmdb ({_line(error)}); copy it again") from None
+    pages, size = database.info()["last_pgno"] + 1, (path / DATABASE).stat().st_size
+    if size < pages * database.stat()["psize"]:  # to touch what isn't there would end the process
+        raise UserError(f"{path}: {DATABASE} is cut short, to {size:,} bytes; copy it again")
+
+    def read(key: bytes) -> bytes:
+        with database.begin(buffers=True) as content:
+            value = content.get(key)
+            if len(value) > FILE_BYTES:
+                raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+            return bytes(value)
+
+    def items(stride: int = 1) -> Iterator[Item]:
+        try:
+            with database.begin() as content:
+                for key in islice(content.cursor().iternext(values=False), 0, None, stride):
+                    yield Item(f"{path}:{key.decode(errors='backslashreplace')}", partial(read, key))
+        except lmdb.Error as error:
+            raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+
+    return Collection(str(path), database.stat()["entries"], items)
 
 
 def _line(error: Exception) -> str:
@@ -242,7 +332,7 @@ def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _
 
 
 def open_path(path: Path, split: str = "train") -> Collection:
-    """Whatever images are at a path: a folder of images, a zip, a parquet file or a folder of them.
+    """Whatever images are at a path: a folder of images, an lmdb, a zip, a parquet file or a folder of them.
 
     Of a folder of parquet files those are taken whose name begins with the split's; for `train` all if
     none does. Nothing else has a test split.
@@ -252,9 +342,11 @@ def open_path(path: Path, split: str = "train") -> Collection:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
+    if split == "train" and (path / DATABASE).is_file():
+        return lmdb_of(path)
     if path.is_dir():
         images = folder(path)
-        tables = [] if images.count else sorted(path.rglob("*.parquet"))
+        tables = [] if images.count else sorted(path / n for n in below(path) if n.endswith(".parquet"))
         named = [p for p in tables if p.name.startswith(split)]
         if named or (tables and split == "train"):
             return parquet(named or tables)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
 from ebdiff.experiment.registry import located
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
-from ebdiff.system.files import load_memmap
+from ebdiff.system.files import load_memmap, read_json
 
 BLOCK = 1024  # items copied to a GPU at a time
 RESIDENT = 0.25  # share of a GPU's free memory that the items may take
@@ -88,6 +89,11 @@ class Dataset:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def slow(self) -> bool:
+        """Whether items are worth drawing ahead on a CPU too."""
+        return False
+
     def on(self, device: torch.device) -> Dataset:
         """The same for batches on a device: there already as a whole, if it fits."""
         return self
@@ -134,7 +140,16 @@ def inside(lengths: Tensor, longest: int) -> Tensor:
 
 
 def open_dataset(experiment: Experiment) -> Dataset:
-    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`."""
+    """The training set of an experiment, encoded where its codec does so; see `Dataset.of`.
+
+    Raises:
+        UserError: missing or damaged, or the experiment asks for more items than there are.
+    """
+    manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
+    try:
+        experiment.check_count(manifest["count"])
+    except ValueError as error:
+        raise UserError(f"{experiment.name}: {error}") from None
     if experiment.codec.ENCODED:
         return located("ebdiff.data.latents:Latents").of(experiment)
     return DATASETS.member(experiment.dataset.source).of(experiment)
@@ -201,22 +216,22 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).contiguous().numpy()
 
 
-def open_pixels(dataset: str) -> np.ndarray:
-    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped.
+def open_pixels(dataset: str) -> np.ndarray | Encoded:
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped or decoded when asked for.
 
     Raises:
         Missing, Unusable: they aren't there, or are no whole file.
     """
-    return load_memmap(layout.path(layout.IMAGES, dataset=dataset))
+    return open_images(layout.path(layout.IMAGES, dataset=dataset))
 
 
-def open_held_out(dataset: str) -> np.ndarray:
-    """The images that no training sees, uint8 (M, H, W, C), memory-mapped; M = 0 where there are none.
+def open_held_out(dataset: str) -> np.ndarray | Encoded:
+    """As `open_pixels`, the images that no training sees; none where there are none.
 
     Raises:
         Missing, Unusable: as `open_pixels`.
     """
-    return load_memmap(layout.path(layout.HELD_OUT, dataset=dataset))
+    return open_images(layout.path(layout.HELD_OUT, dataset=dataset))
 
 
 def open_labels(dataset: str) -> np.ndarray:
@@ -226,17 +241,6 @@ def open_labels(dataset: str) -> np.ndarray:
         Missing, Unusable: as `open_pixels`.
     """
     return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
-
-
-def subset_of(rows: np.ndarray, dataset: DatasetConfig) -> np.ndarray:
-    """Those of all items that training sees.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if dataset.subset is not None and dataset.subset > len(rows):
-        raise UserError(f"dataset.subset is {dataset.subset}, but {dataset.name} has {len(rows)} items")
-    return rows[: dataset.subset]
 
 
 def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
@@ -264,14 +268,14 @@ class Images(Dataset):
     """Prepared images as training sees them.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), memory-mapped.
+        pixels: uint8 (N, H, W, C), memory-mapped or encoded.
         flip: whether each image is mirrored with probability 1/2.
         classes: how many there are that the network is told; 0: none.
         labels: the class of each image, int64 (N,), where it is told.
         resident: the pixels on a GPU, where they fit.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Encoded
     flip: bool
     classes: int = 0
     labels: np.ndarray | None = None
@@ -282,7 +286,7 @@ class Images(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, of another size, or without the classes asked for.
+            UserError: missing, of another size, or without the classes asked for.
         """
         dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
@@ -292,7 +296,7 @@ class Images(Dataset):
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
-        return cls(subset_of(pixels, dataset), dataset.flip, dataset.items.classes, told_labels(dataset))
+        return cls(pixels[: dataset.subset], dataset.flip, dataset.items.classes, told_labels(dataset))
 
     @property
     def items(self) -> Items:
@@ -302,6 +306,11 @@ class Images(Dataset):
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def slow(self) -> bool:
+        """Whether images are decoded for every batch."""
+        return isinstance(self.pixels, Encoded)
 
     def on(self, device: torch.device) -> Images:
         """With all images as uint8 on the GPU, where they fit; on a CPU they stay memory-mapped."""

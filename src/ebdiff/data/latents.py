@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident, subset_of, told_labels
+from ebdiff.data.dataset import Batch, Cond, Dataset, moved, resident, told_labels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import Items
@@ -37,10 +37,11 @@ class Latents(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, fewer than the subset, or without the classes asked for.
+            UserError: missing, or without the classes asked for.
         """
         latents = load_memmap(layout.path(layout.LATENTS, experiment=experiment.name))
-        return cls(experiment.items, subset_of(latents, experiment.dataset), told_labels(experiment.dataset))
+        dataset = experiment.dataset
+        return cls(experiment.items, latents[: dataset.subset], told_labels(dataset))
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Batch, Cond, Dataset, inside, moved, resident, subset_of
+from ebdiff.data.dataset import Batch, Cond, Dataset, inside, moved, resident
 from ebdiff.data.images import Broken
-from ebdiff.data.sources import FEWEST, check_room, tell_broken
+from ebdiff.data.sources import all_labelled, check_room, tell_broken
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import CODECS, Items
+from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
 from ebdiff.system.files import load_memmap, read_json, sha256, write_array, write_json, write_rows
@@ -49,7 +50,7 @@ class Sketches(Dataset):
         """The training set of an experiment.
 
         Raises:
-            UserError: missing, not what was prepared, or fewer than the subset.
+            UserError: missing, or not what was prepared.
         """
         dataset = experiment.dataset
         manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
@@ -58,7 +59,7 @@ class Sketches(Dataset):
             if sha256(path := manifest.with_name(name)) != told.get(name):
                 raise Unusable(path, "isn't what was prepared")
         sequences, lengths = (
-            subset_of(load_memmap(manifest.with_name(name)), dataset) for name in (SEQUENCES, LENGTHS)
+            load_memmap(manifest.with_name(name))[: dataset.subset] for name in (SEQUENCES, LENGTHS)
         )
         return cls(dataset.items, sequences, np.array(lengths))
 
@@ -121,7 +122,7 @@ def write(
     sequences, lengths = (images.with_name(name) for name in (SEQUENCES, LENGTHS))
     write_rows(sequences, np.float32, (len(kept), longest, 3), padded(kept))
     write_array(lengths, np.array([len(found[i]) for i in kept], np.int64))
-    categories = sorted(set(words)) if None not in words else []
+    categories = sorted(set(words)) if all_labelled("drawing", words) else []
     write_array(labels, np.array([categories.index(words[i]) for i in kept if categories], np.int64))
     entry = {
         "dataset": dataset.name,

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 import warnings
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -21,7 +24,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
-from ebdiff.data import archives, cifar10
+from ebdiff.data import archives, cifar10, encoded
 from ebdiff.data.archives import Collection
 from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
@@ -30,12 +33,14 @@ from ebdiff.experiment.members import DatasetConfig, ImagesConfig
 from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
+from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.errors import UserError, printable
 from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
 from ebdiff.system.progress import progress
 
-FEWEST = 4  # images; with fewer there is nothing to learn
+CLASSES = 2**31  # that labels may name
 NAMED = 5  # broken images named in a message
+SAMPLED = 64  # images that tell what one takes
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -95,7 +100,9 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
     """
     found = find(dataset)
     if dataset.held_out == "test":
-        return found, find(dataset, "test")
+        unseen = find(dataset, "test")
+        # Labels of theirs play no part; of many test splits they are hidden, -1.
+        return found, replace(unseen, items=lambda: (replace(i, label=None) for i in unseen.items()))
     if not dataset.held_out:
         return found, replace(found, count=0, items=lambda: iter(()))
     if (few := dataset.kept_out(found.count)) < FEWEST:
@@ -163,23 +170,51 @@ def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, np.ndarray | Broken, bool]:
+def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, bytes | Broken, bool]:
+    """An item, what is stored of it, and whether its pixels were resized."""
+    read, stays = cache(item.read), dataset.store == "encoded"
+    wanted = dataset.image_size, dataset.channels, dataset.crop, dataset.resize
     try:
-        return item, *pixels(item, dataset.image_size, dataset.channels, dataset.crop, dataset.resize)
+        found, resized = pixels(replace(item, read=read), *wanted)
     except Broken as error:
         return item, error, False
+    return item, encoded.kept(read(), found) if stays else found.tobytes(), resized
 
 
-def _write_header(file: BinaryIO, count: int, size: int, channels: int) -> None:
-    """An npy header. NumPy pads it so that the first axis can change in place."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, channels)}
-    np.lib.format.write_array_header_1_0(file, header)
+def encoded_image(dataset: DatasetConfig, found: Collection | None = None) -> tuple[float, float] | None:
+    """Bytes and core seconds of decoding that an image takes which stays encoded, by the first ones.
+
+    Those of `found`, else those prepared or at dataset.path; None where none stay encoded or none are here.
+    """
+    if not isinstance(dataset, ImagesConfig) or dataset.store != "encoded":
+        return None
+    path = layout.path(layout.IMAGES, dataset=dataset.name)
+    if found is None and path.exists() and isinstance(images := encoded.open_images(path), encoded.Encoded):
+        began, number = time.thread_time(), min(SAMPLED, len(images))
+        for row in range(number):
+            images[row]
+        return len(images.content) / len(images), (time.thread_time() - began) / number
+    if found is None and dataset.path:
+        with suppress(UserError):
+            found = find(dataset)
+    if found is None:
+        return None
+    began = time.thread_time()
+    first = [_decoded(item, dataset)[1] for item in islice(found.items(), SAMPLED)]
+    sizes = [len(stored) for stored in first if isinstance(stored, bytes)]
+    return float(np.mean(sizes or [0])), (time.thread_time() - began) / len(first)
+
+
+def _write_header(file: BinaryIO, *shape: int) -> None:
+    """An npy header of uint8. NumPy pads it so that the first axis can change in place."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def write_images(
     found: Collection, file: BinaryIO, experiment: Experiment, threads: int
 ) -> tuple[list, int, bool]:
-    """Decode a collection into an npy file of uint8 (count, size, size, channels).
+    """Decode a collection into an npy file of uint8 (count, size, size, channels), or see that it can be
+    decoded and store it as in `data.encoded`.
 
     Writing goes through the file, not a memory map, whose touched pages would count as memory.
 
@@ -188,11 +223,14 @@ def write_images(
         any was resized.
 
     Raises:
-        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow.
+        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow, or
+            a label that is no class.
     """
     dataset = experiment.dataset
     decode = partial(_decoded, dataset=dataset)
-    _write_header(file, found.count, dataset.image_size, dataset.channels)
+    image = (dataset.image_size, dataset.image_size, dataset.channels) if dataset.store == "raw" else ()
+    _write_header(file, found.count, *image)
+    ends, end = array("q"), 0
     labels: list[int | None] = []
     broken: list[str] = []
     resized = False
@@ -201,17 +239,22 @@ def write_images(
         decoded = in_order(decode, found.items(), threads)
         bar = progress(decoded, total=found.count, desc="images") if found.count else decoded
         for item, result, scaled in bar:
+            if item.label is not None and not 0 <= item.label < CLASSES:
+                raise UserError(f"{item.name}: label {item.label}; classes are 0, 1 ..., below {CLASSES:,}")
             if isinstance(result, Broken):
                 broken.append(f"{item.name}: {result}")
             elif not (broken and dataset.broken == "refuse"):  # else only to name all that are broken
-                file.write(result.data)
+                end += file.write(result)
+                ends.append(end)
                 labels.append(item.label)
                 resized |= scaled
     tell_broken("image", broken, dataset.broken)
     if found.count and len(labels) < FEWEST:
         raise UserError(f"{found.where}: {len(labels)} images can be read; at least {FEWEST} are needed")
+    if not image:
+        end += file.write(encoded.index(ends, dataset))
     file.seek(0)
-    _write_header(file, len(labels), dataset.image_size, dataset.channels)
+    _write_header(file, len(labels) if image else end, *image)
     return labels, len(broken), resized
 
 
@@ -229,6 +272,14 @@ def tell_broken(what: str, broken: list[str], policy: str) -> None:
             f"broken {what}s: {len(broken)} ({'; '.join(broken[:NAMED])}{more}); replace them, "
             "or set dataset.broken to skip"
         )
+
+
+def all_labelled(what: str, labels: list) -> bool:
+    """Whether every image or drawing has a label: else none counts, which is said where some do."""
+    without = labels.count(None)
+    if 0 < without < len(labels):
+        print(f"labels left out: {without:,} of {len(labels):,} {what}s have none", file=sys.stderr)
+    return not without
 
 
 def check_room(path: Path, needed: int) -> None:
@@ -270,8 +321,8 @@ def prepare(experiment: Experiment, threads: int = 1) -> dict:
 def write(
     experiment: Experiment, images: Path, labels: Path, held_out: Path, manifest: Path, threads: int = 1
 ) -> dict:
-    """Images as uint8 (N, H, W, C), their labels as int64 (N,), or (0,) without, images held out of
-    training as uint8 (M, H, W, C), and last the manifest.
+    """Images as uint8 (N, H, W, C) or encoded, their labels as int64 (N,), or (0,) without, images held out
+    of training likewise, and last the manifest.
     """  # fmt: skip
     dataset = experiment.dataset
     if dataset.channels not in (1, 3):
@@ -280,14 +331,15 @@ def write(
     images.parent.mkdir(parents=True, exist_ok=True)
     for path in (images, held_out):
         remove_leftovers(path)  # they take room
-    check_room(images.parent, (found.count + kept_out.count) * dataset.image_size**2 * dataset.channels)
+    size, _ = encoded_image(dataset, found) or (dataset.image_size**2 * dataset.channels, 0)
+    check_room(images.parent, int((found.count + kept_out.count) * size))
     with replacing(images) as temporary:
         with temporary.open("wb") as file:
             classes, skipped, resized = write_images(found, file, experiment, threads)
         with replacing(held_out) as apart, apart.open("wb") as file:
             unseen, skipped_too, resized_too = write_images(kept_out, file, experiment, threads)
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
-    labelled = all(c is not None for c in classes)
+    labelled = all_labelled("image", classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
     entry = {
         "dataset": dataset.name,

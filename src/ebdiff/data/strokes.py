@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ebdiff.data.archives import fetch
+from ebdiff.data.archives import below, fetch
 from ebdiff.data.images import Broken
 from ebdiff.experiment import layout
 from ebdiff.experiment.members import SketchesConfig
@@ -53,6 +53,7 @@ STORIES = {
     },
 }
 LINE = FILE = 2**20  # bytes of a line of .ndjson, or of an SVG file; Quick, Draw!'s lines have up to 0.1 MB
+WHOLE = 16 * LINE  # bytes of .ndjson that a look reads whole
 PIECES = 16  # straight pieces that stand for a segment of an SVG path
 
 Strokes = list[np.ndarray]
@@ -83,13 +84,42 @@ def find(dataset: SketchesConfig) -> Iterator[Named]:
     Raises:
         UserError: they can't be found.
     """
+    if dataset.source == "kanjivg":
+        return kanji(_path(dataset))
+    return (named for file in _files(dataset) for named in lines(file))
+
+
+def look(dataset: SketchesConfig, most: int) -> tuple[int, list[Named]]:
+    """How many drawings there are, and about `most` of them, evenly spread.
+
+    Of large files only so many lines are read, whose mean length tells about how many there are.
+
+    Raises:
+        UserError: they can't be found, or are no lines.
+    """
+    files = [] if dataset.source == "kanjivg" else _files(dataset)
+    size = sum(file.stat().st_size for file in files if file.exists())
+    if size <= WHOLE:
+        found = list(find(dataset))
+        return len(found), found[:: max(1, len(found) // most)]
+    found = [named for file in files for named in lines(file, size // most)]
+    count = round(size * len(found) / max(1, sum(len(read.args[0]) for _, read in found)))
+    return round(count, 2 - len(str(count))), found
+
+
+def _path(dataset: SketchesConfig) -> Path | None:
     path = given(dataset.path, "dataset.path") if dataset.path else None
     if path is not None and not path.exists():
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the drawings")
-    if dataset.source == "kanjivg":
-        return kanji(path)
+    return path
+
+
+def _files(dataset: SketchesConfig) -> list[Path]:
+    """The files of lines that `dataset` names; those of Quick, Draw! are fetched where no path is given."""
+    path = _path(dataset)
     if path is None:
-        files = [layout.path(layout.DOWNLOAD, file=f"quickdraw/{c}.ndjson") for c in dataset.categories]
+        folder = layout.path(layout.DOWNLOAD, file="quickdraw")
+        files = [folder / f"{category}.ndjson" for category in dataset.categories]
         for file in files:
             fetch(f"{QUICKDRAW}/{urllib.parse.quote(file.name)}", file)
     elif path.is_dir():
@@ -101,7 +131,9 @@ def find(dataset: SketchesConfig) -> Iterator[Named]:
         raise UserError(
             f"{path or dataset.name}: no .ndjson files of strokes (convert pickles: none is loaded)"
         )
-    return (named for file in files for named in lines(file))
+    if odd := [file for file in files if file.exists() and not file.is_file()]:
+        raise UserError(f"{odd[0]}: neither a file nor a folder of them")
+    return files
 
 
 class _Line(BaseModel):
@@ -111,25 +143,36 @@ class _Line(BaseModel):
     drawing: list[list[list[Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]]]]
 
 
-def lines(path: Path) -> Iterator[Named]:
-    """The drawings of a file, a line each.
+def lines(path: Path, apart: int = 0) -> Iterator[Named]:
+    """The drawings of a file, a line each; with `apart` only those that begin about so many bytes apart.
 
     Raises:
         UserError: no such file, or not one of lines.
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(iter(partial(file.readline, LINE), b""), 1):
+            for number, line in enumerate(_read(file, apart), 1):
                 if number == 1 and (line[:1] == b"\x80" or path.suffix.lower() in (".pkl", ".pickle")):
                     raise UserError(f"{path}: a pickle, which is never loaded; convert it to stroke .ndjson")
+                name = str(path) if apart else f"{path}:{number}"
                 if len(line) == LINE:
-                    raise UserError(f"{path}:{number}: a line of {LINE >> 20} MiB is no drawing; split it")
+                    raise UserError(f"{name}: a line of {LINE >> 20} MiB is no drawing; split it")
                 if line.strip():
-                    yield f"{path}:{number}", partial(_parsed, line)
+                    yield name, partial(_parsed, line)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; set dataset.path or dataset.categories to what is there"
         ) from None
+
+
+def _read(file: BinaryIO, apart: int) -> Iterator[bytes]:
+    """Lines, or those that begin `apart`; of longer ones than any drawing's the first part."""
+    while line := file.readline(LINE):
+        start = file.tell() - len(line)
+        yield line
+        if apart and start + apart > file.tell():
+            file.seek(start + apart)
+            file.readline(LINE)  # the rest of one
 
 
 def _parsed(line: bytes) -> Drawing:
@@ -165,7 +208,7 @@ def kanji(path: Path | None) -> Iterator[Named]:
                 "dataset.path to the project's SVG archive"
             ) from None
     elif path.is_dir():
-        files = sorted(path.rglob("*.svg"))
+        files = sorted(path / name for name in below(path) if name.endswith(".svg"))
     else:
         try:
             archive = zipfile.ZipFile(path)
@@ -191,6 +234,8 @@ def _drawn(file: Path | zipfile.Path) -> Drawing:
         Broken: not KanjiVG's.
     """
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise Broken("not a file")
         with file.open("rb") as content:
             root = ET.fromstring(content.read(FILE))
     except (ET.ParseError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:

@@ -116,6 +116,7 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         self._check_items()
+        self.check_count(self.dataset.known_count)
         if self.name in TAKEN:
             raise ValueError(f"name: {self.name!r} is reserved, results/{self.name} holds other things")
         if FINAL in self.searches:
@@ -158,6 +159,17 @@ class Experiment(Strict):
         self.network.check(self.items)
         if self.training.label_dropout and not self.items.classes:
             raise ValueError("training.label_dropout: the network is told no classes; set dataset.classes")
+
+    def check_count(self, count: int | None) -> None:
+        """Refuse to train on, or compare with, more items than there are; None: it isn't known yet.
+
+        Raises:
+            ValueError: names the key to change.
+        """
+        asked = {"dataset.subset": self.dataset.subset, "evaluation.reference": self.evaluation.reference}
+        for key, number in asked.items():
+            if count is not None and number is not None and number > count:
+                raise ValueError(f"{key}: {number:,}, but {self.dataset.name} has {count:,} to train on")
 
     def _check_span(self, where: str, span: Span) -> None:
         lo, hi = span

@@ -71,6 +71,8 @@ class Job:
         stage = STAGES[verb]
         shared = {"experiment": experiment.name, "dataset": experiment.dataset.name}
         found = {w: str({**shared, **where}[w]) for w in stage.wildcards}
+        if int(found.get("seed", 0)) >= 2**63:
+            raise UserError(f"--seed {found['seed']}: beyond 63 bits; take a smaller one")
         for wildcard, value in found.items():
             if wildcard in KNOWN:
                 known = [str(v) for v in KNOWN[wildcard](experiment, verb=verb, **found)]

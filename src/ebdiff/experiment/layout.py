@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from ebdiff.experiment.schema import INITIAL
+from ebdiff.system.errors import UserError
 
 TUNING = "config/tuning/{experiment}.yaml"
 DOWNLOAD = "resources/downloads/{file}"
@@ -86,7 +87,11 @@ def path(template: str, **parts: object) -> Path:
 
     Raises:
         KeyError: a wildcard without a value.
+        UserError: a value that is no name, and would lead elsewhere: some come from files.
     """
+    for value in map(str, parts.values()):
+        if value in ("", ".", "..") or {"/", "\0"} & set(value):
+            raise UserError(f"{value!r} is no name of a file")
     return Path(template.format(**parts))
 
 

@@ -27,7 +27,13 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:
-    """The experiments that there are files of."""
+    """The experiments that there are files of.
+
+    Raises:
+        UserError: this is no project's folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no {folder} here; run ebdiff in a project's folder, where its Snakefile is")
     return sorted(p.stem for p in folder.glob("*.yaml") if is_name(p.stem) and p.is_file())
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, Field, model_validator
 
 from ebdiff.experiment.registry import Registry
-from ebdiff.experiment.schema import Name, Positive, Strict
+from ebdiff.experiment.schema import FEWEST, Name, Positive, Strict
 
 NETWORKS, DATASETS, CODECS = Registry("kind"), Registry("source"), Registry("kind")
 
@@ -246,7 +246,7 @@ class DatasetConfig(Strict):
         description="Local copy: archive, folder, zip or parquet; ${VARIABLES} are filled in, with "
         "${VARIABLE:-default} also where they are unset.",
     )
-    subset: int | None = Field(None, gt=0, description="Train on the first n items only.")
+    subset: int | None = Field(None, ge=FEWEST, description="Train on the first n items only.")
 
     @property
     def items(self) -> Items:
@@ -297,6 +297,12 @@ class ImagesConfig(DatasetConfig):
     )
     broken: Literal["refuse", "skip"] = Field(
         "refuse", description="Images that can't be read: name them and stop, or skip and count them."
+    )
+    store: Literal["raw", "encoded"] = Field(
+        "raw",
+        exclude_if=lambda value: value == "raw",  # no part of what other stores depend on
+        description="What is kept on disk. raw: pixels; encoded: the source's own JPEG, PNG or WebP bytes "
+        "where they are fewer, decoded to the same pixels whenever they are used, by all cores.",
     )
     flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
     classes: int | None = Field(

@@ -120,7 +120,8 @@ def given(path: str, key: str) -> Path | None:
     Messages name the `key` at which it stands.
 
     Raises:
-        UserError: a variable without default isn't set, or there is no such home.
+        UserError: a variable without default isn't set, there is no such home, or it is a pipe, which would
+            be waited for, or a device, which never ends.
     """
 
     def value(match: re.Match) -> str:
@@ -134,6 +135,9 @@ def given(path: str, key: str) -> Path | None:
 
     filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, path)
     try:
-        return Path(filled).expanduser() if filled else None
+        found = Path(filled).expanduser() if filled else None
     except RuntimeError as error:
         raise UserError(f"{key}: {path!r}: {error}") from None
+    if found and found.exists() and not (found.is_file() or found.is_dir()):
+        raise UserError(f"{key}: {path!r} is neither a file nor a folder")
+    return found

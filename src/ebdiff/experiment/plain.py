@@ -10,6 +10,7 @@ import yaml
 from ebdiff.system.errors import UserError
 
 DEPTH = 10  # levels of nesting; an experiment has five
+OBEYED = "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # new lines, directions
 VALUES = 10_000  # of one file; its aliases count as often as they stand there
 
 
@@ -73,6 +74,7 @@ def _odd(value: Any) -> str | None:
     """Why a value can't be a setting."""
     if isinstance(value, str):
         odd = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None)
+        odd = odd or next((c for c in value if c in OBEYED), None)
         return odd and f"holds the unprintable character {odd!r}"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "is a number beyond 64 bits"

@@ -100,8 +100,9 @@ class Records:
                 raise Unusable(path, f"its record {place} is another file's")
             if record["settings"] != self.settings(job):
                 raise Unusable(path, "made for other settings")
-            for source, found in record["read"].items():
-                if self._noted(Path(source)) not in (None, found):
+            for source in job.reads:  # whatever other path it may name
+                found = record["read"].get(str(source))
+                if found is not None and self._noted(source) not in (None, found):
                     raise Unusable(path, f"made from another {source}")
             self._records[job.name] = record
         return self._records[job.name]

@@ -178,7 +178,7 @@ class Run(Strict):
     Keys of an expert written on the run itself are defaults for all its experts.
     """
 
-    title: str = Field(min_length=1, description="How tables and figures call it.")
+    title: str = Field(min_length=1, pattern=r"^[^\n\t]*$", description="How tables and figures call it.")
     paper: str | None = Field(
         None,
         description="The published cell it stands beside, such as eb-50-magnitude (first column of "

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+FEWEST = 4  # images; with fewer there is nothing to learn, and nothing to compare
 FINAL = "final"  # the reserved search: the finished unpruned network, a history of one
 INITIAL = -1  # the interval before the first: the weights before any training step
 
@@ -249,7 +250,7 @@ class Sampler(Strict):
 class Sampling(Sampler):
     """How the images of a run are drawn, and how many."""
 
-    images: int = Field(50_000, gt=0, description="N: images per run, exactly.")
+    images: int = Field(50_000, ge=FEWEST, le=10**8, description="N: images per run, exactly.")
     batch: int = Field(250, gt=0, le=10**6, description="Images per forward pass.")
 
 
@@ -263,7 +264,7 @@ class Evaluation(Strict):
     )
     weights: str | None = Field(None, min_length=1, description="Inception weights file; null: looked for.")
     batch: int = Field(64, gt=0, le=10**6, description="Images per forward pass of the feature network.")
-    reference: int | None = Field(None, gt=1, description="Real images to compare with; null: all.")
+    reference: int | None = Field(None, ge=FEWEST, description="Real images to compare with; null: all.")
     precision_recall: bool = Field(False, description="Also precision and recall (k = 3).")
 
     @property
@@ -276,7 +277,9 @@ class Compute(Strict):
     """What one job may use. Results depend on it by rounding only; with dropout, `gpus` and `micro_batch`
     draw other masks."""
 
-    threads: int = Field(1, gt=0, description="Torch threads per process: of a job, or of each of its GPUs.")
+    threads: int = Field(
+        1, gt=0, le=1024, description="Torch threads per process: of a job, or of each of its GPUs."
+    )
     gpus: int = Field(
         0,
         ge=0,

@@ -21,6 +21,7 @@ from ebdiff.data.images import Files
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Records, Work
+from ebdiff.experiment.schema import FEWEST
 from ebdiff.experiment.stages import references
 from ebdiff.metrics.classifier import load_classifier
 from ebdiff.metrics.distances import (
@@ -71,14 +72,16 @@ def reference_stats(
         device: where the network runs.
 
     Raises:
-        UserError: fewer than four images, or weights that can't be had.
+        UserError: fewer than four images, or more than there are, or weights that can't be had.
     """
     work = Work(experiment, "reference-stats", protocol=protocol, number=count)
     dataset = experiment.dataset.name
     pixels = open_pixels(dataset)
-    number = len(pixels) if count == "all" else min(int(count), len(pixels))
-    if number < 4:
-        raise UserError(f"reference statistics of {dataset}: {number} images are too few, 4 at least")
+    number = len(pixels) if count == "all" else int(count)
+    if not FEWEST <= number <= len(pixels):
+        raise UserError(
+            f"reference statistics of {dataset}: {number:,} images, of {FEWEST} to {len(pixels):,}"
+        )
     extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
     statistics, features_path = work.path(layout.REFERENCE), work.path(layout.REFERENCE_FEATURES)
     held_out = open_held_out(dataset)
@@ -194,8 +197,7 @@ def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> d
         "codec": experiment.codec.model_dump(mode="json"),
         "trained_here": experiment.codec.TRAINED,
         "images": len(rows),
-        "values": math.prod(latents.shape[1:])
-        / math.prod(pixels.shape[1:]),  # of a latent for one of an image
+        "share": math.prod(latents.shape[1:]) / math.prod(pixels.shape[1:]),  # of an image's values
         **errors,
         "protocols": protocols,
         "seconds": round(time.perf_counter() - began, 3),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ebdiff.experiment.members import Architecture
 from ebdiff.nets.denoiser import build
 from ebdiff.system.errors import UserError, first_line
+from ebdiff.system.files import open_tensors
 
 
 def load_checkpoint(path: Path, architecture: Architecture) -> dict[str, Tensor]:
@@ -32,7 +33,7 @@ def load_checkpoint(path: Path, architecture: Architecture) -> dict[str, Tensor]
         UserError: missing, unreadable, or of another network.
     """
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else _state_dict(path)
+        found = _tensors(path) if path.suffix == ".safetensors" else _state_dict(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; dense.from names it") from None
     except UserError:
@@ -42,7 +43,7 @@ def load_checkpoint(path: Path, architecture: Architecture) -> dict[str, Tensor]
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     with torch.device("meta"):
         network = build(*architecture)
-    tensors = network.imported({name.removeprefix("module."): t.float() for name, t in found.items()})
+    tensors = network.imported({name.removeprefix("module."): t for name, t in found.items()})
     expected = {name: t.shape for name, t in network.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
@@ -55,11 +56,20 @@ def load_checkpoint(path: Path, architecture: Architecture) -> dict[str, Tensor]
     extra = sorted(tensors.keys() - expected.keys())
     if extra:
         raise UserError(f"{path}: a checkpoint of another network: {extra[0]} is not part of it; see network")
-    return {name: tensors[name] for name in expected}
+    return {name: tensors[name].float() for name in expected}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with open_tensors(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a PyTorch file, the averaged one where there are two."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise UserError(f"{path}: packed, which torch.save never does; don't trust this file")
     content: Any = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, list | tuple):  # DDIM: model, optimiser, epoch, step, average
         content = next((part for part in reversed(content) if isinstance(part, dict)), {})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from ebdiff.nets import denoiser
 from ebdiff.nets.denoiser import Denoiser
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError, damaged, first_line
-from ebdiff.system.files import TOLD, read_told, replacing
+from ebdiff.system.files import TOLD, open_tensors, read_told, replacing
 
 BUFFER = "buffer."  # what a network keeps beside its parameters, in a file of several kinds of weights
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -97,7 +97,7 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     """
     told = read_told(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt") as file:
             names, kinds = sorted(file.keys()), (prefix, BUFFER) if prefix else ("",)
             found = ((k, n) for k in kinds for n in names if n.startswith(k))
             return {name.removeprefix(kind): file.get_tensor(name) for kind, name in found}, told

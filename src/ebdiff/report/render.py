@@ -87,8 +87,14 @@ def to_csv(table: Table) -> str:
         if any(isinstance(value, Corrected) for value in values):
             columns[column.key] = [value and value.value for value in values]
             columns[f"{column.key}_as_printed"] = [value and value.printed for value in values]
-    frame = pd.DataFrame({**columns, "marks": table.marks}, dtype=object)
+    columns["marks"] = table.marks
+    frame = pd.DataFrame({k: list(map(_no_formula, v)) for k, v in columns.items()}, dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(cell: Any) -> Any:
+    """A text that a spreadsheet would calculate gets an apostrophe before it: to these that means text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def to_text(table: Table) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ebdiff.cost.accounting import every_network
+from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
@@ -143,11 +144,14 @@ class Results:
 
     def job_seconds(self, benchmark: str) -> float | None:
         """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
+        path = Path(benchmark)
+        if path.parts[:1] not in (("results",), ("resources",)) or ".." in path.parts or not path.is_file():
+            return None  # not begun, or plan.json names a file that is none of ours
         try:
-            with Path(benchmark).open(newline="") as file:
+            with path.open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (FileNotFoundError, KeyError, ValueError, StopIteration):
-            return None  # not begun, unfinished, or of another Snakemake
+        except (KeyError, ValueError, StopIteration):
+            return None  # unfinished, or of another Snakemake
 
     def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
         """Mask distances of a search at a rate."""
@@ -178,9 +182,9 @@ class Results:
             raise damaged(path, "it isn't what was drawn")
         return path.read_bytes()
 
-    def images(self) -> np.ndarray:
+    def images(self) -> np.ndarray | Encoded:
         """The real images, uint8 (N, H, W, C)."""
-        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), load_memmap)
+        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), open_images)
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""

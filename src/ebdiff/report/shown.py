@@ -24,7 +24,7 @@ def data(name: str) -> dict[str, Any]:
 
 
 def plotted_runs(experiment: Experiment) -> tuple[str, ...]:
-    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6; else all sampled as usual."""
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6; else all that are sampled as usual."""
     asked = (experiment.tables.get(table) for table in ("table4", "table5", "table6"))
     usual = tuple(name for name, run in experiment.runs.items() if not run.sampling)
     return next(filter(None, asked), usual)

@@ -28,6 +28,10 @@ from safetensors import SafetensorError, safe_open
 from ebdiff.system.errors import Missing, Unusable, UserError, damaged
 
 TOLD = "ebdiff"  # the key of a safetensors file's metadata
+# What files of ours never reach, in bytes: of JSON, of a safetensors header (parsed to 30 times as much), and
+# of all arrays of an npz.
+JSON, HEADER, ARRAYS = 2**26, 2**23, 2**32
+DEFLATED = 1032  # times: no more can deflate pack
 
 
 @contextmanager
@@ -89,8 +93,11 @@ def reading(path: Path, *errors: type[Exception], what: str = "") -> Iterator[No
 
     Raises:
         Missing: it isn't there.
-        Unusable: one of `errors` came of it, of which the message says `what` they are.
+        Unusable: it is no file, such as a device that never ends; or one of `errors` came of it, of which the
+            message says `what` they are.
     """
+    if path.exists() and not path.is_file():
+        raise Unusable(path, "not a file")
     try:
         yield
     except FileNotFoundError:
@@ -122,6 +129,8 @@ def read_json(path: Path) -> Any:
         Missing: it isn't there.
         Unusable: it isn't JSON.
     """
+    if path.is_file() and path.stat().st_size > JSON:
+        raise damaged(path, f"larger than {JSON >> 20} MiB")
     with reading(path, ValueError, RecursionError, what="not valid JSON: "):  # of JSON and of UTF-8
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -142,6 +151,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     zipped = (NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
     # np.load would parse members before their CRC is known.
     with reading(path, OSError, EOFError, ValueError, *zipped), zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > min(ARRAYS, DEFLATED * path.stat().st_size):
+            raise ValueError(f"a decompression bomb: unpacks to {size:,} bytes")
         return {
             name.removesuffix(".npy"): np.lib.format.read_array(
                 io.BytesIO(archive.read(name)), allow_pickle=False
@@ -203,12 +215,24 @@ def read_told(path: Path) -> dict[str, Any]:
         Missing: it isn't there.
         Unusable: it isn't a whole file, or not one of ours.
     """
-    with reading(path, SafetensorError, OSError), safe_open(path, framework="numpy") as file:
+    with reading(path, SafetensorError, OSError), open_tensors(path, "numpy") as file:
         told = (file.metadata() or {}).get(TOLD, "")
     try:
         return dict(json.loads(told))
     except (ValueError, TypeError):
         raise Unusable(path, "holds no ebdiff network") from None
+
+
+def open_tensors(path: Path, framework: str) -> safe_open:
+    """Open a safetensors file, unless its header is out of all proportion.
+
+    Raises:
+        SafetensorError: it is, or it is no such file.
+    """
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > HEADER:
+            raise SafetensorError(f"a header of more than {HEADER >> 20} MiB")
+    return safe_open(path, framework=framework)
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What a training's steps learn from: drawn as a whole on the host, cut by process, moved to the device.
 
-On a GPU the draws run ahead in other threads and travel through pinned memory, so that the device
-never waits for them.
+For a GPU the draws run ahead in other threads and travel through pinned memory, so that the device never
+waits for them; for a CPU they run ahead where images are decoded.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Draws:
         if self.device.type == "cuda":
             drawn = _ahead(lambda step: [torch.from_numpy(a).pin_memory() for a in draw(step)], steps)
         else:
-            drawn = map(draw, steps)
+            drawn = (_ahead if dataset.slow else map)(draw, steps)
         for t, weight, eps, untold, *items in drawn:
             x0, cond = dataset.batch(items, self.device)
             t, weight, eps, untold = moved([t, weight, eps, untold], self.device)

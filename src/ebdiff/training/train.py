@@ -95,7 +95,7 @@ def _finish(
     output, stats, spent = map(work.path, templates)
     what = {k: v for k, v in work.job.where.items() if k != "experiment"}
     state.save(output, work.job.experiment.architecture, what)
-    write_text(stats, place.stats.read_text())
+    write_text(stats, place.stats.read_text(encoding="utf-8"))
     entry = ledger(
         runtime.device,
         **what,
