@@ -51,14 +51,11 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
     return written
 
 
-def write(results: Results, names: Iterable[str], folder: Path) -> list[Path]:
+def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
     """Write some tables into `{folder}/tables` and figures into `{folder}/figures`; give their paths."""
-    tabled, drawn = (
-        [name for name in known if name in names]
-        for known in (results.experiment.tables, figures(results.experiment))
-    )
-    written = tables.write(results, tabled, folder / "tables") if tabled else []
-    return [*written, *_draw(results, drawn, folder / "figures")]
+    asked = [name for name in names if name in results.experiment.tables]
+    written = tables.write(results, asked, folder / "tables") if asked else []
+    return [*written, *_draw(results, [name for name in names if name not in asked], folder / "figures")]
 
 
 def report(experiment: Experiment, *, partial: bool = False) -> Path:
@@ -129,8 +126,7 @@ def _svg(document: bytes) -> str:
 
 def embedded(png: bytes) -> Markup:
     """The attributes of an `img` that holds a PNG, at which all figures' text has the same size."""
-    width, height = (
-        int.from_bytes(png[at : at + 4]) * _PIXELS // shown.DPI for at in (16, 20)
-    )  # as PNGs say
+    pixels = (int.from_bytes(png[at : at + 4]) for at in (16, 20))  # where a PNG says its own
+    width, height = (count * _PIXELS // shown.DPI for count in pixels)
     size = f'width="{width}" height="{height}" style="--shape: {width / height:.3f}"'
     return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" {size}')

@@ -121,7 +121,9 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
         yield Column("vs_unpruned", "Minus\nunpruned's", partial(_minus, b=unpruned), difference, absent="")
     yield Column("kid", "KID", lambda f: f.metric("kid"), text.over_seeds(text.number))
     if results.experiment.items.classes and "classifier" in results.experiment.evaluation.protocols:
-        yield Column("agreement", "Agreement", lambda f: f.metric("agreement"), text.over_seeds(text.three))
+        yield Column(
+            "agreement", "Class\nagreement", lambda f: f.metric("agreement"), text.over_seeds(text.three)
+        )
     yield Column("ticket_at", "Ticket\nfound at", _ticket_at)
     if places.finished(results.experiment):
         yield Column(
