@@ -151,6 +151,11 @@ def fabricate(e, quality=lambda run, seed: 20.0 + seed, settled=True):
         **({"sparse": own} if own else {}),
     })  # fmt: skip
     write_array(at(layout.IMAGES), rng.integers(0, 256, (100, 8, 8, 1), np.uint8))
+    if e.codec.ENCODED:
+        write_json(at(layout.RECONSTRUCTION), {
+            "trained_here": e.codec.TRAINED, "share": 0.25, "rmse": 10.9, "held_out_rmse": None,
+            "protocols": {name: {"fd": 0.02} for name in e.evaluation.protocols},
+        })  # fmt: skip
     write_json(at(layout.MANIFEST), {
         "title": "Optical digits", "origin": "scikit-learn", "licence": "CC BY 4.0",
         "count": 100, "shape": [8, 8, 1],
