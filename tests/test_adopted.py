@@ -64,6 +64,22 @@ def test_what_differs_or_is_damaged_is_made_again(project, capsys):
 
 
 @pytest.mark.slow
+def test_what_lay_there_before_goes(project):
+    """A snapshot and a kept state of another making."""
+    write_experiment(project, {"about": "Another."}, name="twin")
+    twin = load.load("twin")
+    snapshots = layout.path(layout.SNAPSHOTS, experiment="twin", seed=0, search="full")
+    snapshots.mkdir(parents=True)
+    (snapshots / "99.safetensors").write_bytes(b"old")
+    state = layout.state_of(layout.path(layout.SNAPSHOTS, experiment="twin", seed=0, search="full"))
+    state.mkdir(parents=True)
+    (state / "7.json").write_text("{}")
+    assert run("train-dense", "twin") == 0
+    assert Records(twin, deep=True).check(snapshots) and not state.exists()
+    assert not (snapshots / "99.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_measured_times_are_not_taken_over(project, capsys):
     write_experiment(project, {"about": "Another."}, name="twin")
     assert run("measure-cost", "twin") == 0 and "taken over" not in capsys.readouterr().out

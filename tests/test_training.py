@@ -30,6 +30,7 @@ from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_json
 from ebdiff.tickets import stages
+from ebdiff.training import preview
 from ebdiff.training.loop import Job, train
 from ebdiff.training.state import State
 from ebdiff.training.train import finetune_region, milestone_steps, train_dense
@@ -362,14 +363,20 @@ def eb_at(*steps):
     return {"runs.eb-50": ..., "tables": {}, **{f"runs.eb-{n}": {**one, "iterations": n} for n in steps}}
 
 
-def test_looks_at_samples_change_no_bit_and_show_the_averaged_weights(workspace, vary):
+def test_looks_at_samples_change_no_bit_and_show_the_averaged_weights(workspace, vary, monkeypatch):
     """Every 20 steps, with dropout; the last grid is what `sample` would draw of the milestone."""
     plain, looked = vary(eb_at(40)), vary({**eb_at(40), "training.sample_every": 20})
     ticket(plain)
     finetune_region(plain, EB, "40", 0, CPU)
     without = tensors_of(milestone(EB, 40))
     milestone(EB, 40).unlink()
+    began = time.perf_counter()
+    monkeypatch.setattr(preview, "write_grid", lambda *a: (time.sleep(1), write_grid(*a)))
     finetune_region(looked, EB, "40", 0, CPU)
+    ledger = json.loads(
+        layout.path(layout.LEDGER, experiment="tiny", seed=0, expert=EB, milestone=40).read_text()
+    )
+    assert ledger["seconds"] < time.perf_counter() - began - 2  # looks are no training
     assert same(tensors_of(milestone(EB, 40)), without)
     folder = layout.path(layout.PREVIEWS, experiment="tiny", seed=0, of=EB)
     assert sorted(p.name for p in folder.iterdir()) == ["00000020.png", "00000040.png"]

@@ -94,6 +94,12 @@ class Job:
         return self.stage.outputs(self.experiment, **self.where)
 
     @property
+    def state(self) -> Path:
+        """The folder where what it has so far lies, beside the network or the array that it makes."""
+        networks = (path for path in self.makes if path.suffix == ".safetensors")
+        return layout.state_of(next(networks, self.makes[0]))
+
+    @property
     def reads(self) -> list[Path]:
         """The files that its result depends on."""
         return list(dict.fromkeys(self.stage.reads(self.experiment, **self.where)))

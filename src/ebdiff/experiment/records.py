@@ -227,8 +227,8 @@ def adopted(job: Job) -> Path | None:
         except (Missing, Unusable, OSError, KeyError):
             continue
         beside = [(other.path(t), job.path(t)) for t in job.stage.beside if other.path(t).exists()]
-        with holding(state := layout.state_of(job.makes[0])):
-            for path in (state, *(b for a, b in pairs if a.is_dir())):  # of another making
+        with holding(job.state):
+            for path in (job.state, *(b for a, b in pairs if a.is_dir())):  # of another making
                 shutil.rmtree(path, ignore_errors=True)
             for source, path in (*beside, *files):
                 linked(source, path)
