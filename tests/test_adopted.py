@@ -71,7 +71,7 @@ def test_what_lay_there_before_goes(project):
     snapshots = layout.path(layout.SNAPSHOTS, experiment="twin", seed=0, search="full")
     snapshots.mkdir(parents=True)
     (snapshots / "99.safetensors").write_bytes(b"old")
-    state = layout.state_of(layout.path(layout.SNAPSHOTS, experiment="twin", seed=0, search="full"))
+    state = layout.state_of(layout.path(layout.DENSE_LAST, experiment="twin", seed=0, search="full"))
     state.mkdir(parents=True)
     (state / "7.json").write_text("{}")
     assert run("train-dense", "twin") == 0

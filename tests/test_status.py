@@ -24,7 +24,7 @@ def test_what_is_done_and_what_waits(workspace, tiny, vary):
 def test_what_runs_tells_its_step_loss_and_time_left(workspace, tiny):
     key = tiny.runs["eb-50"].experts[0].key
     job = Job.of(tiny, "finetune-region", seed=0, expert=key, milestone=40)
-    folder = layout.state_of(job.makes[0])
+    folder = job.state
     with holding(folder):
         assert held(folder)
         readings = [{"step": n, "loss": 1 / n, "seconds": 2.0 * n} for n in (8, 16)]
@@ -48,3 +48,15 @@ def test_the_whole_takes_what_was_planned_at_the_pace_of_what_is_done(workspace,
     write_text(Job.of(tiny, "prepare-data").note("benchmarks", "tsv"), "s\n5.0\n")
     left = 0.5 * 10 * (len(all_of) - 1) / 2
     assert told(tiny)[-1].endswith(f"about {status.text.duration(left)} left with 2 jobs at a time")
+
+
+def test_the_state_of_a_job_is_where_it_keeps_itself(tiny):
+    """Beside what it goes on with: the dense network's last state, a milestone, samples."""
+    paths = {
+        ("train-dense", layout.DENSE_LAST): {"search": "full"},
+        ("finetune-region", layout.MILESTONE): {"expert": tiny.runs["eb-50"].experts[0].key, "milestone": 40},
+        ("sample", layout.SAMPLES): {"run": "eb-50"},
+    }
+    for (verb, template), where in paths.items():
+        job = Job.of(tiny, verb, seed=0, **where)
+        assert job.state == layout.state_of(job.path(template))

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs
 from ebdiff.experiment.records import Records, opened
@@ -22,7 +21,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
     records, found = Records(experiment), jobs(experiment)
     done = {job.name: _done(records, job) for job in found}
     adopted = {job.name for job in found if done[job.name] and "adopted" in opened(_record(job))}
-    running = [job for job in found if not done[job.name] and held(layout.state_of(job.makes[0]))]
+    running = [job for job in found if not done[job.name] and held(job.state)]
     there, all_of = Counter(j.stage.verb for j in found if done[j.name]), Counter(j.stage.verb for j in found)
     for verb, count in all_of.items():
         now = sum(job.stage.verb == verb for job in running)
@@ -48,7 +47,7 @@ def _done(records: Records, job: Job) -> bool:
 
 def _so_far(job: Job) -> str:
     """How far a training or a sampling is, by what it keeps beside its output."""
-    folder = layout.state_of(job.makes[0])
+    folder = job.state
     if job.stage.verb == "sample" and (batches := list(folder.glob("*.npz"))):
         images, batch = job.experiment.sampling.images, job.experiment.sampling.batch
         return f", {min(images, len(batches) * batch)} of {images} images"
