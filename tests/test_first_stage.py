@@ -118,6 +118,19 @@ def test_training_reads_latents_and_metrics_read_images(latent, tiny):
     assert "encode-latents" in given and "train-first-stage" not in given
 
 
+def test_weights_from_outside_are_inputs_of_all_that_opens_them(latent, tmp_path):
+    """So that others make everything again, and nothing of theirs is taken over; the hub's have no files."""
+    files = {tmp_path / "config.json", tmp_path / "model.safetensors"}
+    for file in (*files, tmp_path / "notes.txt"):
+        file.write_text("{}")
+    e = latent({"codec": {**VQ, "factor": 4, "path": str(tmp_path)}})
+    for verb, where in (("encode-latents", {}), ("measure-first-stage", {}), ("sample", {"run": "eb-50"})):
+        read = {p for p in Job.of(e, verb, **{"seed": 0, **where}).reads if p.is_relative_to(tmp_path)}
+        assert read == files
+    hub = latent({"codec": {**VQ, "factor": 4, "path": None, "hub": "a/b"}})
+    assert not any(p.is_absolute() for p in Job.of(hub, "encode-latents").reads)
+
+
 def test_another_first_stage_means_other_settings_of_all_that_comes_of_it(latent):
     def settings(e, verb, **where):
         return Records(e).settings(Job.of(e, verb, **where))
