@@ -436,8 +436,8 @@ def overlap(results: Results) -> Figure | None:
                 panels.setdefault(expert.sparse.method, []).append((run.title, np.array(rows)))
     if not panels:
         return None
-    most = max(map(len, panels.values()))
-    figure, grid = style.panels(len(panels), 2 + 0.13 * most)
+    figure = style.canvas(style.PAGE, 2.3)
+    grid = figure.subplots(1, len(panels), squeeze=False).ravel()
     for axes, (method, curves) in zip(grid, panels.items(), strict=True):
         for i, (title, rows) in enumerate(curves):
             step, first, before = rows.T
@@ -445,8 +445,8 @@ def overlap(results: Results) -> Figure | None:
             axes.plot(step, before, ":", color=f"C{i}")
         axes.set(ylim=(0, 1.02), yticks=(0, 0.5, 1), xlabel="step", ylabel="share in common")
         axes.set_title(method)
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.35), fontsize=style.SMALL)
     kinds = {"-": "with the first masks", ":": "with those before the update"}
     lines = [Line2D([], [], color="#555555", linestyle=kind) for kind in kinds]
-    figure.legend(lines, kinds.values(), loc="outside upper center")
+    figure.legend(lines, kinds.values(), loc="outside upper center", ncols=2)
+    style.legend(figure, *grid)
     return figure
