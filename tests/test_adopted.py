@@ -32,6 +32,7 @@ def of(stage, name):
 def test_equal_stages_of_another_experiment_are_linked_with_a_word(project, capsys):
     write_experiment(project, {"about": "Another."}, name="twin")
     twin = load.load("twin")
+    (project / "results/My notes {x}").mkdir()  # no experiment's
     cut = [("prune-per-epoch", "tiny"), ("select-eb-epoch", "tiny", "--rate", "0.5")]
     for stage in (("train-dense", "tiny"), *cut, EB, SAMPLE):
         assert run(*of(stage, "twin")) == 0

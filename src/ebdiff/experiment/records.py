@@ -16,6 +16,7 @@ from typing import Any
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, maker, makers
+from ebdiff.experiment.schema import is_name
 from ebdiff.experiment.stages import digest
 from ebdiff.system.errors import Missing, Unusable, damaged, explained
 from ebdiff.system.files import holding, linked, read_json, sha256, write_json
@@ -210,11 +211,13 @@ def adopted(job: Job) -> Path | None:
     records, mine = Records(job.experiment), job.where["experiment"]
     settings, read = records.settings(job), None
     for folder in sorted(layout.path(layout.EXPERIMENT, experiment=mine).parent.glob("*/")):
+        if folder.name == mine or not is_name(folder.name):
+            continue
         twin = job.experiment.model_copy(update={"name": folder.name})
         other = Job(twin, job.stage, {**job.where, "experiment": folder.name})
         try:
             record = opened(place := other.note("records", "json"))
-            if folder.name == mine or record["settings"] != settings:
+            if record["settings"] != settings:
                 continue
             read = read or {str(path): records.check(path) for path in job.reads}
             if [record["read"].get(str(path)) for path in other.reads] != list(read.values()):
