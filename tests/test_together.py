@@ -221,7 +221,8 @@ def test_a_second_snakemake_on_the_same_targets_is_refused_until_the_first_ends(
     folder = copied(tmp_path)
     write_experiment(folder, LONG)
     target = "results/tiny/seed0/dense/full/last.safetensors"
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", target]
+    plain = ("--workflow-profile", "none")  # Snakemake's own words, which tell when a job begins
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *plain, target]
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     first = subprocess.Popen(
         command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
