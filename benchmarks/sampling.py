@@ -24,7 +24,7 @@ import torch
 from ebdiff.cost.measure import interleaved, network_of
 from ebdiff.cost.tune import words
 from ebdiff.data.dataset import to_uint8
-from ebdiff.diffusion.sample import generate
+from ebdiff.diffusion.ensemble import generate
 from ebdiff.diffusion.sampling import Router, ddim
 from ebdiff.diffusion.schedule import alphas_bar
 from ebdiff.experiment.experiment import Experiment
