@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import struct
 import zipfile
 import zlib
@@ -101,9 +102,9 @@ def reading(path: Path, *errors: type[Exception], what: str = "") -> Iterator[No
         Unusable: it is no file, such as a device that never ends; or one of `errors` came of it, of which the
             message says `what` they are.
     """
-    if path.exists() and not path.is_file():
-        raise Unusable(path, "not a file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # one look: another process may replace it
+            raise Unusable(path, "not a file")
         yield
     except FileNotFoundError:
         raise Missing(path) from None
@@ -134,9 +135,9 @@ def read_json(path: Path) -> Any:
         Missing: it isn't there.
         Unusable: it isn't JSON.
     """
-    if path.is_file() and path.stat().st_size > JSON:
-        raise damaged(path, f"larger than {JSON >> 20} MiB")
     with reading(path, ValueError, RecursionError, what="not valid JSON: "):  # of JSON and of UTF-8
+        if path.stat().st_size > JSON:
+            raise damaged(path, f"larger than {JSON >> 20} MiB")
         return json.loads(path.read_text(encoding="utf-8"))
 
 
