@@ -411,7 +411,7 @@ def project(tmp_path_factory):
     return begun
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tickets_experts_and_samples_come_out_of_the_same_search(project):
     folder, killed = project("whole"), project("killed")
     done = doors(folder, "all")

@@ -169,7 +169,7 @@ def test_norms_stay_fp32_and_everything_else_is_halved(tiny):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_metrics_of_bf16_and_fp32_samples_agree_better_than_two_seeds(workspace, vary):
     e = vary({"training.learning_rate": 5e-3})
     train_classifier(e)

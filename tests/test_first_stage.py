@@ -196,7 +196,7 @@ def test_the_autoencoder_is_what_its_rule_says(latent):
     assert network.decode(network.encode(x)).shape == x.shape
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_one_keeps_more_of_unseen_digits_than_principal_components(workspace, latent, monkeypatch):
     """Trained for a sixth of its rule's steps; of half as many components."""
     monkeypatch.setattr(autoencoder, "STEPS", 25)
@@ -476,7 +476,7 @@ def command(*words):
     return [sys.executable, "-c", RUN, *words]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_while_training_or_encoding_they_go_on_with_the_same_bits(tmp_path, digits):
     """SIGKILL whenever a state was saved, twice; then a SIGTERM."""
     codec = {**CODEC, "factor": 2}

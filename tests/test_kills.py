@@ -134,7 +134,7 @@ def survive(undisturbed, stage, count, seed, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["train-dense", "sample"])
+@pytest.mark.parametrize("stage", ["train-dense", pytest.param("sample", marks=pytest.mark.long)])
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(undisturbed, stage, tmp_path):
     survive(undisturbed, stage, 2, "few", tmp_path)
 

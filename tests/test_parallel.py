@@ -83,7 +83,7 @@ def test_two_processes_train_and_sample_as_one(workspace):
     assert two.shape == (23, 8, 8, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_stop_together_and_go_on_to_the_same_bits(workspace):
     write_experiment(workspace, PLAIN | {"training.log_every": 1, "searches.full.horizon": 40})
     together("train-dense", "tiny")
