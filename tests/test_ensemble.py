@@ -52,6 +52,7 @@ def state_of(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_example_runs(project):
     code = EXAMPLE + "\nimport numpy; numpy.save('images.npy', images)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

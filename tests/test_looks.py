@@ -48,6 +48,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # a hostile title's
+@pytest.mark.slow
 def test_figures_fit_their_column_and_their_text_is_legible_and_whole(drawn):
     assert {name for _, name in drawn} == {*FIGURES, "sparsity", "overlap", "sampling"}
     for key, figure in drawn.items():

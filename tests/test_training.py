@@ -363,6 +363,7 @@ def eb_at(*steps):
     return {"runs.eb-50": ..., "tables": {}, **{f"runs.eb-{n}": {**one, "iterations": n} for n in steps}}
 
 
+@pytest.mark.slow
 def test_looks_at_samples_change_no_bit_and_show_the_averaged_weights(workspace, vary, monkeypatch):
     """Every 20 steps, with dropout; the last grid is what `sample` would draw of the milestone."""
     plain, looked = vary(eb_at(40)), vary({**eb_at(40), "training.sample_every": 20})

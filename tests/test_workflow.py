@@ -80,7 +80,7 @@ def edit(folder, name, path, value):
 # --- plans ------------------------------------------------------------------------------------------------
 
 
-FAST = ("digits", "digits_sparse", "cifar10", "kanjivg_tiny")
+FAST = ("digits", "digits_sparse")
 
 
 @pytest.mark.parametrize(
