@@ -31,6 +31,7 @@ from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import first_wrong
 from ebdiff.experiment.schema import Diffusion, Sampling, Training
 from ebdiff.nets import store
+from ebdiff.nets.denoiser import Denoiser
 from ebdiff.nets.execution import Runtime
 from ebdiff.system.devices import pick_device
 from ebdiff.system.draws import item_noise
@@ -232,12 +233,16 @@ class Ensemble:
         return {n: Runtime.of(self.experiment, "sampling", n, self.device) for n in sorted(networks)}
 
     @cached_property
+    def networks(self) -> list[Denoiser]:
+        """The experts' networks, which predict where they lie once the router has placed them."""
+        return [store.build(x.architecture, x.tensors) for x in self.experts]
+
+    @cached_property
     def router(self) -> Router:
         """The experts' networks, on the device."""
-        networks = [store.build(x.architecture, x.tensors) for x in self.experts]
-        pairs = zip(self.experts, networks, strict=True)
+        pairs = zip(self.experts, self.networks, strict=True)
         ready = [self.runtimes[x.network].denoiser(network) for x, network in pairs]
-        return Router(self.spans, ready, networks[0].null)
+        return Router(self.spans, ready, self.networks[0].null)
 
     @cached_property
     def codec(self) -> Codec:

@@ -20,7 +20,6 @@ def lines(experiment: Experiment) -> Iterator[str]:
     """What people read: a line for each kind of job, for each that runs, and for the whole."""
     records, found = Records(experiment), jobs(experiment)
     done = {job.name: _done(records, job) for job in found}
-    adopted = {job.name for job in found if done[job.name] and "adopted" in opened(_record(job))}
     running = [job for job in found if not done[job.name] and held(job.state)]
     there, all_of = Counter(j.stage.verb for j in found if done[j.name]), Counter(j.stage.verb for j in found)
     for verb, count in all_of.items():
@@ -29,7 +28,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
     for job in running:
         where = " ".join(value for key, value in job.where.items() if key != "experiment")
         yield f"running: {job.stage.verb} {where}{_so_far(job)}; log: {job.note('logs', 'log')}"
-    yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, done, adopted, len(running))
+    yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, found, done, len(running))
 
 
 def _record(job: Job) -> Path:
@@ -62,24 +61,19 @@ def _so_far(job: Job) -> str:
     return told
 
 
-def _left(experiment: Experiment, done: dict[str, bool], adopted: set[str], running: int) -> str:
-    """When the whole will be done: the plan's jobs still to come, at the pace of those that are done."""
+def _left(experiment: Experiment, found: list[Job], done: dict[str, bool], running: int) -> str:
+    """When the whole will be done: the plan's jobs to come, at the pace of those that were made here."""
     results = Results(experiment, partial=True)
     plan = results.plan()
     if plan is None:
         return f"; `ebdiff plan {experiment.name}` tells how long all takes"
     planned = {job["benchmark"]: job["seconds"] for job in plan["jobs"]}
-    mine, slow = {}, set()
-    for job in jobs(experiment):
-        benchmark = str(job.note("benchmarks", "tsv"))
-        mine[benchmark] = done[job.name]
-        slow |= {benchmark} if done[job.name] and job.name not in adopted else set()
-    took = [(planned[b], s) for b in planned if b in slow and (s := results.job_seconds(b))]
+    ours = [(job, b) for job in found if (b := str(job.note("benchmarks", "tsv"))) in planned]
+    made = [b for job, b in ours if done[job.name] and "adopted" not in opened(_record(job))]
+    took = [(planned[b], s) for b in made if (s := results.job_seconds(b))]
     pace = sum(s for _, s in took) / sum(p for p, _ in took) if took else 1.0
-    left = pace * sum(seconds for b, seconds in planned.items() if not mine.get(b))
+    left = pace * sum(planned[b] for job, b in ours if not done[job.name])
     at_once = max(1, running or plan["devices"])
-    return (
-        f"; about {text.duration(left / at_once)} left with {text.plural(at_once, 'job')} at a time"
-        if left
-        else ""
-    )
+    if not left:
+        return ""
+    return f"; about {text.duration(left / at_once)} left with {text.plural(at_once, 'job')} at a time"
