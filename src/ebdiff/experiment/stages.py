@@ -259,24 +259,19 @@ def _fid_reads(e: Experiment, **where: str) -> Iterator[Path]:
 
 
 def references(e: Experiment) -> Iterator[Path]:
-    """What samples are measured against."""
+    """What images are measured against: the real ones' statistics and features, and whose features."""
     yield from _of_dataset(e, layout.MANIFEST)
     for protocol in e.evaluation.protocols:
-        yield from _references(e, protocol)
+        which = dict(protocol=protocol, number=e.evaluation.reference_count)
+        made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+        yield from _of_dataset(e, *made, **which)
+        yield from _features_of(e, protocol)
 
 
 def _reconstruction_reads(e: Experiment, **_: str) -> Iterator[Path]:
     """What it is measured on: latents, and the images that they were made of."""
     yield from (*_latents(e), *_first_stage(e), *_images(e), *_of_dataset(e, layout.HELD_OUT))
-    for protocol in e.evaluation.protocols:
-        yield from _references(e, protocol)
-
-
-def _references(e: Experiment, protocol: str) -> list[Path]:
-    """Statistics and features of real images, and the network that they come from."""
-    which = dict(protocol=protocol, number=e.evaluation.reference_count)
-    made = (layout.REFERENCE, layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
-    return [*_of_dataset(e, *made, **which), *_features_of(e, protocol)]
+    yield from references(e)
 
 
 def _cost(e: Experiment, **_: str) -> list[Any]:

@@ -232,8 +232,8 @@ def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> l
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found, records = archives.folder(folder), Records(experiment)
-    if found.count < 4:
-        raise UserError(f"{folder}: {found.count} images are too few, 4 at least")
+    if found.count < FEWEST:
+        raise UserError(f"{folder}: {found.count} images are too few, {FEWEST} at least")
     for path in references(experiment):
         records.check(path)
     settings = experiment.evaluation.model_copy(update={"precision_recall": True})

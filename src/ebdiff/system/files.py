@@ -63,12 +63,11 @@ LINKED = 10**9  # bytes, up to which Snakemake looks at a file's content instead
 def linked(source: Path, path: Path) -> None:
     """Another name for a file; a copy of a large one, whose date would change, or where links aren't."""
     with replacing(path) as temporary:
-        try:
-            if source.stat().st_size >= LINKED:
-                raise OSError
-            os.link(source, temporary)
-        except OSError:
-            shutil.copy2(source, temporary)
+        if source.stat().st_size < LINKED:
+            with suppress(OSError):
+                os.link(source, temporary)
+                return
+        shutil.copy2(source, temporary)
 
 
 def remove_leftovers(path: Path) -> None:
