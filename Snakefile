@@ -25,7 +25,7 @@ started = time.time()
 onsuccess:
     for page in sorted(Path("results").glob("*/**/report.html")):
         if page.stat().st_mtime >= started:
-            print(f"Open {page}")
+            logger.info(f"Open {page}")
 
 
 localrules:
