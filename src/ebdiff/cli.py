@@ -31,9 +31,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Early-bird tickets and timestep-aware experts for cheap diffusion training.\n\n"
-    "Every verb is one stage of the workflow: it reads files, writes files under results/ and can be "
-    "run alone. `snakemake --cores all` runs all that is needed, in order.",
+    "A stage reads files, writes files under results/ and can be run alone; `snakemake --cores all` runs all "
+    "that are needed, in order.",
 )
+PEOPLE, STAGES = "What people ask for", "Stages, which the workflow runs"
 
 Name = Annotated[str, typer.Argument(help="Experiment: a file of config/experiments without .yaml.")]
 Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, such as digits.")]
@@ -130,7 +131,7 @@ def _spread(experiment: Experiment) -> None:
         os.execv(sys.executable, [*torchrun, f"--nproc-per-node={processes}", *verb])
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def init(
     name: Annotated[
         str, typer.Argument(help="Name of the new experiment: lower-case letters, digits, - and _.")
@@ -165,7 +166,7 @@ def init(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def prepare_data(
     dataset: Dataset,
     threads: Annotated[
@@ -189,7 +190,7 @@ def prepare_data(
     print(f"{entry['count']} images of {entry['shape']}, {classes}, in resources/data/{dataset}{skipped}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
     """Train the small classifier whose features stand in for Inception's.
 
@@ -201,7 +202,7 @@ def train_classifier(dataset: Dataset, threads: Threads = None) -> None:
     print(f"held-out accuracy {classifier.train_classifier(experiment):.3f}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def reference_stats(
     dataset: Dataset,
     protocol: Annotated[
@@ -228,7 +229,7 @@ def reference_stats(
     evaluate.reference_stats(job.experiment, protocol, images, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_first_stage(name: Name, threads: Threads = None) -> None:
     """Train the small autoencoder of codec.kind autoencoder, whose latents are denoised.
 
@@ -240,7 +241,7 @@ def train_first_stage(name: Name, threads: Threads = None) -> None:
     autoencoder.train_first_stage(job.experiment, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def encode_latents(name: Name, threads: Threads = None) -> None:
     """Encode all images once, by the first stage that `codec` names.
 
@@ -252,7 +253,7 @@ def encode_latents(name: Name, threads: Threads = None) -> None:
     first_stage.encode_latents(job.experiment, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def measure_first_stage(name: Name, threads: Threads = None) -> None:
     """What encoding and decoding loses of the images, as an error of pixels and as distances.
 
@@ -266,7 +267,7 @@ def measure_first_stage(name: Name, threads: Threads = None) -> None:
         print(f"error of pixels {found['rmse']:.2f} of 255, {protocol['distance_name']} {protocol['fd']:.2f}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Threads = None) -> None:
     """Train the dense network of a search until its tickets settle, or to its horizon.
 
@@ -278,7 +279,7 @@ def train_dense(name: Name, search: Search = "full", seed: Seed = 0, threads: Th
     train.train_dense(job.experiment, search, seed, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def prune_per_epoch(
     name: Name,
     search: Search = "full",
@@ -304,7 +305,7 @@ def prune_per_epoch(
     stages.prune_per_epoch(job.experiment, **ticket, device=_device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def hamming_matrix(
     name: Name,
     search: Search = "full",
@@ -321,7 +322,7 @@ def hamming_matrix(
     history.hamming_matrix(_begin(name), search, criterion, weights, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def select_eb_epoch(
     name: Name,
     rate: Annotated[
@@ -352,7 +353,7 @@ def select_eb_epoch(
     print(f"rate {rate}: {word}, {at}, {story['params']:,} parameters")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def finetune_region(
     name: Name,
     expert: Annotated[str, typer.Option(help="Key of an expert, such as full-magnitude-ema-0.5-t0-1000.")],
@@ -370,7 +371,7 @@ def finetune_region(
     train.finetune_region(job.experiment, expert, milestone, seed, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
     """Draw the run's images from its experts: exactly sampling.images of them.
 
@@ -382,7 +383,7 @@ def sample(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) ->
     sample.sample(job.experiment, run, seed, _device_of(job))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def draw(
     source: Annotated[
         str, typer.Argument(help="Experiment, or a .safetensors file that `ebdiff export` wrote.")
@@ -415,7 +416,7 @@ def draw(
     print(out / "grid.png")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def export(
     name: Name,
     out: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
@@ -436,7 +437,7 @@ def export(
     print(out, card.export(experiment, ebdiff.load(name, run, seed, "cpu"), out), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> None:
     """Distances of a run's samples to the real images.
 
@@ -450,7 +451,7 @@ def fid(name: Name, run: RunName, seed: Seed = 0, threads: Threads = None) -> No
         print(f"{found['distance_name']} {found['fd']:.2f}, kernel distance {found['kid']:.4f}")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def score(
     folder: Annotated[
         Path, typer.Argument(help="Images (png, jpg, webp ...), also in folders below; all are measured.")
@@ -475,7 +476,7 @@ def score(
         print(f"  {found['images']} images against {found['split']}, {found['mode']}{few}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def measure_cost(name: Name, threads: Threads = None) -> None:
     """Parameters, MACs and measured time per training step of every network (keep the machine quiet).
 
@@ -489,7 +490,7 @@ def measure_cost(name: Name, threads: Threads = None) -> None:
         print(f"{key:>6}: {network['params']:>12,} parameters, {times}")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def tune(name: Name, threads: Threads = None) -> None:
     """Measure which precision and memory format is fastest on this CPU (keep the machine quiet).
 
@@ -506,7 +507,7 @@ def tune(name: Name, threads: Threads = None) -> None:
     print(layout.path(layout.TUNING, experiment=name).read_text(encoding="utf-8"), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def plan(
     name: Name,
     devices: Annotated[
@@ -545,7 +546,7 @@ def plan(
     print(*page(planned), path, sep="\n\n")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def tabulate(
     name: Name,
     what: Annotated[
@@ -566,7 +567,7 @@ def tabulate(
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" and what else path)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(name: Name, so_far: SoFar = False) -> None:
     """Write the report page; with --so-far under results/{experiment}/so-far/.
 
@@ -578,7 +579,7 @@ def report(name: Name, so_far: SoFar = False) -> None:
     print(report(experiment, partial=so_far))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def compare(
     a: Annotated[str, typer.Argument(help="Experiment.")],
     b: Annotated[str, typer.Argument(help="Another one.")],
@@ -596,7 +597,7 @@ def compare(
     print(compare(first, second))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def status(
     name: Annotated[str | None, typer.Argument(help="Experiment. Default: all begun.")] = None,
 ) -> None:
@@ -616,7 +617,7 @@ def status(
         print(f"{each}:", *lines(_begin(each)), sep="\n  ")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def verify(name: Name) -> None:
     """Read every result of an experiment whole and say which aren't what their stages made.
 
@@ -633,7 +634,7 @@ def verify(name: Name) -> None:
     print("everything that is there is what its stage made")
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/keys.md.")] = False,
 ) -> None:
@@ -646,7 +647,7 @@ def schema(
     print(keys.markdown() if markdown else json.dumps(load.schema(), indent=2))
 
 
-@app.command()
+@app.command(rich_help_panel=PEOPLE)
 def version() -> None:
     """Print the version."""
     print(ebdiff.__version__)
