@@ -15,14 +15,17 @@ help: ## what there is to make
 smoke: env ## every stage once, in under a minute
 	snakemake --cores $(CORES) smoke
 
-test: env ## the tests, slow ones included
-	pytest -m "not long"
+# A worker per core; every worker computes with one thread.
+PYTEST := pytest -n $(CORES) --dist loadfile
 
-test-fast: env ## three minutes of tests
-	pytest -m "not slow"
+test: env ## the tests, slow ones included
+	$(PYTEST) -m "not long"
+
+test-fast: env ## two minutes of tests
+	$(PYTEST) -m "not slow"
 
 test-all: env ## everything, for as long as it takes
-	pytest
+	$(PYTEST)
 
 lint: env ## formatting and lint
 	ruff format --check .
