@@ -293,13 +293,17 @@ def test_images_hardly_depend_on_the_batch(vary, changes, serves):
     assert (images([3], seed=1) != whole[3]).mean() > 0.3
 
 
+def untrained(experiment):
+    """Write untrained files where the experts of TA-EB would be."""
+    for i, expert in enumerate(experiment.runs["ta-eb"].experts):
+        state = State.start(store.fresh(experiment.architecture, i, "test"), Runtime(CPU))
+        where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
+        state.save(layout.path(layout.MILESTONE, **where), experiment.architecture, {})
+
+
 @pytest.fixture
 def experts(workspace, tiny):
-    """Untrained files where the experts of TA-EB would be."""
-    for i, expert in enumerate(tiny.runs["ta-eb"].experts):
-        state = State.start(store.fresh(tiny.architecture, i, "test"), Runtime(CPU))
-        where = dict(experiment="tiny", seed=0, expert=expert.key, milestone=expert.iterations)
-        state.save(layout.path(layout.MILESTONE, **where), tiny.architecture, {})
+    untrained(tiny)
     return workspace
 
 

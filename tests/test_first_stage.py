@@ -1,6 +1,7 @@
 """First stages: what encodes and decodes, the store of latents, and what reads which of the two."""
 
 import json
+import shutil
 import signal
 import sys
 import types
@@ -12,7 +13,11 @@ import pytest
 import stages
 import torch
 from conftest import TINY, changed, vouch, write_experiment
+from PIL import Image
+from safetensors import safe_open
+from test_diffusion import drawn, untrained
 
+import ebdiff
 from ebdiff.codecs import autoencoder, first_stage
 from ebdiff.codecs.codec import open_codec
 from ebdiff.codecs.first_stage import encode_latents, statistics
@@ -463,6 +468,62 @@ def test_a_gated_dataset_without_a_token_says_what_to_do(monkeypatch):
         UserError, match=r"dataset\.hub a/b, split train: .*export HF_TOKEN, or set dataset\.path"
     ):
         archives.from_hub("a/b")
+
+
+# --- handed over --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "modules"),
+    [
+        (CODEC, {"decoder"}),
+        (VQ, {"decoder", "post_quant_conv", "quantize"}),
+        ({**VQ, "kind": "kl", "scale": 0.5}, {"decoder", "post_quant_conv"}),
+    ],
+    ids=["autoencoder", "vq", "kl"],
+)
+def test_an_exported_ensemble_decodes_with_the_same_bits_elsewhere(
+    workspace, tmp_path_factory, monkeypatch, capsys, request, codec, modules
+):
+    """Where there is neither project nor first stage; its encoder stays behind."""
+    kind = codec["kind"]
+    if kind == "autoencoder":
+        kills.fresh(request.getfixturevalue("first_stage_of_digits") / "results", workspace / "results")
+    else:
+        request.getfixturevalue("saved")({"vq": "VQModel", "kl": "AutoencoderKL"}[kind])
+        codec = {**codec, "path": str(workspace / "weights")}
+    write_experiment(workspace, {**LATENT, "codec": codec, "dataset.classes": 10})
+    e = load.load("tiny")
+    encode_latents(e, CPU)
+    untrained(e)
+    drawn(e)
+    whole = np.load(layout.path(layout.SAMPLES, experiment="tiny", seed=0, run="ta-eb"))
+    assert stages.run("export", "tiny", "--run", "ta-eb", "ensemble.safetensors") == 0
+    card = Path("ensemble.md").read_text()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    content = Path("ensemble.safetensors").rename(elsewhere / "ensemble.safetensors").read_bytes()
+    shutil.rmtree(workspace)
+    monkeypatch.chdir(elsewhere)
+    np.testing.assert_array_equal(ebdiff.load("ensemble.safetensors").sample(23), whole)
+    assert stages.run("draw", "ensemble.safetensors", "-n", 3, "--out", "drawn") == 0
+    np.testing.assert_array_equal(np.asarray(Image.open("drawn/images/00002.png")), whole[2, ..., 0])
+    with safe_open("ensemble.safetensors", "np") as file:
+        held = {n: file.get_tensor(n).size for n in file.keys() if n.startswith("codec.")}  # noqa: SIM118
+    assert {n.split(".")[1] for n in held} == modules
+    assert f"first stage, {sum(held.values()):,} parameters" in card and f"kind {kind}" in card
+    assert str(workspace) not in card and str(workspace).encode() not in content
+    # Another decoder than the tensors'.
+    for there, other in (
+        (b'\\"channels\\": 4', b'\\"channels\\": 5'),
+        (b"[8, 8]", b"[8, 4]"),
+        (b"[8, 8]", b"[8, x]"),
+    ):
+        if there in content:
+            Path("wrong.safetensors").write_bytes(content.replace(there, other))
+            capsys.readouterr()
+            assert stages.run("draw", "wrong.safetensors", "--out", "wrong") == 1
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert "tensors don't fit" in line or "holds no" in line
 
 
 # --- whole, and killed --------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +94,12 @@ class Autoencoder(nn.Module):
 
 class SmallAutoencoder(FirstStage):
     """The one that `train_first_stage` trained."""
+
+    DECODES = ("decoder",)
+
+    @classmethod
+    def built(cls, experiment: Experiment, config: Mapping[str, Any]) -> nn.Module:
+        return Autoencoder.of(experiment)
 
     def opened(self) -> nn.Module:
         path = layout.path(layout.FIRST_STAGE, experiment=self.experiment.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Self
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,18 @@ from torch import Tensor
 from ebdiff.data.dataset import Cond, to_uint8
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import CODECS
+
+
+class Carried(NamedTuple):
+    """What decoding takes where neither experiment nor first stage is: tensors by name, and their config."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has."""
+        return sum(t.numel() for t in self.tensors.values())
 
 
 class Codec:
@@ -40,6 +54,19 @@ class Codec:
         """The items as SVG documents, where they are drawings; arguments as for `decode`."""
         return None
 
+    def carried(self) -> Carried:
+        """What goes with an exported ensemble: nothing, unless there is a network."""
+        return Carried({}, {})
+
+    @classmethod
+    def decoder(cls, experiment: Experiment, device: torch.device, carried: Carried) -> Self:
+        """Opened of what another one `carried`: it decodes with the same bits, and may do no more.
+
+        Raises:
+            UserError: these tensors don't fit.
+        """
+        return cls(experiment, device)
+
 
 class Identity(Codec):
     """Items are images in [-1, 1]."""
@@ -51,6 +78,7 @@ class Identity(Codec):
         return to_uint8(items)
 
 
-def open_codec(experiment: Experiment, device: torch.device) -> Codec:
-    """The codec of an experiment."""
-    return CODECS.member(experiment.codec.kind)(experiment, device)
+def open_codec(experiment: Experiment, device: torch.device, carried: Carried | None = None) -> Codec:
+    """The codec of an experiment, or its `decoder` of what was carried elsewhere."""
+    member = CODECS.member(experiment.codec.kind)
+    return member(experiment, device) if carried is None else member.decoder(experiment, device, carried)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ebdiff.codecs.codec import Codec, open_codec
+from ebdiff.codecs.codec import Carried, Codec, open_codec
 from ebdiff.data.archives import not_had
 from ebdiff.data.dataset import Cond, open_pixels, to_float, to_uint8
 from ebdiff.experiment import layout
@@ -39,16 +40,26 @@ class FirstStage(Codec):
     """An autoencoder, opened.
 
     Attributes:
+        DECODES: those of its network's modules that decoding takes.
         network: in eval mode, on the device.
         sha256: hash of its weights, by which latents tell who made them.
+
+    Args:
+        experiment, device: as for `Codec`.
+        network: one that only decodes; None: the experiment's.
 
     Raises:
         UserError: it makes latents of another shape, or those that there are were made by another one.
     """
 
-    def __init__(self, experiment: Experiment, device: torch.device):
+    DECODES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, experiment: Experiment, device: torch.device, network: nn.Module | None = None):
         super().__init__(experiment, device)
-        self.network = self.opened().to(device).eval().requires_grad_(False)
+        self.network = self.opened() if network is None else network
+        self.network.to(device).eval().requires_grad_(False)
+        if network is not None:
+            return
         self.sha256 = _hash_of(self.network)
         self._check_shape()
         manifest = layout.path(layout.LATENTS_MANIFEST, experiment=experiment.name)
@@ -58,6 +69,31 @@ class FirstStage(Codec):
     def opened(self) -> nn.Module:
         """The network with its weights."""
         raise NotImplementedError
+
+    @classmethod
+    def built(cls, experiment: Experiment, config: Mapping[str, Any]) -> nn.Module:
+        """The network of the `config` that was carried, its weights left open."""
+        raise NotImplementedError
+
+    def carried(self) -> Carried:
+        """The decoder's side."""
+        tensors = self.network.state_dict().items()
+        return Carried({n: t for n, t in tensors if n.split(".")[0] in self.DECODES}, {})
+
+    @classmethod
+    def decoder(cls, experiment: Experiment, device: torch.device, carried: Carried) -> Self:
+        try:
+            with torch.device("meta"):
+                network = cls.built(experiment, carried.config)
+            for name in {n.split(".")[0] for n in network.state_dict()}.difference(cls.DECODES):
+                delattr(network, name)
+            network.load_state_dict(carried.tensors, assign=True)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            kind = experiment.codec.kind
+            raise UserError(
+                f"codec.kind {kind}: tensors don't fit its decoder: {first_line(error)}"
+            ) from None
+        return cls(experiment, device, network)
 
     def latents(self, x: Tensor) -> Tensor:
         """Latents (B, c, h, w) of images (B, C, H, W) in [-1, 1]."""
@@ -115,6 +151,17 @@ class Pretrained(FirstStage):
 
     architecture: str  # its class in diffusers
 
+    @classmethod
+    def built(cls, experiment: Experiment, config: Mapping[str, Any]) -> nn.Module:
+        return getattr(diffusers_for(f"codec.kind {experiment.codec.kind}"), cls.architecture).from_config(
+            config
+        )
+
+    def carried(self) -> Carried:
+        """The decoder's side, and the config that diffusers builds it from, without paths of this machine."""
+        told = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        return super().carried()._replace(config=told)
+
     def opened(self) -> nn.Module:
         """The network with its weights; pickles are never loaded.
 
@@ -149,6 +196,7 @@ class VQ(Pretrained):
     """What the encoder says is denoised before it is quantised; `decode` quantises it."""
 
     architecture = "VQModel"
+    DECODES = ("quantize", "post_quant_conv", "decoder")
 
     def latents(self, x: Tensor) -> Tensor:
         return self.network.encode(x).latents * self.experiment.codec.scale
@@ -158,6 +206,7 @@ class KL(Pretrained):
     """The mean of the posterior is denoised."""
 
     architecture = "AutoencoderKL"
+    DECODES = ("post_quant_conv", "decoder")
 
     def latents(self, x: Tensor) -> Tensor:
         return self.network.encode(x).latent_dist.mean * self.experiment.codec.scale

@@ -1,7 +1,8 @@
 """An ensemble: finished experts, each with the span that it serves, and all that drawing from them takes.
 
 The stage `sample`, `ebdiff draw`, `ebdiff.load` and `ebdiff export` share it. It comes from an experiment's
-checkpoints, or from the one file that `write` makes: averaged weights, spans, schedule, codec and story.
+checkpoints, or from the one file that `write` makes: averaged weights, spans, schedule, codec (of a first
+stage what decodes) and story.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import ebdiff
-from ebdiff.codecs.codec import Codec, open_codec
+from ebdiff.codecs.codec import Carried, Codec, open_codec
 from ebdiff.data.dataset import UNCONDITIONAL, Cond, conditions, open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.sampling import SAMPLERS, Router, guided
@@ -40,7 +41,7 @@ from ebdiff.system.progress import progress
 
 SUFFIX = ".safetensors"  # of an exported ensemble: no experiment has such a name
 SECTIONS = ("diffusion", "sampling", "codec")  # of the experiment, in the file
-LENGTHS = "lengths"  # there, beside tensors called `{expert}.{name}`
+LENGTHS, CODEC = "lengths", "codec"  # there, beside tensors called `{expert}.{name}`
 
 
 @torch.inference_mode()
@@ -125,6 +126,7 @@ class Ensemble:
         lengths: of all items of the training set, int64 (N,), where these have lengths of their own.
         story: where it comes from.
         device: where it computes.
+        carried: what its codec decodes with, of an ensemble that was read from a file.
     """
 
     experiment: Experiment
@@ -132,6 +134,7 @@ class Ensemble:
     lengths: np.ndarray | None
     story: dict[str, Any]
     device: torch.device
+    carried: Carried | None = None
 
     @classmethod
     def of(cls, work: Work, device: torch.device) -> Ensemble:
@@ -156,17 +159,22 @@ class Ensemble:
         """
         try:
             tensors, told = store.read(path)
+            parts: dict[str, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                of, _, own = name.partition(".")
+                parts.setdefault(of, {})[own] = tensor
             items = Items(**{**told["items"], "shape": tuple(told["items"]["shape"])})
+            codec = config_of("codec", told["codec"]).model_validate(told["codec"])
             experts = []
             for i, x in enumerate(told["experts"]):
                 network = config_of("network", x["config"]).model_validate(x["config"])
-                own = {n.removeprefix(f"{i}."): t for n, t in tensors.items() if n.startswith(f"{i}.")}
+                architecture = Architecture(network, codec.items(items))
                 serve = (int(x["serve"][0]), int(x["serve"][1]))
-                experts.append(Trained(serve, x["network"], Architecture(network, items), own, x["story"]))
+                experts.append(Trained(serve, x["network"], architecture, parts[str(i)], x["story"]))
             experiment = Experiment.model_construct(
                 name=told["experiment"],
                 dataset=Data(items),
-                codec=config_of("codec", told["codec"]).model_validate(told["codec"]),
+                codec=codec,
                 diffusion=Diffusion.model_validate(told["diffusion"]),
                 sampling=Sampling.model_validate(told["sampling"]),
                 training=Training.model_construct(label_dropout=float(told["label_dropout"])),
@@ -176,7 +184,8 @@ class Ensemble:
             if [*lows, experiment.diffusion.timesteps] != [0, *highs]:
                 raise ValueError(edges)
             lengths = tensors[LENGTHS].numpy() if items.variable else None
-            return cls(experiment, tuple(experts), lengths, told["story"], device)
+            carried = Carried(parts.get(CODEC, {}), dict(told["decoder"]))
+            return cls(experiment, tuple(experts), lengths, told["story"], device, carried)
         except Unusable as error:
             raise UserError(f"{path}: {error.reason}; give a file that `ebdiff export` wrote") from None
         except (KeyError, TypeError, ValueError, IndexError):  # pydantic's errors are ValueErrors
@@ -188,18 +197,12 @@ class Ensemble:
         Args:
             path: where to.
             data: of what it is a model: title, origin and licence.
-
-        Raises:
-            UserError: its codec has a network of its own, which the file has no place for.
         """
-        if self.experiment.codec.ENCODED:
-            kind = self.experiment.codec.kind
-            raise UserError(
-                f"{path}: not written; the first stage (codec.kind {kind}) doesn't go with it yet"
-            )
+        decoder = self.codec.carried()
         tensors = {f"{i}.{n}": t for i, x in enumerate(self.experts) for n, t in x.tensors.items()}
         if self.lengths is not None:
             tensors[LENGTHS] = torch.from_numpy(self.lengths)
+        tensors |= {f"{CODEC}.{n}": t for n, t in decoder.tensors.items()}
         experts = [
             {
                 "serve": x.serve,
@@ -213,7 +216,7 @@ class Ensemble:
         items = self.experiment.dataset.items._asdict()
         told = {"experiment": self.experiment.name, "story": {**self.story, "data": data}, **sections}
         told["label_dropout"] = self.experiment.training.label_dropout
-        store.write(path, tensors, {**told, "items": items, "experts": experts})
+        store.write(path, tensors, {**told, "items": items, "experts": experts, "decoder": decoder.config})
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -247,7 +250,7 @@ class Ensemble:
     @cached_property
     def codec(self) -> Codec:
         """What makes images of items."""
-        return open_codec(self.experiment, self.device)
+        return open_codec(self.experiment, self.device, self.carried)
 
     @torch.no_grad()
     def denoiser(self, x: Tensor, t: int, cond: Cond = UNCONDITIONAL) -> Tensor:

@@ -514,11 +514,12 @@ class PretrainedConfig(FirstStageConfig):
     def folder(self) -> str | None:
         return self.path
 
-    @model_validator(mode="after")
-    def _place_given(self) -> PretrainedConfig:
+    def check(self, items: Items) -> None:
+        super().check(items)
         if not (self.path or self.hub):
-            raise ValueError("give `path` (folder of weights) or `hub` (repository) with codec.kind vq or kl")
-        return self
+            raise ValueError(
+                "codec: give `path` (folder of weights) or `hub` (repository) with kind vq or kl"
+            )
 
 
 class AutoencoderConfig(FirstStageConfig):
