@@ -2,24 +2,28 @@
 
 import hashlib
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import kills
 import numpy as np
 import pytest
 import torch
 from conftest import write_experiment
 from PIL import Image
 from stages import run
-from test_diffusion import drawn, experts  # noqa: F401 (a fixture)
+from test_diffusion import drawn, experts, untrained  # noqa: F401 (a fixture)
 
 import ebdiff
 from ebdiff.data import archives
 from ebdiff.data.images import Files
+from ebdiff.diffusion import sample
 from ebdiff.experiment import layout, load
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json
+from ebdiff.system.interrupts import Interrupted
 
 # As in the documentation: what somebody who trained an ensemble does with it.
 EXAMPLE = """
@@ -112,7 +116,83 @@ def test_draw_writes_images_and_leaves_results_alone(project, capsys):
     images = np.stack([np.asarray(Image.open(f"drawn/images/{i:05d}.png")) for i in range(12)])
     np.testing.assert_array_equal(images, samples()[:12, ..., 0])
     assert run("draw", "tiny", *where) == 1
-    assert "isn't an empty folder" in capsys.readouterr().err
+    assert "drawn: exists already; name a new folder with --out" in capsys.readouterr().err
+
+
+GUIDED = {"dataset.classes": 10, "training.label_dropout": 0.1}
+
+
+def test_guidance_of_one_is_none_and_of_two_is_asked_for(experts):  # noqa: F811
+    """eps_null + w (eps_class - eps_null)."""
+    write_experiment(experts, GUIDED)
+    untrained(load.load("tiny"))
+    drawn(load.load("tiny"))
+    found = {}
+    for w in (None, 1, 2):
+        words = () if w is None else ("--guidance", w)
+        assert run("draw", "tiny", "--run", "ta-eb", "-n", 3, "--label", 3, *words, "--out", f"w{w}") == 0
+        found[w] = np.stack([np.asarray(Image.open(f"w{w}/images/{i:05d}.png")) for i in range(3)])
+    assert (
+        np.abs(found[1].astype(int) - found[None]).max() <= 1 < np.abs(found[2].astype(int) - found[1]).max()
+    )
+    asked = ebdiff.load("tiny", "ta-eb").sample(3, label=3, guidance=2.0)
+    np.testing.assert_array_equal(found[2], asked[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({}, ("--guidance", 2), "sampling.guidance: the network is told no classes"),
+        ({"dataset.classes": 10}, ("--guidance", 2), "the network never learns to do without"),
+        (GUIDED, ("--guidance", -1), "sampling.guidance: "),
+        (GUIDED, ("--guidance", "nan"), "sampling.guidance: "),
+        (GUIDED, ("--label", 10), "label 10: classes are 0 to 9"),
+    ],
+)  # fmt: skip
+def test_what_no_network_here_can_draw_is_refused_before_anything_is_written(
+    experts, capsys, changes, arguments, words  # noqa: F811
+):  # fmt: skip
+    write_experiment(experts, changes)
+    untrained(load.load("tiny"))
+    drawn(load.load("tiny"))
+    before = sorted(Path().iterdir())
+    capsys.readouterr()
+    assert run("draw", "tiny", "--run", "ta-eb", *arguments, "--out", "new/drawn") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert sorted(Path().iterdir()) == before
+
+
+def test_drawing_that_was_ended_leaves_nothing(project, monkeypatch):
+    save, before = sample._save, sorted(Path().iterdir())
+
+    def cut(image, path):
+        if path.name == "00005.png":
+            raise Interrupted(signal.SIGINT)
+        save(image, path)
+
+    monkeypatch.setattr(sample, "_save", cut)
+    assert run("draw", "tiny", "--run", "ta-eb", "--out", "drawn") == 128 + signal.SIGINT
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_drawing_that_was_killed_leaves_no_folder_and_the_next_one_tidies_up(project, number):
+    command = ("ebdiff", "draw", "tiny", "--run", "ta-eb", "--out", "drawn", "-n")
+    process = kills.start(project, *command, "100000")
+    assert kills.wait_until(
+        process, kills.change(project, re.compile(r"/\.drawn\.[^/]+/drawn/images/00019\.png$"))
+    )
+    process.send_signal(number)
+    status, said = kills.ended(process, project)
+    killed = number == signal.SIGKILL
+    assert (status, len(list(Path().glob(".drawn.*")))) == ((-number, 1) if killed else (128 + number, 0)), (
+        said
+    )
+    assert not Path("drawn").exists()
+    assert run(*command[1:], 3) == 0
+    assert len(list(Path("drawn/images").iterdir())) == 3 and not list(Path().glob(".drawn.*"))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +329,7 @@ def test_what_is_no_ensemble_is_one_line(exported, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "wrong.safetensors: " in line and "give a file that `ebdiff export` wrote" in line
     size = int.from_bytes(whole[:8], "little")
-    for key in ("codec", "experts", "items", "sampling", "serve", "config", "timesteps"):
+    for key in ("codec", "decoder", "experts", "items", "sampling", "serve", "config", "timesteps"):
         header = whole[8 : 8 + size].replace(f'\\"{key}\\"'.encode(), f'\\"{"x" * len(key)}\\"'.encode())
         Path("wrong.safetensors").write_bytes(whole[:8] + header + whole[8 + size :])
         assert run("draw", "wrong.safetensors", "--out", "drawn") == 1, key

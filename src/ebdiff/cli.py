@@ -395,6 +395,10 @@ def draw(
     label: Annotated[
         int | None, typer.Option(min=0, help="Their class, where the networks are told; default: by turns.")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="w of classifier-free guidance; default: the run's sampling.guidance."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the experts.")] = 0,
     threads: Threads = None,
 ) -> None:
@@ -402,7 +406,7 @@ def draw(
     SVG too.
 
     The noise of an image depends on --noise-seed and its number alone: with the run's own seed these are the
-    images of the stage `sample`. Nothing under results/ is written.
+    images of the stage `sample`. Nothing under results/ is written. Interrupted, it leaves no folder.
 
     Example: ebdiff draw digits --run ta-eb -n 16 --noise-seed 7 --out drawn
     """
@@ -412,7 +416,8 @@ def draw(
         _set_threads(threads)
     from ebdiff.diffusion import sample
 
-    sample.draw(ebdiff.load(source, run, seed), number, noise_seed, out, label)
+    asked = {} if guidance is None else {"guidance": guidance}
+    sample.draw(ebdiff.load(source, run, seed), number, noise_seed, out, label, **asked)
     print(out / "grid.png")
 
 
@@ -425,8 +430,9 @@ def export(
 ) -> None:
     """Hand over a run: one file of averaged weights, a quarter of its checkpoints, and a card beside it.
 
-    The file holds the ensemble, its spans, schedule, codec and story, and of drawings the lengths of the
-    training set's, among which those of samples are drawn: `ebdiff.load` and `ebdiff draw` need nothing else.
+    The file holds the ensemble, its spans, schedule, codec and story, of a first stage the decoder, and of
+    drawings the lengths of the training set's, among which those of samples are drawn: `ebdiff.load` and
+    `ebdiff draw` need nothing else.
     The card (NAME.md) tells numbers with their protocol, data and licence, and how to load it.
 
     Example: ebdiff export digits --run ta-eb ensemble.safetensors

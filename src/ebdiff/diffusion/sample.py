@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,36 +87,40 @@ def _join(work: Work, batches: Batches, ensemble: Ensemble, seed: int) -> tuple[
     return seconds, kept
 
 
-def draw(ensemble: Ensemble, n: int, seed: int, folder: Path, label: int | None = None) -> None:
-    """Write samples into `images/` of a new folder, beside grids of the first.
+def draw(
+    ensemble: Ensemble, n: int, seed: int, folder: Path, label: int | None = None, **sampling: Any
+) -> None:
+    """Write samples into `images/` of a new folder, beside grids of the first; all of them, or no folder.
 
     Each is a PNG, and where the codec draws an SVG too.
 
     Args:
         ensemble: whose.
-        n, seed, label: as for `Ensemble.sample`.
-        folder: empty, or not there yet.
+        n, seed, label, sampling: as for `Ensemble.sample`.
+        folder: not there yet.
 
     Raises:
-        UserError: there is something in the folder.
+        UserError: the folder is there, or it can't be sampled so.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: isn't an empty folder; name a new one with --out")
+    if os.path.lexists(folder):
+        raise UserError(f"{folder}: exists already; name a new folder with --out")
     first: list[np.ndarray] = []
     curves: list[str] = []
-    number = 0
-    for drawn in ensemble.batches(n, seed, label):
-        vectors = ensemble.codec.vector(drawn.items, drawn.cond) or []
-        for i, image in enumerate(drawn.images):
-            _save(image, folder / f"images/{number:05d}.png")
-            if vectors:
-                write_text(folder / f"images/{number:05d}.svg", vectors[i])
-            number += 1
-        first += list(drawn.images[: GRID * GRID - len(first)])
-        curves += vectors[: SIDE * SIDE - len(curves)]
-    write_grid(np.stack(first), folder / "grid.png")
-    if curves:
-        write_text(folder / "grid.svg", svg_grid(curves))
+    number, batches = 0, ensemble.batches(n, seed, label, **sampling)
+    begun = next(batches)  # what is refused is refused before anything is written
+    with replacing(folder) as temporary:
+        for drawn in chain([begun], batches):
+            vectors = ensemble.codec.vector(drawn.items, drawn.cond) or []
+            for i, image in enumerate(drawn.images):
+                _save(image, temporary / f"images/{number:05d}.png")
+                if vectors:
+                    write_text(temporary / f"images/{number:05d}.svg", vectors[i])
+                number += 1
+            first += list(drawn.images[: GRID * GRID - len(first)])
+            curves += vectors[: SIDE * SIDE - len(curves)]
+        write_grid(np.stack(first), temporary / "grid.png")
+        if curves:
+            write_text(temporary / "grid.svg", svg_grid(curves))
 
 
 def write_grid(images: np.ndarray, path: Path) -> None:

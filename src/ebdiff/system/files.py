@@ -37,7 +37,7 @@ DEFLATED = 1032  # times: no more can deflate pack
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name to write to and rename it to `path` when the block succeeds.
+    """Yield a temporary name to write a file or a folder to; rename it to `path` when the block succeeds.
 
     Nothing half-written is ever left under the final name; on an error the temporary goes, and the error
     names `path`. It lies in a hidden folder of its own beside `path`, because libraries write temporaries
@@ -51,7 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = folder / path.name
         try:
             yield temporary
-            temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors shuts out everybody but the owner
+            if temporary.is_file():
+                temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors shuts out all but the owner
             os.replace(temporary, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
