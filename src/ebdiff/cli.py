@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,8 @@ app = typer.Typer(
     "that are needed, in order.",
 )
 PEOPLE, STAGES = "What people ask for", "Stages, which the workflow runs"
+
+FOLLOWED = 10  # seconds between two looks at readings
 
 Name = Annotated[str, typer.Argument(help="Experiment: a file of config/experiments without .yaml.")]
 Dataset = Annotated[str, typer.Argument(help="dataset.name of some experiment, such as digits.")]
@@ -621,6 +624,26 @@ def status(
         print("no experiment is begun")
     for each in begun:
         print(f"{each}:", *lines(_begin(each)), sep="\n  ")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def tensorboard(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
+) -> None:
+    """Give TensorBoard the loss and speed of all trainings, finished or running, and the grids of previews.
+
+    Event files go under results/{experiment}/tensorboard/; called again, only what is new is added.
+
+    Example: ebdiff tensorboard digits --follow
+    """
+    experiment = _begin(name)
+    from ebdiff.report import tensorboard
+
+    print("tensorboard --logdir", tensorboard.write(experiment), flush=True)
+    while follow:
+        time.sleep(FOLLOWED)
+        tensorboard.write(experiment)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -68,6 +68,7 @@ MILESTONE = EXPERT + "/{milestone}.safetensors"
 LEDGER = EXPERT + "/{milestone}.json"
 STATS = EXPERT + "/{milestone}.stats.jsonl"
 
+TENSORBOARD = EXPERIMENT + "/tensorboard"
 PREVIEWS = EXPERIMENT + "/previews/seed{seed}/{of}"  # grids while training
 
 RUN = SEED + "/runs/{run}"
