@@ -35,14 +35,12 @@ def write(experiment: Experiment) -> Path:
     runs: dict[Path, dict[int, tuple[float, float]]] = {}  # by step: loss, seconds
     for job in jobs(experiment):
         for finished in (path for path in job.makes if path.suffix == ".jsonl"):
-            path = job.state / "stats.jsonl"
-            with suppress(Unusable):
-                records.check(finished)
-                path = finished
-            for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-                with suppress(ValueError, KeyError, TypeError):  # the last may be half a line
-                    told = json.loads(line)
-                    runs.setdefault(finished.parent, {})[told["step"]] = told["loss"], told["seconds"]
+            for path in (job.state / "stats.jsonl", finished):  # which is there before the other goes
+                with suppress(FileNotFoundError, Unusable, ValueError, KeyError):  # or half a line at the end
+                    if path == finished:
+                        records.check(path)
+                    for told in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                        runs.setdefault(finished.parent, {})[told["step"]] = told["loss"], told["seconds"]
     for run, readings in runs.items():
         _append(folder / run.relative_to(root), _scalars(readings))
     grids = layout.path(layout.PREVIEWS, experiment=experiment.name, seed="*", of="*")
@@ -57,16 +55,16 @@ def _scalars(readings: dict[int, tuple[float, float]]) -> Iterator[Event]:
         values = [Summary.Value(tag="loss", simple_value=loss)]
         if seconds > since:
             speed = (step - before) / (seconds - since)
-            values.append(Summary.Value(tag="steps per second", simple_value=speed))
-        yield Event(wall_time=seconds, step=step, summary=Summary(value=values))
+            values += [Summary.Value(tag="steps per second", simple_value=speed)]
         before, since = step, seconds
+        yield Event(wall_time=seconds, step=step, summary=Summary(value=values))
 
 
 def _images(folder: Path) -> Iterator[Event]:
     for path in sorted(folder.glob("[0-9]*.png")):
         with Image.open(path, formats=["PNG"]) as image:
             size = dict(width=image.width, height=image.height, colorspace=len(image.getbands()))
-        grid = Summary.Image(**size, encoded_image_string=path.read_bytes())
+            grid = Summary.Image(**size, encoded_image_string=path.read_bytes())
         summary = Summary(value=[Summary.Value(tag="samples", image=grid)])
         yield Event(wall_time=path.stat().st_mtime, step=int(path.stem), summary=summary)
 
