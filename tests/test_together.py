@@ -41,6 +41,31 @@ def test_a_lock_goes_when_its_work_fails_and_what_was_kept_stays(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_asking_whether_a_lock_is_held_leaves_no_trace(tmp_path):
+    """Not even beside somebody who takes it and lets it go all the time."""
+    state, over = tmp_path / "out/state/last", threading.Event()
+
+    def ask():
+        while not over.is_set():
+            files.held(state)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for _ in range(100):
+        with files.holding(state):
+            assert files.held(state)
+    over.set()
+    asking.join()
+    assert not files.held(state) and list(tmp_path.iterdir()) == [tmp_path / "out"]
+    state.parent.mkdir()
+    lock = state.with_name("last.lock")  # of a killed job, and not ours to write
+    lock.write_text("1 on nowhere")
+    lock.chmod(0o444)
+    before = lock.stat()
+    assert not files.held(state) and lock.read_text() == "1 on nowhere"
+    assert (lock.stat().st_mtime_ns, lock.stat().st_mode) == (before.st_mtime_ns, before.st_mode)
+
+
 @pytest.mark.slow
 def test_many_processes_never_hold_a_lock_together(tmp_path):
     """Each takes the lock again and again, and would see another's mark within."""

@@ -6,6 +6,7 @@ still be anything, and is then refused in one line.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import io
@@ -281,16 +282,14 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def held(folder: Path) -> bool:
-    """Whether some process holds the lock of a state folder."""
-    path = folder.with_name(f"{folder.name}.lock")
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    """Whether some process holds the lock of a state folder; asking makes no file and keeps nobody out."""
     try:
-        lock.acquire()
-    except (Timeout, OSError):  # the latter: somebody else's results
+        with folder.with_name(f"{folder.name}.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as `FileLock` does, until it is closed
+    except FileNotFoundError:
+        return False
+    except OSError:  # held; or somebody else's, which we can't ask
         return True
-    lock.release()
     return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from ebdiff.experiment.records import opened, sealed
 from ebdiff.nets.execution import Runtime
 from ebdiff.system import parallel
 from ebdiff.system.errors import Unusable, UserError, damaged
-from ebdiff.system.files import holding, sha256, write_json, write_text
+from ebdiff.system.files import holding, linked, sha256, write_json, write_text
 from ebdiff.training.state import State
 
 ASIDE = "set-aside.safetensors"
@@ -68,20 +68,30 @@ class Place:
 
     def kept(self) -> list[Path]:
         """The records of the kept states, newest first."""
-        found = (p for p in self.folder.glob("*.json") if p.stem.isdecimal())
-        return sorted(found, key=lambda p: int(p.stem), reverse=True)
+        return _newest_first(p for p in self.folder.glob("*.json") if p.stem.isdecimal())
 
-    def resume(self, output: Path, runtime: Runtime) -> None:
-        """Find the newest whole state of this stamp; what isn't is told, and never used."""
-        for record in self.kept():
-            path = record.with_suffix(".safetensors")
+    def resume(self, output: Path, runtime: Runtime, others: Iterable[Path] = ()) -> None:
+        """Find the newest whole state of this stamp; what isn't is told, and never used.
+
+        Args:
+            output: what the messages name.
+            runtime: how it is loaded.
+            others: records of states that other trainings keep and this one would come by; one of them that
+                is newer is taken over, and stays where it is.
+        """
+        aside = False
+        for record in _newest_first([*self.kept(), *others]):
+            path, own = record.with_suffix(".safetensors"), record.parent == self.folder
+            if own and aside:
+                continue
             try:
                 found = opened(record)
-                changed = next((k for k in self.stamp if found[k] != self.stamp[k]), None)
+                changed = next((k for k in self.stamp if own and found[k] != self.stamp[k]), None)
                 if changed is not None:
                     print(f"{path}: not used (its {changed} changed); set aside as {ASIDE}", flush=True)
                     os.replace(path, self.folder / ASIDE)
-                    break
+                    aside = True
+                    continue
                 self._check(path, found)
                 self.state = State.load(path, runtime)
                 break
@@ -95,7 +105,11 @@ class Place:
                 print(f"{output}: starting again", flush=True)
             self._clear({ASIDE})
         else:
-            print(f"{output}: going on from step {self.state.step}", flush=True)
+            where = "" if own else f" of {path}"
+            print(f"{output}: going on from step {self.state.step}{where}", flush=True)
+            if not own:
+                linked(path, self.folder / path.name)
+                write_json(self.folder / record.name, sealed({**found, **self.stamp}))
             for newer in self.kept():
                 if int(newer.stem) > self.state.step:
                     _forget(newer)
@@ -122,8 +136,8 @@ class Place:
         if state.name not in record["files"]:
             raise damaged(state, "its record is another state's")
         for name, expected in record["files"].items():
-            if sha256(self.folder / name) != expected:
-                raise damaged(self.folder / name, "it isn't what was kept")
+            if sha256(state.parent / name) != expected:
+                raise damaged(state.parent / name, "it isn't what was kept")
 
     def _snapshots(self) -> list[Path]:
         return sorted(self.snapshots.glob("[!.]*"))
@@ -143,6 +157,10 @@ class Place:
                 leftover.unlink()
 
 
+def _newest_first(records: Iterable[Path]) -> list[Path]:
+    return sorted(records, key=lambda p: int(p.stem), reverse=True)
+
+
 def _forget(record: Path) -> None:
     """Remove a kept state, its record first."""
     record.unlink()
@@ -151,7 +169,11 @@ def _forget(record: Path) -> None:
 
 @contextmanager
 def resumable(
-    output: Path, architecture: Architecture, stamp: dict[str, Any], runtime: Runtime
+    output: Path,
+    architecture: Architecture,
+    stamp: dict[str, Any],
+    runtime: Runtime,
+    others: Iterable[Path] = (),
 ) -> Iterator[Place]:
     """The place of an unfinished output, locked; it goes when the block succeeds.
 
@@ -162,6 +184,7 @@ def resumable(
         architecture: of the dense network.
         stamp: what a state must belong to (`Work.stamp`).
         runtime: how a state is loaded.
+        others: as of `Place.resume`.
 
     Raises:
         UserError: another process is at work on the same output.
@@ -176,7 +199,7 @@ def resumable(
         yield place
         return
     with holding(folder):
-        place.resume(output, runtime)
+        place.resume(output, runtime, others)
         parallel.barrier()
         parallel.barrier()  # the others have read it
         yield place

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
-from ebdiff.experiment.records import Records, Work
+from ebdiff.experiment.records import Records, Work, opened
 from ebdiff.experiment.runs import HOOKS, Budget, Expert
 from ebdiff.experiment.schema import Span
 from ebdiff.experiment.sparsity import METHODS
@@ -34,7 +35,7 @@ from ebdiff.nets.execution import Runtime
 from ebdiff.pruning.count import meta_tensors
 from ebdiff.system import parallel
 from ebdiff.system.errors import Missing, Unusable, UserError
-from ebdiff.system.files import read_json, write_json, write_text
+from ebdiff.system.files import held, read_json, write_json, write_text
 from ebdiff.system.ledger import ledger
 from ebdiff.tickets.history import save_histories
 from ebdiff.tickets.watch import Watch
@@ -202,11 +203,12 @@ def _law(experiment: Experiment, expert: Expert) -> TimestepLaw:
 
 
 def _beginning(
-    experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime
+    experiment: Experiment, key: str, milestone: str, seed: int, steps: int, runtime: Runtime, place: Place
 ) -> State:
     """The state a milestone starts from: the furthest one on its way, a checkpoint, or step 0.
 
     Milestones that the experiment listed before serve, too: raising `iterations` trains the difference.
+    What an unfinished training kept, this one's or another's, is in its `place` already.
     """
     expert = experiment.experts()[key]
     if places.is_given(experiment, key, milestone):
@@ -217,10 +219,18 @@ def _beginning(
     paths = Stage.of(experiment, "finetune-region", seed=seed, expert=key, milestone=milestone).continues
     paths += _on_disk(experiment, key, seed)
     done = {path: store.story(path)["step"] for path in paths}
-    started = [path for path in paths if done[path] <= steps]
+    kept = place.state.step if place.state else 0
+    started = [path for path in paths if kept < done[path] <= steps]
     if started:
-        return State.load(max(started, key=done.__getitem__), runtime)
-    return State.start(_initial(experiment, expert, _stream(expert), seed), runtime)
+        furthest = max(started, key=done.__getitem__)
+        if parallel.first():
+            place.stats.unlink(missing_ok=True)  # of the kept state, which isn't as far
+            if (where := layout.parts(layout.MILESTONE, furthest)) is not None:
+                with suppress(Missing, Unusable):  # its curve goes on, too
+                    Records(experiment).check(stats := layout.path(layout.STATS, **where))
+                    write_text(place.stats, stats.read_text(encoding="utf-8"))
+        return State.load(furthest, runtime)
+    return place.state or State.start(_initial(experiment, expert, _stream(expert), seed), runtime)
 
 
 def _on_disk(experiment: Experiment, key: str, seed: int) -> list[Path]:
@@ -234,6 +244,25 @@ def _on_disk(experiment: Experiment, key: str, seed: int) -> list[Path]:
             records.check(path)
             found.append(path)
     return found
+
+
+def _unfinished(work: Work, steps: int) -> Iterator[Path]:
+    """Records of states that the expert's training to other milestones kept and one to `steps` comes by.
+
+    As of finished ones, their settings and all that they were made from must be those of now. A job that is
+    at work keeps its own to itself.
+    """
+    records, job = Records(work.job.experiment), work.job
+    for folder in job.state.parent.glob("[0-9]*/"):
+        other = replace(job, where={**job.where, "milestone": folder.name})
+        if other.state == job.state or held(folder):
+            continue
+        for record in folder.glob("[0-9]*.json"):
+            with suppress(UserError, OSError, KeyError, TypeError, ValueError):  # none of ours
+                found, read = opened(record), {str(path): records.check(path) for path in other.reads}
+                agrees = found["settings"] == records.settings(other)
+                if agrees and read.items() <= found["inputs"].items() and int(record.stem) <= steps:
+                    yield record
 
 
 def _stream(expert: Expert) -> str:
@@ -256,8 +285,9 @@ def finetune_region(
     expert = experiment.experts()[key]
     steps = milestone_steps(experiment, expert, milestone, seed)
     runtime = Runtime.of(experiment, "training", expert.network, device)
-    with resumable(work.path(layout.MILESTONE), experiment.architecture, work.stamp, runtime) as place:
-        state = place.state or _beginning(experiment, key, milestone, seed, steps, runtime)
+    output, others = work.path(layout.MILESTONE), _unfinished(work, steps)
+    with resumable(output, experiment.architecture, work.stamp, runtime, others) as place:
+        state = _beginning(experiment, key, milestone, seed, steps, runtime, place)
         job = Job(
             name=_stream(expert),
             seed=seed,
