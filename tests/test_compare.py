@@ -1,17 +1,22 @@
 """Two experiments side by side, by numbers that are known."""
 
+import os
 import re
+import shutil
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reported
+from conftest import vouch
 from scipy import stats
 
 from ebdiff.experiment import layout
-from ebdiff.report import figures, style
+from ebdiff.report import figures, style, tables
 from ebdiff.report.compare import FIGURES, common, compare, differing
-from ebdiff.report.results import Results
+from ebdiff.report.render import Column, Table, from_markdown, to_markdown
+from ebdiff.report.results import Earlier, Results
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import read_json, write_json
 
@@ -79,3 +84,91 @@ def test_the_page_holds_both(both, monkeypatch):
     assert re.search(r"TA-EB</td>.*-2\.10 \(", page)
     with pytest.raises(UserError, match="with itself"):
         compare(both[0], both[0])
+
+
+# --- two dates of one ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dates(tmp_path, monkeypatch):
+    """An experiment, and a copy of its results from when it was trained in smaller batches, without TA-EB."""
+    monkeypatch.chdir(tmp_path)
+    reported.vouched(monkeypatch)
+    now = reported.make(seeds=(0, 1, 2))
+    training = now.training.model_copy(update={"batch": 32})
+    runs = {name: run for name, run in now.runs.items() if name != "ta-eb"}
+    then = now.model_copy(update={"training": training, "runs": runs, "tables": {"table1": ("eb-50",)}})
+    for e, quality in ((then, lambda _, seed: 20.0 + seed - LESS[seed]), (now, lambda _, seed: 20.0 + seed)):
+        reported.fabricate(e, quality)
+        for run, seed in ((run, seed) for run in e.runs for seed in e.seeds):
+            made = datetime(2026, 11, 1 if e is then else 26, 9, 10 + seed).timestamp()
+            os.utime(layout.path(layout.METRICS, experiment="digits", run=run, seed=seed), (made, made))
+            vouch(e, "fid", run=run, seed=seed)
+        if e is then:
+            reported.write(e, "table1", folder=Path("results/digits"))
+            style.save(style.sentence("a figure"), Path("results/digits/figures"), "figure5")
+            shutil.copytree(
+                "results/digits", "old/digits", copy_function=shutil.copy
+            )  # made now, by its date
+    return now, Path("old/digits")
+
+
+def test_two_dates_are_paired_by_seed_and_told_apart(dates):
+    table = common(Results(dates[0], partial=True), Earlier(*dates))
+    found = row(table, "Unpruned")
+    assert found["cfd_0"] == (20, 21, 22) and found["cfd_1"] == (18, 18.5, 20.2)
+    assert found["p"] == pytest.approx(stats.ttest_1samp([-2, -2.5, -1.8], 0).pvalue)
+    assert "TA-EB" not in [r[0] for r in table.values]  # then there was none
+    assert "seconds_0" in found and not {"seconds_1", "speedup_1"} & found.keys()  # files of then don't tell
+    headings = [column.heading for column in table.columns]
+    assert {"cFD\ndigits, 2026-11-26 09:12", "cFD\nold/digits, 2026-11-01 09:12"} <= {*headings}
+    (changed,) = (note for note in table.notes if note.startswith("Made for other settings"))
+    assert "Unpruned" in changed
+
+
+def test_the_page_shows_what_was_written_then(dates, monkeypatch):
+    now, old = dates
+    drawn = (old / "figures/figure5.png").read_bytes()
+
+    def write(results, names, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / f"{name}.png").write_bytes(drawn)
+
+    monkeypatch.setattr(figures, "write", write)
+    metrics = old / layout.path(layout.METRICS, experiment="digits", run="eb-50", seed=1).relative_to(
+        "results/digits"
+    )
+    metrics.write_text(metrics.read_text().replace("18.5", "1.85"))
+    (old / "tables/mine.md").write_text("no table\n")
+    page = compare(now, old).read_text(encoding="utf-8")
+    assert page.count("<img ") == len(FIGURES) + 1
+    assert "<title>digits, 2026-11-26 09:12 and old/digits, 2026-11-01 09:12</title>" in page
+    assert "Settings that differ" not in page  # those of then aren't kept
+    assert f"<li>{metrics}: damaged (it isn&#39;t what its record tells)</li>" in page
+    assert "<li>old/tables/mine.md: damaged" in page.replace("old/digits", "old")
+    # What lay there before there were records still shows: pictures and tables.
+    for folder in ("records", "seed0", "seed1", "seed2"):
+        shutil.rmtree(old / folder)
+    page = compare(now, old).read_text(encoding="utf-8")
+    assert page.count("<img ") == len(FIGURES) + 1 and "<h2>Tables of old/digits</h2>" in page
+    assert "Runs of one name" not in page
+    Path("empty").mkdir()
+    for folder, words in (("results/digits", "with itself"), ("./empty", "empty holds no results of digits")):
+        with pytest.raises(UserError, match=words):
+            compare(now, Path(folder))
+
+
+def test_a_table_comes_back_from_its_markdown(both):
+    built = tables.build(Results(both[0]), "table4")
+    assert built.grouped and built.bold
+    read = from_markdown(to_markdown(built))
+    assert read.cells() == built.cells() and read.notes == built.notes
+    assert (read.caption, read.grouped, read.bold) == (built.caption, built.grouped, built.bold)
+    assert [c.left for c in read.columns] == [c.left for c in built.columns] and read.label == built.label
+    strange = Table(
+        "A | b", (Column("k", "*x*_[1]\\", str, left=True),), [["<b> & `c` | \\"]], [""], ["a # b"]
+    )
+    read = from_markdown(to_markdown(strange))
+    assert (read.caption, read.columns[0].heading) == ("A | b", "*x*_[1]\\")
+    assert (read.cells(), read.notes) == (strange.cells(), ["a # b"])

@@ -591,16 +591,18 @@ def report(name: Name, so_far: SoFar = False) -> None:
 @app.command(rich_help_panel=PEOPLE)
 def compare(
     a: Annotated[str, typer.Argument(help="Experiment.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
+    b: Annotated[str, typer.Argument(help="Another one, or a folder with A's results of an earlier date.")],
 ) -> None:
-    """A page on two experiments side by side: settings, runs of one name, tables, curves, samples.
+    """A page on two experiments, or two dates of one: runs of one name, tables, curves, samples.
 
     Distances are paired by seed and judged as in the report, where they were measured in the same way. What
     is finished is shown; the page goes to results/A/compared/B/.
 
+    An earlier date is a copy of results/A, told by the slash in its path.
+
     Example: ebdiff compare digits digits_full
     """
-    first, second = _begin(a), _begin(b)
+    first, second = _begin(a), Path(b) if "/" in b else _begin(b)
     from ebdiff.report.compare import compare
 
     print(compare(first, second))

@@ -1,4 +1,4 @@
-"""Two experiments side by side: what differs, the runs that both have, tables, curves and samples."""
+"""Two experiments, or two dates of one: what differs, runs of one name, tables, curves and samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ebdiff.report import figures, notes, significance, tables, text
 from ebdiff.report.facts import RunFacts, paired
 from ebdiff.report.page import embedded
 from ebdiff.report.render import Column, Table
-from ebdiff.report.results import Results
+from ebdiff.report.results import Earlier, Results, dated
 from ebdiff.report.significance import SEEDS
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import write_text
@@ -29,55 +29,83 @@ NAMES = {"name", "about", "runs", "tables", "claims", "published", "tuning"}  # 
 Pair = tuple[RunFacts, RunFacts]
 
 
-def compare(a: Experiment, b: Experiment) -> Path:
+def compare(a: Experiment, b: Experiment | Path) -> Path:
     """Write a page about what two experiments have so far; give its path.
 
+    Args:
+        a: an experiment.
+        b: another one; or a folder with results of the same one, of an earlier date.
+
     Raises:
-        UserError: they are the same one.
+        UserError: they are the same one, or the folder holds no results.
     """
-    if a.name == b.name:
-        raise UserError(f"compare: {a.name} with itself; name two experiments")
-    both = [Results(e, partial=True) for e in (a, b)]
-    folder = layout.path(layout.COMPARED, experiment=a.name, other=b.name)
-    for results in both:
-        figures.write(results, FIGURES, folder / results.experiment.name)
-    pictures = {
-        figure: [(e.name, (folder / e.name / f"{figure}.png").read_bytes()) for e in (a, b)]
-        for figure in FIGURES
-    }
+    now, earlier = layout.path(layout.EXPERIMENT, experiment=a.name), isinstance(b, Path)
+    if b.resolve() == now.resolve() if earlier else b.name == a.name:
+        raise UserError(f"compare: {a.name} with itself; name two experiments, or a copy of {now}")
+    both = Results(a, partial=True), Earlier(a, b) if earlier else Results(b, partial=True)
+    folder = layout.path(layout.COMPARED, experiment=a.name, other=b.resolve().name if earlier else b.name)
+    sides = [_side(results, folder) for results in both]
+    shared = common(*both)
+    if earlier and not any((shared.values, *sides[1])):
+        raise UserError(f"compare: {b} holds no results of {a.name}; give a copy of {now}")
     told = notes.template("compare.html.j2").render(
-        a=a,
-        b=b,
-        common=common(*both),
-        differing=list(differing(a, b)),
+        names=titles(*both),
+        common=shared,
+        differing=[] if earlier else list(differing(a, b)),
         captions=FIGURES,
-        pictures=pictures,
+        sides=sides,
         embedded=embedded,
-        tables=[(r.experiment.name, [tables.build(r, t) for t in r.experiment.tables]) for r in both],
         left_out=[line for results in both for line in results.left_out],
     )
     write_text(folder / "compare.html", told)
     return folder / "compare.html"
 
 
+def titles(a: Results, b: Results) -> tuple[str, str]:
+    """What tells two sides apart: the experiments' names, or of one at two dates these."""
+    if not isinstance(b, Earlier):
+        return a.experiment.name, b.experiment.name
+    now = layout.path(layout.EXPERIMENT, experiment=a.experiment.name)
+    return dated(a.experiment.name, now), dated(str(b.folder), b.folder)
+
+
+def _side(results: Results, folder: Path) -> tuple[dict[str, bytes], list[Table]]:
+    """The figures and tables of a side: drawn into a folder, or as they were at an earlier date."""
+    if isinstance(results, Earlier):
+        return results.pictures(FIGURES), results.tables()
+    experiment = results.experiment
+    figures.write(results, FIGURES, folder / experiment.name)
+    pictures = {figure: (folder / experiment.name / f"{figure}.png").read_bytes() for figure in FIGURES}
+    return pictures, [tables.build(results, table) for table in experiment.tables]
+
+
 def common(a: Results, b: Results) -> Table:
-    """The runs that two experiments have under one name, b's distance minus a's paired by seed.
+    """The runs that two sides have under one name, b's distance minus a's paired by seed.
 
     Distances that were measured in different ways stand there without a difference.
     """
     shared = [name for name in a.experiment.runs if name in b.experiment.runs]
     rows: list[Pair] = [(RunFacts(a, name), RunFacts(b, name)) for name in shared]
+    if isinstance(b, Earlier):
+        rows = [row for row in rows if row[1].quality]
     unlike = [f.run.title for f, g in rows if ways(f) and ways(g) and ways(f) != ways(g)]
     columns = tuple(_columns(a, b))
     values = [[a.attempt(column.value, row) for column in columns] for row in rows]
+    names = titles(a, b)
     told = [
-        f"Differences: {b.experiment.name} less {a.experiment.name}, paired by seed, which "
+        f"Differences: {names[1]} less {names[0]}, paired by seed, which "
         f"draws the same noise; from {SEEDS} common seeds on with a 95 % interval and p of Student's t, "
         "two-sided and not adjusted: exploratory.",
         "Seconds are what the ledgers say was spent on all devices, searches included.",
     ]
     if unlike:
         told.append(f"Measured in different ways, so not compared: {', '.join(unlike)}.")
+    if isinstance(b, Earlier):
+        told.append(
+            f"Of {names[1]} only what its files say by themselves is here and, as written then, below."
+        )
+        changed = ", ".join(f.run.title for f, _ in rows if f.name in b.changed)
+        told += [f"Made for other settings than those of now: {changed}."] if changed else []
     told += notes.unsettled([facts for row in rows for facts in row])
     marks = [notes.UNSETTLED if any(facts.unsettled for facts in row) else "" for row in rows]
     return Table("Runs of one name", columns, values, marks, told)
@@ -93,26 +121,25 @@ def ways(facts: RunFacts) -> set[str]:
 
 def _columns(a: Results, b: Results) -> Iterator[Column]:
     yield Column("run", "Run", lambda pair: pair[0].run.title, left=True, marked=True)
+    names = titles(a, b)
     for i, results in enumerate((a, b)):
-        name, measure = results.experiment.name, notes.measure(results.experiment)
-        shown = text.over_seeds(text.two)
-        yield Column(f"{measure.key}_{i}", f"{measure.name}\n{name}", lambda p, i=i: p[i].quality, shown)
-    yield Column(
-        "minus", f"{b.experiment.name}\nminus {a.experiment.name}", _minus, tables.difference, absent=""
-    )
+        measure, shown = notes.measure(results.experiment), text.over_seeds(text.two)
+        yield Column(f"{measure.key}_{i}", f"{measure.name}\n{names[i]}", lambda p, i=i: p[i].quality, shown)
+    yield Column("minus", f"{names[1]}\nminus {names[0]}", _minus, tables.difference, absent="")
     yield Column("p", "p", _p, text.p_value, absent="")
     for key, heading, value, show in (
         ("kid", "KID", lambda f: f.metric("kid"), text.number),
         ("speedup", "Speed-up", lambda f: tuple(s.as_paper for s in f.speedups()), text.two),
         ("seconds", "Seconds", lambda f: f.seconds, text.whole),
     ):
-        for i, results in enumerate((a, b)):
-            yield Column(
-                f"{key}_{i}",
-                f"{heading}\n{results.experiment.name}",
-                lambda pair, i=i, value=value: value(pair[i]),
-                text.over_seeds(show),
-            )
+        for i, name in enumerate(names):
+            if i == 0 or key == "kid" or not isinstance(b, Earlier):
+                yield Column(
+                    f"{key}_{i}",
+                    f"{heading}\n{name}",
+                    lambda pair, i=i, value=value: value(pair[i]),
+                    text.over_seeds(show),
+                )
 
 
 def _minus(pair: Pair) -> tuple[float, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import statistics
 import unicodedata
 from collections.abc import Callable
@@ -120,6 +122,39 @@ def _aligned(table: Table, kind: str, rows: list[list[str]]) -> str:
 def _markdown(text: str) -> str:
     plain = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return plain.translate({ord(c): "\\" + c for c in "\\|*_`[]#"})
+
+
+def from_markdown(text: str) -> Table:
+    """The table that `to_markdown` wrote, every value as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    caption, _, *lines = text.splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    heads, sides, *body = ([cell.strip() for cell in row] for row in rows)
+    grouped, values = (
+        not heads[0],
+        [[_plain(cell) for _, cell in zip(heads, row, strict=True)] for row in body],
+    )
+    columns = tuple(
+        Column(head, _plain(head), str, left=side.startswith(":"), marked=k == grouped)
+        for k, (head, side) in enumerate(zip(heads, sides, strict=True))
+    )
+    return Table(
+        _plain(caption),
+        columns,
+        values,
+        [""] * len(body),
+        [_plain(line) for line in lines if line and not line.startswith("|")],
+        grouped,
+        frozenset((i, k) for i, row in enumerate(body) for k, cell in enumerate(row) if cell[:2] == "**"),
+    )
+
+
+def _plain(markdown: str) -> str:
+    """The inverse of `_markdown`."""
+    return html.unescape(re.sub(r"\*\*|\\(.)", r"\1", markdown.strip()))
 
 
 _PAGE = (469, 68)  # points and lines of a two-column article; a CVPR page has room for more

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +23,9 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job
 from ebdiff.experiment.records import Records, opened
 from ebdiff.experiment.runs import Expert
+from ebdiff.report.render import Table, from_markdown
 from ebdiff.system.errors import Missing, Unusable, UserError, damaged
-from ebdiff.system.files import load_memmap, read_arrays, read_json, sha256
+from ebdiff.system.files import load_memmap, read_arrays, read_json, reading, sha256
 from ebdiff.tickets.history import load_history
 
 Value = TypeVar("Value")
@@ -217,6 +220,74 @@ class Results:
             self._records.check(path)
             self._read[path] = read(path)
         return self._read[path]
+
+
+class Earlier(Results):
+    """Results of an experiment at an earlier date, in a folder: a copy of results/{experiment}.
+
+    The experiment's file may have changed since, so nothing is worked out anew. There are the metrics of
+    runs, as the records of then vouch for them; and the tables and figures that were written then.
+
+    Attributes:
+        changed: runs, of those read, that were made for other settings than those of now.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        super().__init__(experiment, partial=True)
+        self.folder, self.changed = folder, set[str]()
+
+    def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
+        """As of results of now; but what can't be used can't be remade either."""
+        try:
+            return read(*args)
+        except Unusable as error:
+            line = f"{error.path}: {error.reason}"
+            if not isinstance(error, Missing) and line not in self.left_out:
+                self.left_out.append(line)
+            return None
+
+    def metrics(self, run: str, seed: int) -> dict:
+        """The quality of a run's samples then, by the measure of now."""
+        job = Job.of(self.experiment, "fid", run=run, seed=seed)
+        own = layout.path(layout.EXPERIMENT, experiment=self.experiment.name)
+        files = (job.path(layout.METRICS), job.note("records", "json"))
+        path, note = (self.folder / file.relative_to(own) for file in files)
+        metrics, record = read_json(path), opened(note)
+        if record["where"] != job.where or sha256(path) != record["made"][str(files[0])]["sha256"]:
+            raise damaged(path, "it isn't what its record tells")
+        if metrics["protocol"] != self.experiment.evaluation.protocols[0]:
+            raise Unusable(path, f"measured by {metrics['protocol']} first")
+        if record["settings"] != self._records.settings(job):
+            self.changed.add(run)
+        return metrics
+
+    def pictures(self, figures: Iterable[str]) -> dict[str, bytes]:
+        """Figures as they were drawn then, those that were."""
+        found = {name: self.attempt(_whole_png, self.folder / f"figures/{name}.png") for name in figures}
+        return {name: png for name, png in found.items() if png is not None}
+
+    def tables(self) -> list[Table]:
+        """The tables as they were written then."""
+        found = [self.attempt(_table, path) for path in sorted(self.folder.glob("tables/*.md"))]
+        return [table for table in found if table is not None]
+
+    def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        raise Missing(path)
+
+
+def dated(title: str, folder: Path) -> str:
+    """A title with the date at which the newest metrics in a folder were made, by their records."""
+    times = []
+    for path in folder.glob("records/seed*/fid.*.json"):
+        with suppress(Missing, Unusable, KeyError):
+            times += [made["time"] for made in opened(path)["made"].values()]
+    return f"{title}, {datetime.fromtimestamp(max(times) / 1e9):%Y-%m-%d %H:%M}" if times else title
+
+
+def _table(path: Path) -> Table:
+    """A table from its Markdown."""
+    with reading(path, ValueError, IndexError):
+        return from_markdown(path.read_text(encoding="utf-8"))
 
 
 def _whole_png(path: Path) -> bytes:
