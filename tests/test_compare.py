@@ -11,6 +11,7 @@ import pytest
 import reported
 from conftest import vouch
 from scipy import stats
+from stages import run
 
 from ebdiff.experiment import layout
 from ebdiff.report import figures, style, tables
@@ -157,6 +158,20 @@ def test_the_page_shows_what_was_written_then(dates, monkeypatch):
     for folder, words in (("results/digits", "with itself"), ("./empty", "empty holds no results of digits")):
         with pytest.raises(UserError, match=words):
             compare(now, Path(folder))
+
+
+@pytest.mark.slow
+def test_a_copy_of_real_results_is_vouched_for_by_its_own_records(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made, tmp_path / "project", copy_function=os.link)
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.copytree("results/tiny", "old/tiny", copy_function=shutil.copy)
+    assert run("compare", "tiny", "old/tiny") == 0
+    printed = capsys.readouterr().out.strip()
+    assert printed == "results/tiny/compared/tiny/compare.html"
+    page = Path(printed).read_text(encoding="utf-8")
+    assert "Runs of one name" in page and "Left out" not in page and "Made for other settings" not in page
+    assert run("compare", "tiny", "results/tiny/") == 1
+    assert "compare: tiny with itself" in capsys.readouterr().err
 
 
 def test_a_table_comes_back_from_its_markdown(both):

@@ -266,6 +266,24 @@ def test_under_every_table_and_figure_of_quality_stands_how_networks_were_execut
     assert line in checks[: checks.index("</figure>")]
 
 
+def test_under_seconds_stands_which_trainings_were_linked_and_from_where():
+    e = make(seeds=(0, 1))
+    fabricate(e)
+    (expert,) = e.runs["eb-50"].experts
+    where = dict(expert=(key := expert.key), milestone=expert.iterations)
+    linked = [Job.of(e, "finetune-region", seed=seed, **where) for seed in e.seeds]
+    linked += [Job.of(e, "train-dense", seed=0, search="full"), Job.of(e, "sample", seed=0, run="eb-50")]
+    assert "Linked, not trained here" not in write(e, "table4")[1].read_text()
+    for job, other in zip(linked, ("digits_full", "digits_full", "first", "first"), strict=True):
+        told = {"adopted": f"results/{other}/records/seed0/x.json"}
+        write_json(job.note("records", "json"), sealed(told))
+    line = (
+        "Linked, not trained here, with the seconds that they took there: full from results/first; "
+        f"{key} from results/digits_full."
+    )
+    assert line in write(e, "table4")[1].read_text().replace("\\", "")
+
+
 def test_rows_that_were_executed_otherwise_are_named():
     e = make()
     fabricate(e)

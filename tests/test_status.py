@@ -2,11 +2,13 @@
 
 import json
 
+from conftest import vouch
+
 from ebdiff.experiment import layout
 from ebdiff.experiment.jobs import Job, jobs
 from ebdiff.experiment.records import sealed
 from ebdiff.report import status
-from ebdiff.system.files import held, holding, write_json, write_text
+from ebdiff.system.files import held, holding, read_json, write_json, write_text
 
 
 def told(e):
@@ -47,6 +49,16 @@ def test_the_whole_takes_what_was_planned_at_the_pace_of_what_is_done(workspace,
     write_json(layout.path(layout.PLAN, experiment="tiny"), sealed(plan))
     write_text(Job.of(tiny, "prepare-data").note("benchmarks", "tsv"), "s\n5.0\n")
     left = 0.5 * 10 * (len(all_of) - 1) / 2
+    assert told(tiny)[-1].endswith(f"about {status.text.duration(left)} left with 2 jobs at a time")
+    # What was linked in a second says nothing about the pace.
+    job = Job.of(tiny, "measure-cost")
+    write_json(layout.path(layout.COST, experiment="tiny"), {})
+    vouch(tiny, "measure-cost")
+    record = read_json(job.note("records", "json"))
+    del record["record"]
+    write_json(job.note("records", "json"), sealed({**record, "adopted": "results/other/records/x.json"}))
+    write_text(job.note("benchmarks", "tsv"), "s\n1.0\n")
+    left = 0.5 * 10 * (len(all_of) - 2) / 2
     assert told(tiny)[-1].endswith(f"about {status.text.duration(left)} left with 2 jobs at a time")
 
 

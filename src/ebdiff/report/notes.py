@@ -78,6 +78,7 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         metrics=_metrics(rows),
         reconstruction=results.attempt(results.reconstruction) if experiment.codec.ENCODED else None,
         executed=executed(rows),
+        linked=linked(results) if "seconds" in columns else "",
         chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
         few=any(facts.ill_conditioned for facts in rows),
         seeds=sorted({len(facts.seeds) for facts in rows}),
@@ -104,6 +105,16 @@ def executed(rows: list[RunFacts]) -> str:
             parts.append(way if len(titles) == len(known) else f"{way} ({', '.join(titles)})")
         told += [f"{use} {' and '.join(parts)}"] if parts else []
     return f"Executed: {'; '.join(told)}." if told else ""
+
+
+def linked(results: Results) -> str:
+    """In one line which trainings another experiment did, whose seconds came with them."""
+    found: dict[str, dict[str, None]] = {}
+    for job, folder in results.linked.values():
+        if job.stage.verb in ("train-dense", "finetune-region"):
+            found.setdefault(folder, {})[job.where.get("expert", job.where.get("search", ""))] = None
+    told = "; ".join(f"{', '.join(networks)} from {folder}" for folder, networks in found.items())
+    return f"Linked, not trained here, with the seconds that they took there: {told}." if told else ""
 
 
 def unsettled(rows: list[RunFacts]) -> list[str]:

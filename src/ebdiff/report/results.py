@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from ebdiff.cost.accounting import every_network
 from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.jobs import Job
+from ebdiff.experiment.jobs import Job, jobs
 from ebdiff.experiment.records import Records, opened
 from ebdiff.experiment.runs import Expert
 from ebdiff.report.render import Table, from_markdown
@@ -145,8 +145,23 @@ class Results:
             raise UserError(f"{error.path}: {error.reason}; {again}") from None
         return plan if plan.get("digest") == Job.of(self.experiment, "tabulate").digest else None
 
+    @cached_property
+    def linked(self) -> dict[str, tuple[Job, str]]:
+        """The jobs whose results were taken over, and from which folder, by their benchmark files."""
+        found = {}
+        for job in jobs(self.experiment):
+            with suppress(Unusable):
+                if place := opened(job.note("records", "json")).get("adopted"):
+                    found[str(job.note("benchmarks", "tsv"))] = job, str(place).partition("/records/")[0]
+        return found
+
     def job_seconds(self, benchmark: str) -> float | None:
-        """The wall time of a job by Snakemake's benchmark file; None if it hasn't run under Snakemake."""
+        """The wall time of a job by Snakemake's benchmark file.
+
+        None if it hasn't run under Snakemake, or only linked what another experiment's had made.
+        """
+        if benchmark in self.linked:
+            return None
         path = Path(benchmark)
         if path.parts[:1] not in (("results",), ("resources",)) or ".." in path.parts or not path.is_file():
             return None  # not begun, or plan.json names a file that is none of ours
@@ -279,7 +294,7 @@ def dated(title: str, folder: Path) -> str:
     """A title with the date at which the newest metrics in a folder were made, by their records."""
     times = []
     for path in folder.glob("records/seed*/fid.*.json"):
-        with suppress(Missing, Unusable, KeyError):
+        with suppress(Unusable):
             times += [made["time"] for made in opened(path)["made"].values()]
     return f"{title}, {datetime.fromtimestamp(max(times) / 1e9):%Y-%m-%d %H:%M}" if times else title
 

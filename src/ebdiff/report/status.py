@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs
@@ -31,14 +30,10 @@ def lines(experiment: Experiment) -> Iterator[str]:
     yield f"{sum(done.values())} of {len(found)} jobs done" + _left(experiment, found, done, len(running))
 
 
-def _record(job: Job) -> Path:
-    return job.note("records", "json")
-
-
 def _done(records: Records, job: Job) -> bool:
     """Whether its outputs are there, and recorded for the settings of now; their content isn't read."""
     try:
-        settings = opened(_record(job))["settings"]
+        settings = opened(job.note("records", "json"))["settings"]
     except (Missing, Unusable):
         return False
     return settings == records.settings(job) and all(path.exists() for path in job.makes)
@@ -69,8 +64,7 @@ def _left(experiment: Experiment, found: list[Job], done: dict[str, bool], runni
         return f"; `ebdiff plan {experiment.name}` tells how long all takes"
     planned = {job["benchmark"]: job["seconds"] for job in plan["jobs"]}
     ours = [(job, b) for job in found if (b := str(job.note("benchmarks", "tsv"))) in planned]
-    made = [b for job, b in ours if done[job.name] and "adopted" not in opened(_record(job))]
-    took = [(planned[b], s) for b in made if (s := results.job_seconds(b))]
+    took = [(planned[b], s) for job, b in ours if done[job.name] and (s := results.job_seconds(b))]
     pace = sum(s for _, s in took) / sum(p for p, _ in took) if took else 1.0
     left = pace * sum(planned[b] for job, b in ours if not done[job.name])
     at_once = max(1, running or plan["devices"])
