@@ -97,14 +97,14 @@ def dates(tmp_path, monkeypatch):
     reported.vouched(monkeypatch)
     now = reported.make(seeds=(0, 1, 2))
     training = now.training.model_copy(update={"batch": 32})
-    runs = {name: run for name, run in now.runs.items() if name != "ta-eb"}
+    runs = {name: listed for name, listed in now.runs.items() if name != "ta-eb"}
     then = now.model_copy(update={"training": training, "runs": runs, "tables": {"table1": ("eb-50",)}})
     for e, quality in ((then, lambda _, seed: 20.0 + seed - LESS[seed]), (now, lambda _, seed: 20.0 + seed)):
         reported.fabricate(e, quality)
-        for run, seed in ((run, seed) for run in e.runs for seed in e.seeds):
+        for name, seed in ((name, seed) for name in e.runs for seed in e.seeds):
             made = datetime(2026, 11, 1 if e is then else 26, 9, 10 + seed).timestamp()
-            os.utime(layout.path(layout.METRICS, experiment="digits", run=run, seed=seed), (made, made))
-            vouch(e, "fid", run=run, seed=seed)
+            os.utime(layout.path(layout.METRICS, experiment="digits", run=name, seed=seed), (made, made))
+            vouch(e, "fid", run=name, seed=seed)
         if e is then:
             reported.write(e, "table1", folder=Path("results/digits"))
             style.save(style.sentence("a figure"), Path("results/digits/figures"), "figure5")
