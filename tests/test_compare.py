@@ -122,7 +122,7 @@ def test_two_dates_are_paired_by_seed_and_told_apart(dates):
     assert "TA-EB" not in [r[0] for r in table.values]  # then there was none
     assert "seconds_0" in found and not {"seconds_1", "speedup_1"} & found.keys()  # files of then don't tell
     headings = [column.heading for column in table.columns]
-    assert {"cFD\ndigits, 2026-11-26 09:12", "cFD\nold/digits, 2026-11-01 09:12"} <= {*headings}
+    assert {"cFD\ndigits\n2026-11-26 09:12", "cFD\nold/digits\n2026-11-01 09:12"} <= {*headings}
     (changed,) = (note for note in table.notes if note.startswith("Made for other settings"))
     assert "Unpruned" in changed
 

@@ -44,12 +44,12 @@ def compare(a: Experiment, b: Experiment | Path) -> Path:
         raise UserError(f"compare: {a.name} with itself; name two experiments, or a copy of {now}")
     both = Results(a, partial=True), Earlier(a, b) if earlier else Results(b, partial=True)
     folder = layout.path(layout.COMPARED, experiment=a.name, other=b.resolve().name if earlier else b.name)
-    sides = [_side(results, folder) for results in both]
-    shared = common(*both)
-    if earlier and not any((shared.values, *sides[1])):
+    names, shared = titles(*both), common(*both)
+    if earlier and not any((shared.values, *_side(both[1], folder))):
         raise UserError(f"compare: {b} holds no results of {a.name}; give a copy of {now}")
+    sides = [(name, *_side(results, folder)) for name, results in zip(names, both, strict=True)]
     told = notes.template("compare.html.j2").render(
-        names=titles(*both),
+        names=names,
         common=shared,
         differing=[] if earlier else list(differing(a, b)),
         captions=FIGURES,
@@ -121,7 +121,7 @@ def ways(facts: RunFacts) -> set[str]:
 
 def _columns(a: Results, b: Results) -> Iterator[Column]:
     yield Column("run", "Run", lambda pair: pair[0].run.title, left=True, marked=True)
-    names = titles(a, b)
+    names = [title.replace(", ", "\n") for title in titles(a, b)]  # a date in a line of its own
     for i, results in enumerate((a, b)):
         measure, shown = notes.measure(results.experiment), text.over_seeds(text.two)
         yield Column(f"{measure.key}_{i}", f"{measure.name}\n{names[i]}", lambda p, i=i: p[i].quality, shown)
