@@ -28,6 +28,7 @@ from ebdiff.data.archives import folder
 from ebdiff.data.dataset import Batch, Images, batch_indices
 from ebdiff.data.encoded import open_images
 from ebdiff.experiment import layout
+from ebdiff.experiment.members import Items
 from ebdiff.system.files import load_memmap
 
 BATCH = 128
@@ -63,7 +64,7 @@ def photographs(count: int, kind: str, quality: int, place: Path) -> tuple[Image
         e = e.model_copy(update={"dataset": e.dataset.model_copy(update=new)})
         with path.open("wb") as file:
             sources.write_images(folder(place / kind), file, e, 1)
-        stores.append(Images(open_images(path), flip=True))
+        stores.append(Images(e.dataset.items, open_images(path), flip=True))
     return stores[0], stores[1]
 
 
@@ -77,7 +78,7 @@ def decoding(args: argparse.Namespace, kind: str, quality: int) -> paired.Row:
         for step in range(args.rounds):
             for name, images in zip(found, stores, strict=True):
                 found[name].append(size / cpu_seconds(partial(images.draw, size, 0, "loading", step)))
-        kilobytes = len(stores[1].pixels.content) / len(stores[1]) / 1e3
+        kilobytes = len(stores[1].rows.content) / len(stores[1]) / 1e3
     note = f"{kilobytes:.0f} KB each; {median(found['raw']):,.0f} from a raw store in memory, of 197 KB"
     measure = f"256x256 images per core second, decoded from {kind.upper()}"
     return paired.row(measure, found["encoded"], "", against="raw store", note=note)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     batches = 2 if args.tiny else 40
     data, what = pixels(batches * BATCH)
-    images, dataset = Images(data, flip=True), plain.Dataset(data)
+    images, dataset = Images(Items((3, 32, 32)), data, flip=True), plain.Dataset(data)
 
     # The same pictures: ours without flips, theirs put straight by hand.
     order = batch_indices(len(data), len(data), 0, "loading", 0)

@@ -101,7 +101,7 @@ def numbered():
 
 
 def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
-    images = Images(numbered, flip=False)
+    images = Images(Items((1, 4, 4)), numbered)
     batch = images.batch(images.draw(8, 0, "s", 0), CPU).x0
     assert batch.shape == (8, 1, 4, 4)
     assert (batch[..., 0] == 1).all()
@@ -111,7 +111,7 @@ def test_batches_are_scaled_to_minus_one_and_one_and_unflipped(numbered):
 
 def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
     original = numbered.copy()
-    images = Images(numbered, flip=True)
+    images = Images(Items((1, 4, 4)), numbered, flip=True)
     batch = np.concatenate([images.batch(images.draw(40, 0, "s", step), CPU).x0 for step in range(10)])
     right = (batch[:, 0, :, -1] == 1).all(axis=1)
     left = (batch[:, 0, :, 0] == 1).all(axis=1)
@@ -121,11 +121,10 @@ def test_flips_mirror_about_half_of_the_images_and_spare_the_data(numbered):
 
 
 def test_labels_go_with_their_images_and_classes_take_turns_in_samples(numbered):
-    images = Images(numbered, flip=True, classes=7, labels=np.arange(40) % 7)
+    images = Images(Items((1, 4, 4), classes=7), numbered, np.arange(40) % 7, flip=True)
     batch = images.batch(images.draw(8, 0, "s", 0), CPU)
     numbers = ((batch.x0[:, 0, 0, 1] + 1) * 127.5).round().long()  # neither edge of a mirrored image
     assert torch.equal(batch.cond.label, numbers % 7)
-    assert images.items == Items((1, 4, 4), classes=7)
     assert np.bincount(conditions(images.items, None, 0, range(700)).label).tolist() == [100] * 7
     assert conditions(images.items, None, 3, [9, 2]).label.tolist() == [2, 2]  # a function of the number
 
@@ -146,4 +145,4 @@ def test_a_subset_is_respected(workspace, vary):
     images = Images.of(vary({"dataset.subset": 100}))
     assert len(images) == 100
     whole = np.load(workspace / "resources/data/digits/images.npy")
-    np.testing.assert_array_equal(images.pixels, whole[:100])
+    np.testing.assert_array_equal(images.rows, whole[:100])

@@ -9,6 +9,7 @@ import yaml
 
 from ebdiff.data.dataset import Images
 from ebdiff.diffusion.timesteps import SpeeD
+from ebdiff.experiment.members import Items
 from ebdiff.experiment.schema import Diffusion, Speed
 from ebdiff.system import parallel
 from ebdiff.system.draws import generator
@@ -125,7 +126,7 @@ def test_weights_are_the_same_in_every_span():
 
 def test_labels_are_dropped_by_seed_stream_and_step(monkeypatch):
     """The dropped ones become the class after the last; processes share the draw of the whole batch."""
-    images = Images(np.zeros((9, 4, 4, 1), np.uint8), flip=False, classes=2, labels=np.arange(9) % 2)
+    images = Images(Items((1, 4, 4), 2), np.zeros((9, 4, 4, 1), np.uint8), np.arange(9) % 2)
 
     def drawn(step, rows=slice(0, 400), share=0.25):
         monkeypatch.setattr(parallel, "share", lambda size: rows)
@@ -144,7 +145,7 @@ def test_labels_are_dropped_by_seed_stream_and_step(monkeypatch):
 
 
 def test_processes_share_the_draw_of_the_whole_batch(monkeypatch):
-    images = Images(np.zeros((9, 4, 4, 1), np.uint8), flip=False)
+    images = Images(Items((1, 4, 4)), np.zeros((9, 4, 4, 1), np.uint8))
 
     def drawn(rows):
         monkeypatch.setattr(parallel, "share", lambda size: rows)

@@ -1,12 +1,12 @@
 """Items in a fixed order and the batches drawn from them, a function of (seed, stream, step).
 
-`Dataset` is what every source of items gives to training and sampling, `Images` the built-in one: uint8
-images, memory-mapped.
+`Dataset` is what every source of items gives to training and sampling, `Stored` what the built-in ones have
+in common, `Images` the first of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -165,9 +165,15 @@ def resident(rows: np.ndarray, device: torch.device) -> Tensor | None:
     return copied
 
 
-def moved(arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Host arrays on a device; from pinned memory nothing waits for them."""
-    return (torch.as_tensor(array).to(device, non_blocking=True) for array in arrays)
+def moved(
+    arrays: Sequence[np.ndarray | Tensor], device: torch.device, resident: Tensor | None = None
+) -> list[Tensor]:
+    """Host arrays on a device, the first taken from `resident` where it holds indices into that.
+
+    From pinned memory nothing waits for them.
+    """
+    first, *others = (torch.as_tensor(array).to(device, non_blocking=True) for array in arrays)
+    return [first if resident is None else resident[first], *others]
 
 
 @lru_cache(maxsize=4)
@@ -197,16 +203,7 @@ def batch_indices(count: int, batch: int, seed: int, stream: str, step: int) -> 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1], on the device of the images."""
-    return _scaled(_planar(images))
-
-
-def _planar(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, C) -> (B, C, H, W): moved while a pixel is still one byte."""
-    return images.permute(0, 3, 1, 2).contiguous()
-
-
-def _scaled(planar: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1]."""
+    planar = images.permute(0, 3, 1, 2).contiguous()  # moved while a pixel is still one byte
     return planar.float().div_(127.5).sub_(1)
 
 
@@ -226,20 +223,12 @@ def open_pixels(dataset: str) -> np.ndarray | Encoded:
 
 
 def open_held_out(dataset: str) -> np.ndarray | Encoded:
-    """As `open_pixels`, the images that no training sees; none where there are none.
-
-    Raises:
-        Missing, Unusable: as `open_pixels`.
-    """
+    """The images that no training sees, perhaps none; otherwise as `open_pixels`."""
     return open_images(layout.path(layout.HELD_OUT, dataset=dataset))
 
 
 def open_labels(dataset: str) -> np.ndarray:
-    """All labels of `resources/data/{dataset}`, int64 (N,), or (0,) where there are none.
-
-    Raises:
-        Missing, Unusable: as `open_pixels`.
-    """
+    """All labels, int64 (N,), or (0,) where there are none; otherwise as `open_pixels`."""
     return np.array(load_memmap(layout.path(layout.LABELS, dataset=dataset)))
 
 
@@ -264,22 +253,46 @@ def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
 
 
 @dataclass(frozen=True)
-class Images(Dataset):
-    """Prepared images as training sees them.
+class Stored(Dataset):
+    """Items that lie in one file, in order.
 
     Attributes:
-        pixels: uint8 (N, H, W, C), memory-mapped or encoded.
-        flip: whether each image is mirrored with probability 1/2.
-        classes: how many there are that the network is told; 0: none.
-        labels: the class of each image, int64 (N,), where it is told.
-        resident: the pixels on a GPU, where they fit.
+        items: what they are.
+        rows: the items (N, ...), memory-mapped or encoded.
+        labels: the class of each, int64 (N,), where the network is told.
+        lengths: how many entries of the first axis each has, int64 (N,), where they vary.
+        resident: the rows on a GPU, where they fit.
     """
 
-    pixels: np.ndarray | Encoded
-    flip: bool
-    classes: int = 0
+    items: Items
+    rows: np.ndarray | Encoded
     labels: np.ndarray | None = None
+    lengths: np.ndarray | None = None
     resident: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def slow(self) -> bool:
+        """Whether items are decoded for every batch."""
+        return isinstance(self.rows, Encoded)
+
+    def on(self, device: torch.device) -> Stored:
+        """With all rows on the GPU, where they fit; on a CPU they stay memory-mapped."""
+        return replace(self, resident=resident(self.rows, device))
+
+    def at(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Rows, or indices where all are resident; and labels or lengths, where there are any."""
+        rows = indices if self.resident is not None else self.rows[indices]
+        return [rows, *(told[indices] for told in (self.labels, self.lengths) if told is not None)]
+
+
+@dataclass(frozen=True)
+class Images(Stored):
+    """Prepared images, uint8 (N, H, W, C), each mirrored with probability 1/2 where `flip` says so."""
+
+    flip: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment) -> Images:
@@ -296,56 +309,28 @@ class Images(Dataset):
                 f"dataset {dataset.name} holds images of {pixels.shape[1:]}, but {experiment.name} asks for "
                 f"{size}; change dataset.image_size and channels, or give the dataset another name"
             )
-        return cls(pixels[: dataset.subset], dataset.flip, dataset.items.classes, told_labels(dataset))
-
-    @property
-    def items(self) -> Items:
-        """Images (C, H, W)."""
-        height, width, channels = self.pixels.shape[1:]
-        return Items((channels, height, width), self.classes)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def slow(self) -> bool:
-        """Whether images are decoded for every batch."""
-        return isinstance(self.pixels, Encoded)
-
-    def on(self, device: torch.device) -> Images:
-        """With all images as uint8 on the GPU, where they fit; on a CPU they stay memory-mapped."""
-        return replace(self, resident=resident(self.pixels, device))
+        return cls(dataset.items, pixels[: dataset.subset], told_labels(dataset), flip=dataset.flip)
 
     def at(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Pixels, or indices where all are resident; which are mirrored: none; and labels, where told."""
-        pixels = indices if self.resident is not None else self.pixels[indices]
-        labels = [] if self.labels is None else [self.labels[indices]]
-        return [pixels, np.zeros(len(indices), bool), *labels]
+        """Pixels or indices, labels where told, and which are mirrored: none."""
+        return [*super().at(indices), np.zeros(len(indices), bool)]
 
     def draw(
         self, size: int, seed: int, stream: str, step: int, share: slice = slice(None)
     ) -> list[np.ndarray]:
         """As `at`, of the batch of a step, with which of them are mirrored."""
-        pixels, mirrored, *labels = super().draw(size, seed, stream, step, share)
+        *arrays, mirrored = super().draw(size, seed, stream, step, share)
         if self.flip:
             mirrored = (generator(seed, f"{stream}/flip", step).random(size) < 0.5)[share]
-        return [pixels, mirrored, *labels]
+        return [*arrays, mirrored]
 
     def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
-        """Images (B, C, H, W) in [-1, 1], and their labels where these are told."""
-        pixels, mirrored, *labels = moved(arrays, device)
-        if self.resident is not None:
-            pixels = self.resident[pixels]
-        return Batch(mirrored_float(pixels, mirrored), Cond(*labels))
+        """Images (B, C, H, W) in [-1, 1], and their labels where these are told.
 
-
-def mirrored_float(images: Tensor, mirrored: Tensor) -> Tensor:
-    """`to_float` of uint8 images (B, H, W, C), those where `mirrored` (B,) holds turned left to right.
-
-    Whole images are picked from both versions: four times as fast on a CPU as choosing pixel by pixel,
-    and a GPU needn't wait, as it would for a choice by booleans.
-    """
-    planar = _planar(images)
-    both = torch.cat([planar, planar.flip(3)])
-    rows = torch.arange(len(images), device=images.device) + len(images) * mirrored
-    return _scaled(both.index_select(0, rows))
+        Whole images are picked from both versions: faster on a CPU than choosing pixel by pixel, and a GPU
+        needn't wait, as it would for a choice by booleans.
+        """
+        pixels, *labels, mirrored = moved(arrays, device, self.resident)
+        both = torch.cat([pixels, pixels.flip(2)])
+        rows = torch.arange(len(pixels), device=device) + len(pixels) * mirrored
+        return Batch(to_float(both.index_select(0, rows)), Cond(*labels))

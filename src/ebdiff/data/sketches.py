@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ebdiff.data import strokes
-from ebdiff.data.dataset import Batch, Cond, Dataset, inside, moved, resident
+from ebdiff.data.dataset import Batch, Cond, Stored, inside, moved
 from ebdiff.data.images import Broken
 from ebdiff.data.sources import all_labelled, check_room, tell_broken
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.members import CODECS, Items
+from ebdiff.experiment.members import CODECS
 from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
@@ -30,20 +30,8 @@ SEQUENCES, LENGTHS = "sequences.npy", "lengths.npy"  # beside the images
 
 
 @dataclass(frozen=True)
-class Sketches(Dataset):
-    """Prepared drawings.
-
-    Attributes:
-        items: their shape.
-        sequences: float32 (N, L, 3): dx, dy, whether a stroke begins; zeros at the end. Memory-mapped.
-        lengths: int64 (N,), how many movements each drawing has.
-        resident: the sequences on a GPU, where they fit.
-    """
-
-    items: Items
-    sequences: np.ndarray
-    lengths: np.ndarray
-    resident: Tensor | None = None
+class Sketches(Stored):
+    """Prepared drawings, float32 (N, L, 3): dx, dy, whether a stroke begins; zeros at the end."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> Sketches:
@@ -61,24 +49,11 @@ class Sketches(Dataset):
         sequences, lengths = (
             load_memmap(manifest.with_name(name))[: dataset.subset] for name in (SEQUENCES, LENGTHS)
         )
-        return cls(dataset.items, sequences, np.array(lengths))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def on(self, device: torch.device) -> Sketches:
-        """With all sequences on the GPU, where they fit; on a CPU they stay memory-mapped."""
-        return replace(self, resident=resident(self.sequences, device))
-
-    def at(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Sequences, or indices where all are resident, and lengths."""
-        return [indices if self.resident is not None else self.sequences[indices], self.lengths[indices]]
+        return cls(dataset.items, sequences, lengths=np.array(lengths))
 
     def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
         """Movements (B, L, 3) and which of them are a drawing's own."""
-        sequences, lengths = moved(arrays, device)
-        if self.resident is not None:
-            sequences = self.resident[sequences]
+        sequences, lengths = moved(arrays, device, self.resident)
         return Batch(sequences, Cond(mask=inside(lengths, self.items.shape[0])))
 
 
