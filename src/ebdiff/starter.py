@@ -140,14 +140,6 @@ CROPS = {
 }
 
 
-def _interval(epoch: int) -> tuple[str, int]:
-    """What separates two masks, and its steps (an epoch has 391 of CIFAR-10, 1,696 of CelebA)."""
-    if 200 <= epoch <= 2500:
-        return f"epoch # {epoch:,} steps", epoch
-    steps, why = (400, "masks hardly move in an epoch") if epoch < 200 else (1000, "as for LSUN")
-    return f"{{unit: pseudo-epoch, steps: {steps}}} # an epoch has {epoch:,} steps: {why}", steps
-
-
 def _iterations(epoch: int) -> int:
     """N by the steps of an epoch: 400 passes over the data, within 20,000 and 400,000."""
     return min(400_000, max(20_000, round(400 * epoch, -3)))
@@ -168,6 +160,41 @@ scale: 1.0
 """
 
 
+def _searches(epoch: int, n: int, things: str) -> str:
+    """The search and the unpruned network, by N and an epoch's steps (391 of CIFAR-10, 1,696 of CelebA)."""
+    if 200 <= epoch <= 2500:
+        interval, steps = f"epoch # {epoch:,} steps", epoch
+    else:
+        steps, why = (400, "masks hardly move in an epoch") if epoch < 200 else (1000, "as for LSUN")
+        interval = f"{{unit: pseudo-epoch, steps: {steps}}} # an epoch has {epoch:,} steps: {why}"
+    return f"""\
+searches:
+  full:
+    interval: {interval}
+    horizon: {max(10, min(40, n // (2 * steps)))} # intervals after which the search gives up
+
+dense:
+  iterations: {n} # N: about {n / epoch:,.0f} passes over the {things}
+"""
+
+
+def _runs(n: int, part: int) -> str:
+    """The machine, and the runs; each of the experts trains for a `part` of N."""
+    gpu = shutil.which("nvidia-smi") is not None
+    found = "seen on this machine" if gpu else "none seen on this machine: this will be slow, see scale"
+    share = "a quarter of N as in the paper" if part == 4 else "half of N: a quarter is little"
+    return f"""\
+compute:
+  threads: {min(4, os.cpu_count() or 1)}
+  gpus: {int(gpu)} # per job; {found}
+
+runs:
+  eb-50: {{iterations: {n * 9 // 8}}} # 9/8 of N, as in the paper
+  random-ticket-50: {{iterations: {n * 9 // 8}}}
+  ta-eb: {{iterations: {n // part}}} # per expert; {share}
+"""
+
+
 def propose(name: str, images: str, size: int, seen: Look) -> str:
     """The experiment for images at a path as YAML with comments: what differs from `images.yaml`.
 
@@ -182,16 +209,11 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
         batch //= 2
     batch = min(batch, seen.count)
     epoch = math.ceil(seen.count / batch)
-    interval, steps = _interval(epoch)
     n = _iterations(epoch)
     width = 128 if seen.count >= 20_000 else 64
     samples = min(10_000, max(1_000, round(seen.count, -3)))
     few = "" if samples >= 8192 else " # fewer than 8,192 make FID ill-conditioned: compare runs only"
-    gpu = shutil.which("nvidia-smi") is not None
-    found = "seen on this machine" if gpu else "none seen on this machine: this will be slow, see scale"
-    part, share = (
-        (4, "a quarter of N as in the paper") if n >= 200_000 else (2, "half of N: a quarter is little")
-    )
+    part = 4 if n >= 200_000 else 2
     return f"""\
 {_head(name, seen, BASE, "images")}
 dataset:
@@ -213,28 +235,13 @@ training:
   learning_rate: {rate} # the paper's for this size
   ema_decay: {decay}
 
-searches:
-  full:
-    interval: {interval}
-    horizon: {max(10, min(40, n // (2 * steps)))} # intervals after which the search gives up
-
-dense:
-  iterations: {n} # N: about {n / epoch:,.0f} passes over the images (20,000 to 400,000; the paper: 800,000)
-
+{_searches(epoch, n, "images (20,000 to 400,000; the paper: 800,000)")}
 sampling:
   spacing: {"quad" if size <= 32 else "uniform"} # as the paper does at this size
   images: {samples}{few}
   batch: {at_once}
 
-compute:
-  threads: {min(4, os.cpu_count() or 1)}
-  gpus: {int(gpu)} # per job; {found}
-
-runs:
-  eb-50: {{iterations: {n * 9 // 8}}} # 9/8 of N, as in the paper
-  random-ticket-50: {{iterations: {n * 9 // 8}}}
-  ta-eb: {{iterations: {n // part}}} # per expert; {share}
-"""
+{_runs(n, part)}"""
 
 
 @dataclass(frozen=True)
@@ -288,7 +295,6 @@ def propose_drawings(name: str, drawings: str, size: int, seen: Drawn) -> str:
     kept = math.floor(seen.count * 0.85)  # held out: the rest
     batch = max(1, min(128, 2 ** int(math.log2(max(kept // 10, 1)))))
     epoch = math.ceil(kept / batch)
-    interval, steps = _interval(epoch)
     n = _iterations(epoch)
     hidden = 48 if kept < 2_000 else 96 if kept < 50_000 else 128
     usual = int(np.quantile(seen.points, 0.99))
@@ -311,14 +317,7 @@ network: # ChiroDiff's
 training:
   batch: {batch} # {epoch:,} steps per epoch
 
-searches:
-  full:
-    interval: {interval}
-    horizon: {max(10, min(40, n // (2 * steps)))} # intervals after which the search gives up
-
-dense:
-  iterations: {n} # N: about {n / epoch:,.0f} passes over the drawings
-
+{_searches(epoch, n, "drawings")}
 sampling:
   images: {min(10_000, max(1_000, round(seen.count, -3)))}
 
@@ -326,15 +325,7 @@ evaluation:
   protocols: {protocol}{" # fewer than 8,192 drawings make FID ill-conditioned" if kept < 8192 else ""}
   reference: null
 
-compute:
-  threads: {min(4, os.cpu_count() or 1)}
-  gpus: {int(shutil.which("nvidia-smi") is not None)} # per job
-
-runs:
-  eb-50: {{iterations: {n * 9 // 8}}} # 9/8 of N, as in the paper
-  random-ticket-50: {{iterations: {n * 9 // 8}}}
-  ta-eb: {{iterations: {n // 2}}} # per expert
-"""
+{_runs(n, 2)}"""
 
 
 def estimated(plan: Mapping[str, Any]) -> list[str]:

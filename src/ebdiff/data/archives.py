@@ -10,6 +10,7 @@ import struct
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from http.client import HTTPException
@@ -44,6 +45,19 @@ class Collection:
     story: dict[str, str] = field(default_factory=dict)
 
 
+@contextmanager
+def refusing(path: Path, wrong: str, *errors: type[Exception]) -> Iterator[None]:
+    """Have what a library finds wrong with a file told in one line, as UserError."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{path}: {wrong} ({_line(error)}); copy it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _is_image(name: str) -> bool:
     parts = PurePosixPath(name)
     return parts.suffix.lower() in EXTENSIONS and not any(
@@ -51,11 +65,15 @@ def _is_image(name: str) -> bool:
     )
 
 
+def _check_size(size: int) -> None:
+    if size > FILE_BYTES:
+        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+
+
 def _read_file(path: Path) -> bytes:
     if not path.is_file():  # a pipe would be waited for, a device never ends
         raise Broken("not a file")
-    if path.stat().st_size > FILE_BYTES:
-        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+    _check_size(path.stat().st_size)
     return path.read_bytes()
 
 
@@ -77,10 +95,16 @@ def folder(path: Path) -> Collection:
     names = list(filter(_is_image, below(path)))
 
     def items(stride: int = 1) -> Iterator[Item]:
-        for name in names[::stride]:
-            yield Item(str(path / name), partial(_read_file, path / name))
+        return (Item(str(path / name), partial(_read_file, path / name)) for name in names[::stride])
 
     return Collection(str(path), len(names), items)
+
+
+def opened_zip(path: Path) -> zipfile.ZipFile:
+    """A zip file; UserError if it is no whole one."""
+    damage = zipfile.BadZipFile, OSError, RuntimeError, ValueError, struct.error
+    with refusing(path, "not a whole zip file", *damage):
+        return zipfile.ZipFile(path)
 
 
 def zipped(path: Path) -> Collection:
@@ -90,10 +114,7 @@ def zipped(path: Path) -> Collection:
         UserError: not a whole zip, a member that points outside it, or one that unpacks to more than an
             image may have.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, struct.error) as error:
-        raise UserError(f"{path}: not a whole zip file ({error}); download or copy it again") from None
+    archive = opened_zip(path)
     members = [m for m in archive.infolist() if m.filename and not m.is_dir()]
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
@@ -109,15 +130,13 @@ def zipped(path: Path) -> Collection:
     images = sorted((m for m in members if _is_image(m.filename)), key=lambda m: m.filename)
 
     def items(stride: int = 1) -> Iterator[Item]:
-        for member in images[::stride]:
-            yield Item(f"{path}:{member.filename}", partial(archive.read, member))
+        return (Item(f"{path}:{m.filename}", partial(archive.read, m)) for m in images[::stride])
 
     return Collection(str(path), len(images), items)
 
 
 def by_folder(found: Collection) -> Collection:
     """With the folder that an image lies in as its class, where images have none of their own."""
-
     if next(found.items()).label is not None:
         return found
 
@@ -127,8 +146,7 @@ def by_folder(found: Collection) -> Collection:
     numbers = {w: number for number, w in enumerate(sorted({word(item) for item in found.items()}))}
 
     def items(stride: int = 1) -> Iterator[Item]:
-        for item in found.items(stride):
-            yield replace(item, label=numbers[word(item)])
+        return (replace(item, label=numbers[word(item)]) for item in found.items(stride))
 
     return replace(found, items=items)
 
@@ -159,36 +177,31 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
 
 
 def _rows(
-    batches: Iterable[Any], column: str, labelled: bool, where: object, cell: Callable[[Any], bytes],
-    row: int = 0,
-) -> Iterator[Item]:  # fmt: skip
-    """The images of Arrow batches or tables, one after the other; `cell` takes each from its cell."""
+    batches: Iterable[Any], column: str, labelled: bool, where: object, row: int = 0, files: bool = False
+) -> Iterator[Item]:
+    """The images of Arrow batches or tables, one after the other, from number `row`; see `_cell`."""
     for batch in batches:
         labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
         for value, label in zip(batch.column(column), labels, strict=True):
-            yield Item(f"{where}:row {row}", partial(cell, value), label)
+            yield Item(f"{where}:row {row}", partial(_cell, value, files), label)
             row += 1
 
 
-def _cell(value: Any) -> bytes:
-    """The encoded image of an Arrow cell: binary, or a struct with bytes. Its path is never followed:
-    a file from elsewhere could name any file of this machine.
-    """  # fmt: skip
+def _cell(value: Any, files: bool) -> bytes:
+    """The encoded image of an Arrow cell: binary, or a struct with bytes.
+
+    Its path is followed only into `files` of the hub's library: one from elsewhere could name any file of
+    this machine.
+    """
     value = value.as_py()
-    data = value["bytes"] if isinstance(value, dict) else value
-    if data is None:
+    if isinstance(value, dict):
+        if files and value["bytes"] is None and value.get("path"):
+            return _read_file(Path(value["path"]))
+        value = value["bytes"]
+    if value is None:
         raise Broken("no image in this row")
-    if len(data) > FILE_BYTES:
-        raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
-    return data
-
-
-def _cell_of_hub(value: Any) -> bytes:
-    """As `_cell`; without bytes, the file where the hub's library put the image."""
-    stored = value.as_py()
-    if isinstance(stored, dict) and stored["bytes"] is None and stored.get("path"):
-        return _read_file(Path(stored["path"]))
-    return _cell(value)
+    _check_size(len(value))
+    return value
 
 
 def parquet(paths: list[Path]) -> Collection:
@@ -200,16 +213,15 @@ def parquet(paths: list[Path]) -> Collection:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    errors = pa.ArrowException, OSError, ValueError
+
     def opened(path: Path) -> pq.ParquetFile:
-        try:
+        with refusing(path, "not a whole parquet file", *errors):
             if not path.is_file():  # a pipe would be waited for
                 raise OSError("not a file")
             # Read as a stream: by default Arrow keeps what it has read until the end of the file.
-            return pq.ParquetFile(
-                path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
-            )  # of pages that have one
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a whole parquet file ({_line(error)}); copy it again") from None
+            stream = dict(pre_buffer=False, buffer_size=2**20)
+            return pq.ParquetFile(path, page_checksum_verification=True, **stream)  # of pages that have one
 
     count, columns = 0, {}
     for path in paths:
@@ -220,16 +232,13 @@ def parquet(paths: list[Path]) -> Collection:
     def items(stride: int = 1) -> Iterator[Item]:
         before = 0  # rows of the files before
         for path, (column, labelled) in columns.items():
-            with opened(path) as file:
+            with opened(path) as file, refusing(path, "damaged", *errors):
                 row = 0
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     wanted = len(range(-(before + row) % stride, rows, stride))
                     batches = _batches(file, path, group, column, labelled) if wanted else ()
-                    try:
-                        yield from islice(_rows(batches, column, labelled, path, _cell, row), wanted)
-                    except (pa.ArrowException, OSError, ValueError) as error:
-                        raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+                    yield from islice(_rows(batches, column, labelled, path, row), wanted)
                     row += rows
                 before += row
 
@@ -280,10 +289,8 @@ def lmdb_of(path: Path) -> Collection:
         import lmdb
     except ImportError:
         raise UserError(f"{path}: an lmdb needs its library; pip install 'ebdiff[lmdb]'") from None
-    try:
+    with refusing(path, "not a whole lmdb", lmdb.Error):
         database = _database(path)
-    except lmdb.Error as error:
-        raise UserError(f"{path}: not a whole lmdb ({_line(error)}); copy it again") from None
     pages, size = database.info()["last_pgno"] + 1, (path / DATABASE).stat().st_size
     if size < pages * database.stat()["psize"]:  # to touch what isn't there would end the process
         raise UserError(f"{path}: {DATABASE} is cut short, to {size:,} bytes; copy it again")
@@ -291,23 +298,15 @@ def lmdb_of(path: Path) -> Collection:
     def read(key: bytes) -> bytes:
         with database.begin(buffers=True) as content:
             value = content.get(key)
-            if len(value) > FILE_BYTES:
-                raise Broken(f"larger than {FILE_BYTES >> 20} MiB")
+            _check_size(len(value))
             return bytes(value)
 
     def items(stride: int = 1) -> Iterator[Item]:
-        try:
-            with database.begin() as content:
-                for key in islice(content.cursor().iternext(values=False), 0, None, stride):
-                    yield Item(f"{path}:{key.decode(errors='backslashreplace')}", partial(read, key))
-        except lmdb.Error as error:
-            raise UserError(f"{path}: damaged ({_line(error)}); copy it again") from None
+        with refusing(path, "damaged", lmdb.Error), database.begin() as content:
+            for key in islice(content.cursor().iternext(values=False), 0, None, stride):
+                yield Item(f"{path}:{key.decode(errors='backslashreplace')}", partial(read, key))
 
     return Collection(str(path), database.stat()["entries"], items)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _: None) -> None:
@@ -401,5 +400,5 @@ def from_hub(name: str, split: str = "train") -> Collection:
         "licence": rows.info.license or "not stated",
     }
     return Collection(
-        name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name, _cell_of_hub), story
+        name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name, files=True), story
     )

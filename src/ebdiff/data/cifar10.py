@@ -9,6 +9,7 @@ import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,34 +35,13 @@ STORY = {
 }
 
 
-def _md5(path: Path) -> str:
+def wrong(path: Path) -> str | None:
+    """What is wrong with an archive, in words, if it hasn't the published checksum."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def check(path: Path) -> None:
-    """Compare an archive with the published checksum.
-
-    Raises:
-        UserError: another file, or a damaged one.
-    """
-    found = _md5(path)
+        found = hashlib.file_digest(file, "md5").hexdigest()
     if found == PYTHON_MD5:
-        raise UserError(f"{path}: the python archive holds pickles, which are never loaded; take {URL}")
-    if found != MD5:
-        raise UserError(
-            f"{path}: wrong checksum: md5 {found}, expected {MD5}; the file is truncated or another one, "
-            f"delete it and take {URL}"
-        )
-
-
-def download(target: Path) -> None:
-    """Fetch the archive unless it is there; see `fetch` for errors."""
-
-    def wrong(path: Path) -> str | None:
-        return None if (found := _md5(path)) == MD5 else f"wrong checksum: md5 {found}, expected {MD5}"
-
-    fetch(URL, target, wrong)
+        return "the python archive holds pickles, which are never loaded"
+    return None if found == MD5 else f"wrong checksum: md5 {found}, expected {MD5}"
 
 
 def binary(path: Path, split: str = "train") -> Collection:
@@ -70,7 +50,8 @@ def binary(path: Path, split: str = "train") -> Collection:
     Raises:
         UserError: wrong checksum, or not such an archive.
     """
-    check(path)
+    if told := wrong(path):
+        raise UserError(f"{path}: {told}; delete it and take {URL}")
 
     def items() -> Iterator[Item]:
         try:
@@ -94,7 +75,7 @@ def cifar10(path: Path | None, split: str = "train") -> Collection:
     """
     if path is None:
         path = layout.path(layout.DOWNLOAD, file=ARCHIVE)
-        download(path)
+        fetch(URL, path, wrong)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         return binary(path, split)
     found = open_path(path, split)
@@ -103,4 +84,4 @@ def cifar10(path: Path | None, split: str = "train") -> Collection:
             f"{path}: {found.count:,} images, but CIFAR-10's {split} split has {COUNT[split]:,}; "
             "give all of it"
         )
-    return Collection(found.where, found.count, found.items, STORY)
+    return replace(found, story=STORY)

@@ -130,15 +130,8 @@ def cropped(image: Image.Image, crop: Crop, name: str) -> Image.Image:
 def pixels(item: Item, size: int, channels: int, crop: Crop, resize: Filter) -> tuple[np.ndarray, bool]:
     """An item by the rule above.
 
-    Args:
-        item: the stored image.
-        size: height and width of the result.
-        channels: 1 or 3.
-        crop: dataset.crop.
-        resize: dataset.resize.
-
     Returns:
-        uint8 (size, size, channels), and whether it was resized.
+        uint8 (size, size, channels), 1 or 3 of these, and whether it was resized.
 
     Raises:
         Broken: the image can't be read.
@@ -172,17 +165,16 @@ class Files:
         Raises:
             UserError: one can't be read, or has another size.
         """
-        return np.stack([self._pixels(self.items[row]) for row in rows])
-
-    def _pixels(self, item: Item) -> np.ndarray:
-        height, width, channels = self.shape
-        try:
-            image = converted(opened(item), channels)
-        except Broken as error:
-            raise UserError(f"{item.name}: {error}") from None
-        if image.size != (width, height):
-            raise UserError(
-                f"{item.name}: {image.width}x{image.height} pixels, but the real images have "
-                f"{width}x{height}; make all of that size, by the same filter"
-            )
-        return np.asarray(image).reshape(self.shape)
+        found, (height, width, channels) = np.empty((len(rows), *self.shape), np.uint8), self.shape
+        for out, item in zip(found, (self.items[row] for row in rows), strict=True):
+            try:
+                image = converted(opened(item), channels)
+            except Broken as error:
+                raise UserError(f"{item.name}: {error}") from None
+            if image.size != (width, height):
+                raise UserError(
+                    f"{item.name}: {image.width}x{image.height} pixels, but the real images have "
+                    f"{width}x{height}; make all of that size, by the same filter"
+                )
+            out[:] = np.asarray(image).reshape(self.shape)
+        return found

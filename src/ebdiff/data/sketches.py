@@ -15,14 +15,14 @@ from torch import Tensor
 from ebdiff.data import strokes
 from ebdiff.data.dataset import Batch, Cond, Stored, inside, moved
 from ebdiff.data.images import Broken
-from ebdiff.data.sources import all_labelled, check_room, tell_broken
+from ebdiff.data.sources import all_labelled, check_room, tell_broken, write_manifest
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import CODECS
 from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
-from ebdiff.system.files import load_memmap, read_json, sha256, write_array, write_json, write_rows
+from ebdiff.system.files import load_memmap, read_json, sha256, write_array, write_rows
 from ebdiff.system.progress import progress
 
 BLOCK = 256  # drawings drawn at a time
@@ -75,37 +75,34 @@ def write(
         )
     codec = CODECS.member(experiment.codec.kind)(experiment, torch.device("cpu"))
 
-    def padded(rows: np.ndarray) -> Iterator[np.ndarray]:
-        for block in (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)):
-            sequences = np.zeros((len(block), longest, 3), np.float32)
-            for sequence, i in zip(sequences, block, strict=True):
-                sequence[: len(found[i])] = found[i]
-            yield sequences
+    def padded(rows: np.ndarray) -> np.ndarray:
+        sequences = np.zeros((len(rows), longest, 3), np.float32)
+        for sequence, i in zip(sequences, rows, strict=True):
+            sequence[: len(found[i])] = found[i]
+        return sequences
 
-    def drawn(rows: np.ndarray) -> Iterator[np.ndarray]:
-        blocks = progress(padded(rows), total=math.ceil(len(rows) / BLOCK), desc="images")
-        for sequences, first in zip(blocks, range(0, len(rows), BLOCK), strict=True):
-            own = torch.tensor([len(found[i]) for i in rows[first : first + BLOCK]])
-            yield codec.decode(torch.from_numpy(sequences), Cond(mask=inside(own, longest)))
+    def drawn(rows: np.ndarray) -> np.ndarray:
+        own = torch.tensor([len(found[i]) for i in rows])
+        return codec.decode(torch.from_numpy(padded(rows)), Cond(mask=inside(own, longest)))
 
-    shape = next(drawn(kept[:1])).shape[1:]
+    def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK))
+
+    def pictures(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return map(drawn, progress(blocks(rows), total=math.ceil(len(rows) / BLOCK), desc="images"))
+
+    shape = drawn(kept[:1]).shape[1:]
     images.parent.mkdir(parents=True, exist_ok=True)
     check_room(images.parent, len(found) * math.prod(shape) + len(kept) * 12 * longest)
     manifest.unlink(missing_ok=True)  # never beside data that it doesn't describe
-    write_rows(images, np.uint8, (len(kept), *shape), drawn(kept))
-    write_rows(held_out, np.uint8, (len(apart), *shape), drawn(apart))
+    write_rows(images, np.uint8, (len(kept), *shape), pictures(kept))
+    write_rows(held_out, np.uint8, (len(apart), *shape), pictures(apart))
     sequences, lengths = (images.with_name(name) for name in (SEQUENCES, LENGTHS))
-    write_rows(sequences, np.float32, (len(kept), longest, 3), padded(kept))
+    write_rows(sequences, np.float32, (len(kept), longest, 3), map(padded, blocks(kept)))
     write_array(lengths, np.array([len(found[i]) for i in kept], np.int64))
     categories = sorted(set(words)) if all_labelled("drawing", words) else []
     write_array(labels, np.array([categories.index(words[i]) for i in kept if categories], np.int64))
-    entry = {
-        "dataset": dataset.name,
-        "source": dataset.source,
-        "title": dataset.name,
-        "origin": dataset.path or dataset.source,
-        "licence": "not stated",
-        **strokes.STORIES[dataset.source],
+    more = {
         "count": len(kept),
         "held_out": len(apart),
         **told,
@@ -115,8 +112,8 @@ def write(
         SEQUENCES: sha256(sequences),
         LENGTHS: sha256(lengths),
     }
-    write_json(manifest, entry)
-    return entry
+    origin = dataset.path or dataset.source
+    return write_manifest(manifest, dataset, origin, strokes.STORIES[dataset.source], more)
 
 
 def _read(experiment: Experiment) -> tuple[list[np.ndarray], list[str | None], dict[str, int]]:
@@ -126,11 +123,7 @@ def _read(experiment: Experiment) -> tuple[list[np.ndarray], list[str | None], d
         UserError: some can't be used (with `broken: refuse`).
     """
     dataset = experiment.dataset
-    found: list[np.ndarray] = []
-    words: list[str | None] = []
-    taken: Counter[str | None] = Counter()
-    broken: list[str] = []
-    long: list[str] = []
+    found, words, taken, broken, long = [], [], Counter(), [], []
     for name, read in progress(strokes.find(dataset), desc="drawings"):
         try:
             drawing = read()

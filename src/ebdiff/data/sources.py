@@ -35,7 +35,15 @@ from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
 from ebdiff.experiment.schema import FEWEST
 from ebdiff.system.errors import UserError, printable
-from ebdiff.system.files import holding, read_json, remove_leftovers, replacing, write_array, write_json
+from ebdiff.system.files import (
+    holding,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_array,
+    write_header,
+    write_json,
+)
 from ebdiff.system.progress import progress
 
 CLASSES = 2**31  # that labels may name
@@ -205,11 +213,6 @@ def encoded_image(dataset: DatasetConfig, found: Collection | None = None) -> tu
     return float(np.mean(sizes or [0])), (time.thread_time() - began) / len(first)
 
 
-def _write_header(file: BinaryIO, *shape: int) -> None:
-    """An npy header of uint8. NumPy pads it so that the first axis can change in place."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
 def write_images(
     found: Collection, file: BinaryIO, experiment: Experiment, threads: int
 ) -> tuple[list, int, bool]:
@@ -229,7 +232,7 @@ def write_images(
     dataset = experiment.dataset
     decode = partial(_decoded, dataset=dataset)
     image = (dataset.image_size, dataset.image_size, dataset.channels) if dataset.store == "raw" else ()
-    _write_header(file, found.count, *image)
+    write_header(file, np.uint8, (found.count, *image))
     ends, end = array("q"), 0
     labels: list[int | None] = []
     broken: list[str] = []
@@ -254,7 +257,7 @@ def write_images(
     if not image:
         end += file.write(encoded.index(ends, dataset))
     file.seek(0)
-    _write_header(file, len(labels) if image else end, *image)
+    write_header(file, np.uint8, (len(labels) if image else end, *image))
     return labels, len(broken), resized
 
 
@@ -341,10 +344,7 @@ def write(
         manifest.unlink(missing_ok=True)  # never beside images that it doesn't describe
     labelled = all_labelled("image", classes)
     write_array(labels, np.array(classes if labelled else [], np.int64))
-    entry = {
-        "dataset": dataset.name,
-        "source": dataset.source,
-        **{"title": dataset.name, "origin": found.where, "licence": "not stated", **found.story},
+    more = {
         "count": len(classes),
         "held_out": len(unseen),
         "skipped": skipped + skipped_too,
@@ -352,5 +352,12 @@ def write(
         **({"resize": dataset.resize} if resized or resized_too else {}),
         "classes": max(classes) + 1 if labelled else 0,
     }
-    write_json(manifest, entry)
+    return write_manifest(manifest, dataset, found.where, found.story, more)
+
+
+def write_manifest(path: Path, dataset: DatasetConfig, origin: str, story: dict, more: dict) -> dict:
+    """Write what prepared data are: title, origin and licence as far as `story` tells them, and `more`."""
+    usual = {"title": dataset.name, "origin": origin, "licence": "not stated"}
+    entry = {"dataset": dataset.name, "source": dataset.source, **usual, **story, **more}
+    write_json(path, entry)
     return entry

@@ -29,7 +29,7 @@ from typing import Annotated, BinaryIO, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ebdiff.data.archives import below, fetch
+from ebdiff.data.archives import below, fetch, opened_zip
 from ebdiff.data.images import Broken
 from ebdiff.experiment import layout
 from ebdiff.experiment.members import SketchesConfig
@@ -210,10 +210,7 @@ def kanji(path: Path | None) -> Iterator[Named]:
     elif path.is_dir():
         files = sorted(path / name for name in below(path) if name.endswith(".svg"))
     else:
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path}: not a whole zip file ({error}); copy it again") from None
+        archive = opened_zip(path)
         files = [zipfile.Path(archive, name) for name in archive.namelist()]
     found = sorted((f for f in files if _is_ideograph(f.name)), key=lambda f: f.name)
     if not found:

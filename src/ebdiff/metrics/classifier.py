@@ -86,12 +86,8 @@ def train_classifier(experiment: Experiment) -> float:
 
 
 def fit(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
-    """Train on three quarters of the images, deterministically, and store it.
-
-    Args:
-        pixels: uint8 (N, H, W, C).
-        labels: int64 (N,), 0-based classes.
-        path: where the safetensors file goes; its metadata holds accuracy and sizes.
+    """Train on three quarters of images, uint8 (N, H, W, C), with labels, int64 (N,), deterministically, and
+    store it at a path, with accuracy and sizes.
 
     Returns:
         accuracy on the held-out quarter.
@@ -118,7 +114,12 @@ def fit(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
             optimizer.step()
     network.eval()
     with torch.inference_mode():
-        _unit_features(network, _in_blocks(network, pixels, train)[0])
+        # Features of mean square 1 on real images, and the head inversely: no logit changes (ReLU is
+        # homogeneous), but distances no longer grow with training.
+        scale = _in_blocks(network, pixels, train)[0].square().mean().sqrt()
+        network.features.weight /= scale
+        network.features.bias /= scale
+        network.head.weight *= scale
         guesses = _in_blocks(network, pixels, test)[1].argmax(dim=1)
     accuracy = float((guesses == torch.from_numpy(labels[test])).float().mean())
     story = {"accuracy": accuracy, "channels": pixels.shape[3], "classes": int(labels.max()) + 1}
@@ -132,17 +133,6 @@ def _in_blocks(network: Classifier, pixels: np.ndarray, rows: np.ndarray) -> tup
     parts = [network(to_float(torch.tensor(pixels[rows[i : i + block]]))) for i in range(0, len(rows), block)]
     features, logits = zip(*parts, strict=True)
     return torch.cat(features), torch.cat(logits)
-
-
-def _unit_features(network: Classifier, features: Tensor) -> None:
-    """Rescale the feature layer to mean square 1 on real images, and the head inversely.
-
-    No logit changes (ReLU is homogeneous), but distances no longer grow with training.
-    """
-    scale = features.square().mean().sqrt()
-    network.features.weight /= scale
-    network.features.bias /= scale
-    network.head.weight *= scale
 
 
 def load_classifier(path: Path) -> tuple[Classifier, float]:

@@ -79,7 +79,7 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def blocks(features: np.ndarray, device: torch.device = CPU) -> Iterator[Tensor]:
-    """Features (n, d), in memory or memory-mapped, as float64 blocks on the device."""
+    """Rows (n, ...), in memory or memory-mapped, as float64 blocks on the device."""
     for first in range(0, len(features), BLOCK):
         yield torch.tensor(features[first : first + BLOCK], dtype=torch.float64, device=device)
 
@@ -128,46 +128,35 @@ def kernel_distance(
 # --- nearest neighbours ---
 
 
-def nearest(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
-    """Distance of each row of x (n, d) to its nearest row of y (m, d): (n,)."""
+def nearest(x: np.ndarray, y: np.ndarray | None = None, device: torch.device = CPU, k: int = 1) -> np.ndarray:
+    """Distance of each row of x (n, d) to its k-th nearest row of y (m, d), or of its other rows: (n,)."""
     found = []
-    for a in blocks(x, device):
-        closest = torch.full((len(a),), torch.inf, dtype=a.dtype, device=device)
-        for b in blocks(y, device):
-            closest = torch.minimum(closest, torch.cdist(a, b).amin(dim=1))
-        found.append(closest.cpu().numpy())
+    for i, a in enumerate(blocks(x, device)):
+        closest = torch.full((len(a), k), torch.inf, dtype=a.dtype, device=device)
+        for j, b in enumerate(blocks(x if y is None else y, device)):
+            apart = torch.cdist(a, b)
+            if y is None and i == j:
+                apart.fill_diagonal_(torch.inf)  # a row is not its own neighbour
+            closest = torch.cat([closest, apart], dim=1).topk(k, largest=False).values
+        found.append(closest[:, -1].cpu().numpy())
     return np.concatenate(found)
 
 
 # --- precision and recall (Kynkäänniemi et al. 2019) ---
 
 
-def radii(x: np.ndarray, device: torch.device = CPU, k: int = NEIGHBOUR) -> list[Tensor]:
-    """Distance of each row of x (n, d) to its k-th nearest other row, as blocks of `blocks(x)`.
+def share_covered(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> float:
+    """Share of the rows of x (n, d) as near to some row of y (m, d) as its k-th neighbour: equation (1).
 
     Raises:
-        UserError: x has no k other rows.
+        UserError: y has no k other rows.
     """
-    if len(x) <= k:
-        raise UserError(f"precision and recall need more than {k} images on each side, not {len(x)}")
-    found = []
-    for i, a in enumerate(blocks(x, device)):
-        nearest = torch.full((len(a), k), torch.inf, dtype=a.dtype, device=device)
-        for j, b in enumerate(blocks(x, device)):
-            apart = torch.cdist(a, b)
-            if i == j:
-                apart.fill_diagonal_(torch.inf)  # a row is not its own neighbour
-            nearest = torch.cat([nearest, apart], dim=1).topk(k, largest=False).values
-        found.append(nearest[:, -1])
-    return found
-
-
-def share_covered(x: np.ndarray, y: np.ndarray, reach: list[Tensor], device: torch.device = CPU) -> float:
-    """Share of the rows of x (n, d) that lie within reach of some row of y (m, d): equation (1)."""
-    covered = 0
+    if len(y) <= NEIGHBOUR:
+        raise UserError(f"precision and recall need more than {NEIGHBOUR} images on each side, not {len(y)}")
+    reach, covered = nearest(y, device=device, k=NEIGHBOUR), 0
     for a in blocks(x, device):
         inside = torch.zeros(len(a), dtype=torch.bool, device=device)
-        for b, radius in zip(blocks(y, device), reach, strict=True):
+        for b, radius in zip(blocks(y, device), blocks(reach, device), strict=True):
             inside |= (torch.cdist(a, b) <= radius).any(dim=1)
         covered += int(inside.sum())
     return covered / len(x)
@@ -184,5 +173,4 @@ def precision_recall(
     Raises:
         UserError: three images or fewer on a side.
     """
-    precision = share_covered(generated, real, radii(real, device), device)
-    return precision, share_covered(real, generated, radii(generated, device), device)
+    return share_covered(generated, real, device), share_covered(real, generated, device)

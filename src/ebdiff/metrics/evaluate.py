@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,26 @@ FLAT = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Real:
+    """Real images as features (m, d), and what every distance from them needs."""
+
+    features: np.ndarray
+    fitted: Gaussian
+    within: float
+
+    @classmethod
+    def of(cls, features: np.ndarray, device: torch.device) -> Real:
+        return cls(features, Gaussian.fit(features), within(features, device))
+
+    def distances(self, x: np.ndarray, device: torch.device) -> dict[str, float]:
+        """Fréchet and kernel distance of features (n, d)."""
+        return {
+            "fd": frechet_distance(Gaussian.fit(x), self.fitted),
+            "kid": kernel_distance(x, self.features, device, within_y=self.within),
+        }
+
+
 def reference_stats(
     experiment: Experiment, protocol: str, count: str = "all", device: torch.device = CPU
 ) -> None:
@@ -101,16 +122,16 @@ def reference_stats(
         if len(apart):
             extractor.fill(unseen, held_out, "held-out images", apart)
         extractor.fill(ceiling, noise, "noise")
-        whole, within_real = Gaussian.fit(features), within(features, extractor.device)
-        ceiling = _distances(ceiling, features, extractor, whole, within_real)
+        real = Real.of(features, extractor.device)
+        ceiling = real.distances(ceiling, extractor.device)
         features.flush()
         unseen.flush()
     write_arrays(
         statistics,
-        mean=whole.mean,
-        covariance=whole.covariance,
-        count=np.array(whole.count),
-        within=np.array(within_real),
+        mean=real.fitted.mean,
+        covariance=real.fitted.covariance,
+        count=np.array(number),
+        within=np.array(real.within),
         ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
         weights=np.array(extractor.sha256),
     )
@@ -185,14 +206,10 @@ def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> d
         }
         for protocol in experiment.evaluation.protocols:
             extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
-            real, real_features, _ = _reference(dataset, experiment.evaluation.reference_count, extractor)
-            whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
+            real = _reference(dataset, experiment.evaluation.reference_count, extractor)[0]
             with scratch(path.parent, len(rows), extractor.dimension) as features:
                 extractor.fill(features, decoded, "decoded images")
-                protocols[protocol] = {
-                    **_distances(features, real_features, extractor, whole, float(real["within"])),
-                    **extractor.story(),
-                }
+                protocols[protocol] = real.distances(features, extractor.device) | extractor.story()
     found = {
         "codec": experiment.codec.model_dump(mode="json"),
         "trained_here": experiment.codec.TRAINED,
@@ -255,49 +272,37 @@ def _measure(
     dataset, settings = experiment.dataset.name, experiment.evaluation
     began = time.perf_counter()
     extractor = Extractor.open(protocol, dataset, settings, device)
-    real, real_features, held_out = _reference(dataset, settings.reference_count, extractor)
-    whole = Gaussian(real["mean"], real["covariance"], int(real["count"]))
+    real, held_out, ceiling = _reference(dataset, settings.reference_count, extractor)
     manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
-    looks, precision, recall = {}, None, None
+    number, looks, precision, recall = real.fitted.count, {}, None, None
     with scratch(folder, len(pixels), extractor.dimension) as features:
         extractor.fill(features, pixels, "samples")
-        distances = _distances(features, real_features, extractor, whole, float(real["within"]))
-        floor, at_floor = _floor(features, real_features, held_out, extractor)
+        sets = features, real.features, held_out, extractor.device
+        distances, (floor, at_floor) = real.distances(features, extractor.device), _floor(*sets)
         # Only where there are features of just the images that training saw.
-        known = len(held_out) and whole.count == manifest["count"] and not experiment.dataset.subset
-        copied = _memorisation(features, real_features, held_out, extractor) if known else None
+        known = len(held_out) and number == manifest["count"] and not experiment.dataset.subset
+        copied = _memorisation(*sets) if known else None
         if settings.precision_recall:
-            precision, recall = precision_recall(features, real_features, extractor.device)
+            precision, recall = precision_recall(features, real.features, extractor.device)
         if protocol == "classifier":
-            looks = _looks(dataset, features, real_features, asked)
+            looks = _looks(dataset, features, real.features, asked)
     return {
         "protocol": protocol,
         **distances,
         "precision": precision,
         "recall": recall,
         "images": len(pixels),
-        "reference_images": whole.count,
+        "reference_images": number,
         # The covariance of n images has rank n - 1: below 4d the distance is mostly sampling error.
-        "ill_conditioned": min(len(pixels), whole.count) < 4 * extractor.dimension,
+        "ill_conditioned": min(len(pixels), number) < 4 * extractor.dimension,
         "floor": floor,
         "at_floor": at_floor,
-        "ceiling": dict(zip(("fd", "kid", "images"), real["ceiling"].tolist(), strict=True)),
+        "ceiling": ceiling,
         "memorisation": copied,
-        "split": _split(manifest, whole.count),
+        "split": f"{'all' if number == manifest['count'] else number} images of {dataset}",
         **extractor.story(),
         "seconds": round(time.perf_counter() - began, 3),
     }, looks
-
-
-def _distances(
-    x: np.ndarray, y: np.ndarray, extractor: Extractor,
-    fitted: Gaussian | None = None, within_y: float | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """Fréchet and kernel distance of features (n, d) and (m, d); what is known of y is used."""
-    return {
-        "fd": frechet_distance(Gaussian.fit(x), fitted or Gaussian.fit(y)),
-        "kid": kernel_distance(x, y, extractor.device, within_y=within_y),
-    }
 
 
 def _looks(dataset: str, features: np.ndarray, real: np.ndarray, asked: np.ndarray | None) -> dict[str, Any]:
@@ -324,7 +329,7 @@ def _drawn(what: str, count: int, number: int) -> np.ndarray:
 
 
 def _floor(
-    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, extractor: Extractor
+    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """How far unseen real images are from real ones, and samples by the same measure: n on every side.
 
@@ -343,24 +348,23 @@ def _floor(
     sides = unseen[_drawn("held out/floor", len(unseen), n)], features[:n]
     found: list[list[dict[str, float]]] = [[], []]
     for rows in np.sort(order):
-        drawn = seen[rows]
-        fitted, inside = Gaussian.fit(drawn), within(drawn, extractor.device)
+        drawn = Real.of(seen[rows], device)
         for side, distances in zip(sides, found, strict=True):
-            distances.append(_distances(side, drawn, extractor, fitted, inside))
+            distances.append(drawn.distances(side, device))
     told = {"images": n, "draws": draws, "held_out": bool(len(held_out))}
     means = ({key: float(np.mean([d[key] for d in side])) for key in ("fd", "kid")} for side in found)
     return tuple({**mean, **told} for mean in means)
 
 
 def _memorisation(
-    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, extractor: Extractor
+    features: np.ndarray, real: np.ndarray, held_out: np.ndarray, device: torch.device
 ) -> dict[str, float]:
     """How near samples come to a training image, against how near images do that training never saw.
 
     Mirrored copies, where training mirrors, are not looked for.
     """
     n = min(len(held_out), len(features))
-    sampled, unseen = (nearest(side[:n], real, extractor.device) for side in (features, held_out))
+    sampled, unseen = (nearest(side[:n], real, device) for side in (features, held_out))
     return {
         "images": n,
         "nearest": float(np.median(sampled)),
@@ -370,25 +374,21 @@ def _memorisation(
     }
 
 
-def _split(manifest: dict[str, Any], count: int) -> str:
-    """Which real images the samples are compared with, in words."""
-    dataset = manifest["dataset"]
-    which = f"{manifest['split']} images" if "split" in manifest else "images"
-    return f"all {which} of {dataset}" if count == manifest["count"] else f"{count} {which} of {dataset}"
-
-
-def _reference(
-    dataset: str, count: str, extractor: Extractor
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The stored statistics and features of the real images, and features of held-out ones.
+def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[Real, np.ndarray, dict[str, float]]:
+    """What `reference_stats` stored: the real images, features of held-out ones, and the ceiling.
 
     Raises:
         Unusable: made with other weights.
     """
     where = dict(dataset=dataset, protocol=extractor.protocol, number=count)
     statistics = layout.path(layout.REFERENCE, **where)
-    real = read_arrays(statistics)
-    if str(real.get("weights")) != extractor.sha256:
+    found = read_arrays(statistics)
+    if str(found.get("weights")) != extractor.sha256:
         raise Unusable(statistics, "made with other weights")
-    features = (layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
-    return real, *(load_memmap(layout.path(template, **where)) for template in features)
+    features, held_out = (
+        load_memmap(layout.path(template, **where))
+        for template in (layout.REFERENCE_FEATURES, layout.HELD_OUT_FEATURES)
+    )
+    fitted = Gaussian(found["mean"], found["covariance"], int(found["count"]))
+    ceiling = dict(zip(("fd", "kid", "images"), found["ceiling"].tolist(), strict=True))
+    return Real(features, fitted, float(found["within"])), held_out, ceiling

@@ -70,7 +70,7 @@ class Extractor:
 
     def fill(
         self, out: np.ndarray, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
-    ) -> np.ndarray:
+    ) -> None:
         """Write the features of images into `out` batch by batch, with the time left.
 
         Args:
@@ -78,9 +78,6 @@ class Extractor:
             pixels: uint8 (N, H, W, C), usually memory-mapped.
             what: whose images, for the progress bar.
             order: which images, int (n,); all where None.
-
-        Returns:
-            `out`.
         """
         order = np.arange(len(pixels)) if order is None else order
         with progress(total=len(order), desc=f"{self.protocol}: {what}", unit=" images") as bar:
@@ -88,7 +85,6 @@ class Extractor:
                 rows = order[first : first + self.batch]
                 out[first : first + len(rows)] = self.features(pixels[rows])
                 bar.update(len(rows))
-        return out
 
     def story(self) -> dict[str, object]:
         """What stands beside every number: network, mode, device and versions."""

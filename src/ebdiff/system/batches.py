@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from ebdiff.system import interrupts, parallel
 from ebdiff.system.errors import Unusable
-from ebdiff.system.files import holding, read_arrays, replacing, write_arrays
+from ebdiff.system.files import holding, read_arrays, write_arrays, write_rows
 from ebdiff.system.progress import progress
 
 
@@ -68,7 +69,8 @@ class Batches:
             for b in bar:
                 began = time.perf_counter()
                 arrays = make(list(range(b * size, min((b + 1) * size, count))))
-                self.write(b, arrays, time.perf_counter() - began)
+                told = {"rank": parallel.rank(), "seconds": time.perf_counter() - began}
+                write_arrays(self.path(b), **arrays, **told, stamp=self._stamp(b))
                 if signalled():
                     raise interrupts.Interrupted(
                         signalled(), f"{what}: batches so far are kept; the same command goes on"
@@ -85,11 +87,6 @@ class Batches:
     def path(self, batch: int) -> Path:
         """Where a batch lies."""
         return self.folder / f"{batch}.npz"
-
-    def write(self, batch: int, arrays: dict[str, np.ndarray], seconds: float) -> None:
-        """Keep a batch, with the process that made it and the seconds it took."""
-        told = dict(rank=np.array(parallel.rank()), seconds=np.array(seconds))
-        write_arrays(self.path(batch), **arrays, **told, stamp=np.array(self._stamp(batch)))
 
     def _stamp(self, batch: int) -> str:
         """What a batch belongs to: its number, too, so that none is taken for another one."""
@@ -118,16 +115,15 @@ class Batches:
         Returns:
             seconds of making them: processes work side by side, so the longest one's.
         """
-        spent: dict[int, float] = {}
-        with replacing(output) as temporary, temporary.open("wb") as file:
-            for batch in sorted(self.there()):
-                found = read_arrays(self.path(batch))
-                rows = np.ascontiguousarray(found[name])
-                if not spent:
-                    shape = (count, *rows.shape[1:])
-                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(rows.data)
-                rank = int(found["rank"])
-                spent[rank] = spent.get(rank, 0.0) + float(found["seconds"])
-        return max(spent.values())
+        paths = [self.path(batch) for batch in sorted(self.there())]
+        first = read_arrays(paths[0])[name]
+        seconds: defaultdict[int, float] = defaultdict(float)
+
+        def parts() -> Iterator[np.ndarray]:
+            for path in paths:
+                found = read_arrays(path)
+                seconds[int(found["rank"])] += float(found["seconds"])
+                yield found[name]
+
+        write_rows(output, first.dtype, (count, *first.shape[1:]), parts())
+        return max(seconds.values())

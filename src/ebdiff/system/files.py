@@ -176,13 +176,18 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_bytes(path, content.getvalue())
 
 
+def write_header(file: BinaryIO, dtype: np.dtype | type, shape: tuple[int, ...]) -> None:
+    """An npy's header, padded by NumPy so that the first axis can change in place."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def write_rows(
     path: Path, dtype: np.dtype | type, shape: tuple[int, ...], parts: Iterable[np.ndarray]
 ) -> None:
     """Write an npy of a known shape atomically, from parts along its first axis, one in memory at a time."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header(file, dtype, shape)
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).data)
 
