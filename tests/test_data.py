@@ -22,6 +22,7 @@ from ebdiff.data import archives, cifar10, images, sources
 from ebdiff.experiment import layout, load, places
 from ebdiff.experiment.members import ImagesConfig
 from ebdiff.system import files
+from ebdiff.system.ahead import ahead
 from ebdiff.system.errors import UserError
 
 
@@ -532,7 +533,7 @@ def test_only_a_few_images_are_in_memory_at_a_time():
             taken.append(i)
             yield i
 
-    done = sources.in_order(lambda i: -i, items(), 2)
+    done = ahead(lambda i: -i, items(), 2, 16)
     assert [next(done) for _ in range(10)] == [-i for i in range(10)]
     assert len(taken) < 50
     done.close()

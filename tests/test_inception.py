@@ -1,9 +1,11 @@
 """Inception features: parity with clean-fid and pytorch-fid, the weights, whole evaluations."""
 
 import hashlib
+import io
 import subprocess
 import sys
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -146,16 +148,15 @@ def test_grey_images_become_three_equal_channels():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """No weights in the temporary directory, no wheel, no network; returns the temporary directory."""
-    import cleanfid.downloads_helper
 
-    def offline(fpath):
+    def offline(url, timeout):
         raise OSError("network is unreachable")
 
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     monkeypatch.setattr(inception, "WHEEL", ("no_such_package", "default_1.pt"))
-    monkeypatch.setattr(cleanfid.downloads_helper, "check_download_inception", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     return folder
 
 
@@ -187,23 +188,20 @@ def test_weights_are_looked_for_in_order(nowhere, monkeypatch, tmp_path):
 
 
 def test_a_download_is_whole_or_not_there(nowhere, monkeypatch):
-    import cleanfid.downloads_helper
+    class Answer(io.BytesIO):
+        headers: ClassVar[dict[str, str]] = {}
 
-    def broken(fpath):
-        with open(f"{fpath}/{inception.FILE}", "wb") as file:
-            file.write(b"half")
-        raise OSError("connection lost")
+    class Broken(Answer):
+        def read(self, size):
+            if self.tell():
+                raise OSError("connection lost")
+            return super().read(4)
 
-    monkeypatch.setattr(cleanfid.downloads_helper, "check_download_inception", broken)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Broken(b"half"))
     with pytest.raises(UserError, match="connection lost"):
         inception.find_weights()
     assert list(nowhere.iterdir()) == []
-
-    def whole(fpath):
-        with open(f"{fpath}/{inception.FILE}", "wb") as file:
-            file.write(b"whole")
-
-    monkeypatch.setattr(cleanfid.downloads_helper, "check_download_inception", whole)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Answer(b"whole"))
     assert inception.find_weights().read_bytes() == b"whole"
 
 

@@ -42,23 +42,14 @@ LOOKED_AT = 500  # images, evenly spread: enough to know sizes and colours
 
 @dataclass(frozen=True)
 class Look:
-    """What the images are like, judged from some of them.
+    """What the images are like, judged from some of them."""
 
-    Attributes:
-        count: images in all.
-        seen: images looked at.
-        sizes: (width, height) of those, with their numbers.
-        modes: Pillow modes of those, with their numbers.
-        colour: whether any of them has colour.
-        broken: how many of them can't be read.
-    """
-
-    count: int
-    seen: int
-    sizes: Counter
-    modes: Counter
-    colour: bool
-    broken: int
+    count: int  # in all
+    seen: int  # looked at
+    sizes: Counter[tuple[int, int]]  # width, height
+    modes: Counter[str]  # Pillow's
+    colour: bool  # whether any has
+    broken: int  # can't be read
 
     @property
     def crop(self) -> str:
@@ -80,11 +71,7 @@ class Look:
 
 
 def look(dataset: ImagesConfig) -> Look:
-    """Look at up to 500 images of a dataset.
-
-    Raises:
-        UserError: there are none, or none can be read.
-    """
+    """Look at up to 500 images of a dataset; UserError if none can be read."""
     found = find(dataset)
     stride = max(1, found.count // LOOKED_AT)
     sizes, modes, colour, broken, seen = Counter(), Counter(), False, 0, 0
@@ -108,11 +95,7 @@ def look(dataset: ImagesConfig) -> Look:
 
 
 def levels(size: int) -> list[int]:
-    """The resolutions of the network: halved down to 4 or so, in at most six levels as for LSUN.
-
-    Raises:
-        UserError: the size can't be halved often enough.
-    """
+    """The resolutions of the network: halved down to 4 or so, in at most six levels as for LSUN."""
     found = [size]
     while found[-1] % 2 == 0 and found[-1] >= 8 and len(found) < 6:
         found.append(found[-1] // 2)
@@ -199,9 +182,6 @@ def propose(name: str, images: str, size: int, seen: Look) -> str:
     """The experiment for images at a path as YAML with comments: what differs from `images.yaml`.
 
     Both it and its dataset get the name; `size` is the height and width to train at, pixels.
-
-    Raises:
-        UserError: no network fits the size.
     """
     resolutions = levels(size)
     _, batch, rate, decay, at_once = next(row for row in SETTINGS if size <= row[0])
@@ -246,19 +226,12 @@ sampling:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What drawings are like, judged from the first of them.
+    """What drawings are like, judged from some of them."""
 
-    Attributes:
-        count: drawings in all, of large files about.
-        points: of those looked at, that can be used.
-        words: their categories, with their numbers.
-        broken: how many of those looked at can't be used.
-    """
-
-    count: int
-    points: list[int]
-    words: Counter
-    broken: int
+    count: int  # in all, of large files about
+    points: list[int]  # of those looked at
+    words: Counter[str | None]  # their categories
+    broken: int  # can't be used
 
     def lines(self) -> list[str]:
         """The look in words."""
@@ -271,11 +244,7 @@ class Drawn:
 
 
 def look_at_drawings(dataset: SketchesConfig) -> Drawn:
-    """Look at up to 500 drawings, evenly spread.
-
-    Raises:
-        UserError: there are none, or none can be used.
-    """
+    """Look at up to 500 drawings, evenly spread; UserError if none can be used."""
     count, found = strokes.look(dataset, LOOKED_AT)
     points, words, broken = [], Counter(), 0
     for name, read in found:

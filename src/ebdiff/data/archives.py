@@ -1,6 +1,7 @@
 """Stored images in a fixed order: folders, zips, parquet files, lmdb databases (LSUN), the hub.
 
-Archives are read member by member and never extracted; nothing is ever unpickled.
+Archives are read member by member and never extracted; nothing is ever unpickled. A source that can't be had
+or isn't whole is a `UserError`; a single image that can't be read is `Broken`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class Collection:
     Attributes:
         where: the place, for messages.
         count: how many.
-        items: gives them, always in the same order; of a `stride` n about every n-th, for a look, without
-            reading the others.
+        items: gives them, always in the same order; with a `stride` n every n-th, the others unread.
         story: title, origin and licence.
     """
 
@@ -108,12 +108,9 @@ def opened_zip(path: Path) -> zipfile.ZipFile:
 
 
 def zipped(path: Path) -> Collection:
-    """Every image in a zip, sorted by name.
-
-    Raises:
-        UserError: not a whole zip, a member that points outside it, or one that unpacks to more than an
-            image may have.
-    """
+    """Every image in a zip, sorted by name; refused as a whole where a member points outside it, or unpacks
+    to more than an image may have.
+    """  # fmt: skip
     archive = opened_zip(path)
     members = [m for m in archive.infolist() if m.filename and not m.is_dir()]
     for member in members:
@@ -152,11 +149,7 @@ def by_folder(found: Collection) -> Collection:
 
 
 def _columns(schema: Any, where: object) -> tuple[str, bool]:
-    """The column of encoded images, a struct with `bytes` (the hub's layout) or binary; whether labels exist.
-
-    Raises:
-        UserError: no such column.
-    """
+    """The column of images, binary or a struct with `bytes` (the hub's layout), and whether labels exist."""
     import pyarrow as pa
 
     def holds_bytes(kind: pa.DataType) -> bool:
@@ -205,11 +198,7 @@ def _cell(value: Any, files: bool) -> bytes:
 
 
 def parquet(paths: list[Path]) -> Collection:
-    """The images of parquet files in the order given, with the labels of those that have integers in `label`.
-
-    Raises:
-        UserError: a file is damaged or has no image column.
-    """
+    """The images of parquet files in the order given, with their labels where `label` holds integers."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -230,17 +219,16 @@ def parquet(paths: list[Path]) -> Collection:
             count += file.metadata.num_rows
 
     def items(stride: int = 1) -> Iterator[Item]:
-        before = 0  # rows of the files before
+        before = 0  # rows of all files so far
         for path, (column, labelled) in columns.items():
             with opened(path) as file, refusing(path, "damaged", *errors):
                 row = 0
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
-                    wanted = len(range(-(before + row) % stride, rows, stride))
+                    wanted = len(range(-before % stride, rows, stride))
                     batches = _batches(file, path, group, column, labelled) if wanted else ()
                     yield from islice(_rows(batches, column, labelled, path, row), wanted)
-                    row += rows
-                before += row
+                    row, before = row + rows, before + rows
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
 
@@ -248,10 +236,8 @@ def parquet(paths: list[Path]) -> Collection:
 def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> Iterator[Any]:
     """The rows of a parquet file's row group, as many at a time as surely take `CHUNK` bytes, at least one.
 
-    Images are packed already: what unpacks to a multiple of its size holds one cell many times, or nothing.
-
-    Raises:
-        UserError: it does.
+    Images are packed already: what unpacks to a multiple of its size holds one cell many times, or nothing,
+    and is refused.
     """
     told = file.metadata.row_group(group)
     parts = [told.column(k) for k in range(told.num_columns)]
@@ -280,11 +266,7 @@ def _database(path: Path) -> Any:
 
 
 def lmdb_of(path: Path) -> Collection:
-    """Every value of an lmdb (LSUN) in the order of its keys.
-
-    Raises:
-        UserError: the library is missing, or the lmdb is damaged or cut short.
-    """
+    """Every value of an lmdb (LSUN) in the order of its keys."""
     try:
         import lmdb
     except ImportError:
@@ -309,14 +291,15 @@ def lmdb_of(path: Path) -> Collection:
     return Collection(str(path), database.stat()["entries"], items)
 
 
-def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _: None) -> None:
-    """Fetch a file, with progress, unless it is there; checked before it gets its name.
-
-    Raises:
-        UserError: no network, or what came is wrong in the words of `check`.
-    """
+def fetch(
+    url: str,
+    target: Path,
+    check: Callable[[Path], str | None] = lambda _: None,
+    otherwise: str = "set dataset.path to a local copy",
+) -> Path:
+    """Fetch a file, with progress, unless it is there; `check` says what is wrong before it gets its name."""
     if target.exists():
-        return
+        return target
     with replacing(target) as temporary:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer, temporary.open("wb") as file:
@@ -326,11 +309,10 @@ def fetch(url: str, target: Path, check: Callable[[Path], str | None] = lambda _
                         file.write(block)
                         bar.update(len(block))
         except (OSError, HTTPException) as error:
-            raise UserError(
-                f"{url}: can't be fetched ({error}); try again, or set dataset.path to a local copy"
-            ) from None
+            raise UserError(f"{url}: can't be fetched ({error}); try again, or {otherwise}") from None
         if wrong := check(temporary):
             raise UserError(f"{url}: {wrong}; try again")
+    return target
 
 
 def open_path(path: Path, split: str = "train") -> Collection:
@@ -338,9 +320,6 @@ def open_path(path: Path, split: str = "train") -> Collection:
 
     Of a folder of parquet files those are taken whose name begins with the split's; for `train` all if
     none does. Nothing else has a test split.
-
-    Raises:
-        UserError: nothing there, nothing of these kinds, or no test split.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
@@ -376,11 +355,7 @@ def not_had(what: str, instead: str, error: Exception) -> UserError:
 
 
 def from_hub(name: str, split: str = "train") -> Collection:
-    """A split of a dataset on the Hugging Face hub, through the `datasets` library and its cache.
-
-    Raises:
-        UserError: the library is missing, the dataset can't be had, or it has no images.
-    """
+    """A split of a dataset on the Hugging Face hub, through the `datasets` library and its cache."""
     try:
         import datasets
     except ImportError:

@@ -1,6 +1,6 @@
 """CIFAR-10's training and test split: the official binary archive, or parquet files.
 
-The archive's python version holds pickles and is refused.
+The archive's python version holds pickles and is refused, as is whatever else isn't CIFAR-10 (`UserError`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,7 @@ def wrong(path: Path) -> str | None:
 
 
 def binary(path: Path, split: str = "train") -> Collection:
-    """The archive's batches of a split: 10,000 records each of a label byte and 3 x 32 x 32 bytes.
-
-    Raises:
-        UserError: wrong checksum, or not such an archive.
-    """
+    """The archive's batches of a split: 10,000 records each of a label byte and 3 x 32 x 32 bytes."""
     if told := wrong(path):
         raise UserError(f"{path}: {told}; delete it and take {URL}")
 
@@ -68,11 +64,7 @@ def binary(path: Path, split: str = "train") -> Collection:
 
 
 def cifar10(path: Path | None, split: str = "train") -> Collection:
-    """The 50,000 training or 10,000 test images, from a local copy or the network.
-
-    Raises:
-        UserError: the copy is damaged or not CIFAR-10; without a copy, no network.
-    """
+    """The 50,000 training or 10,000 test images, from a local copy or the network."""
     if path is None:
         path = layout.path(layout.DOWNLOAD, file=ARCHIVE)
         fetch(URL, path, wrong)

@@ -76,13 +76,10 @@ class Dataset:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Dataset:
-        """The training set of an experiment.
+        """The training set of an experiment; UserError where it is missing or damaged.
 
         That images, labels and manifest are what was prepared is checked before; what a member keeps
         beside them it checks itself, against the manifest.
-
-        Raises:
-            UserError: missing or damaged.
         """
         raise NotImplementedError
 
@@ -105,13 +102,7 @@ class Dataset:
     def draw(
         self, size: int, seed: int, stream: str, step: int, share: slice = slice(None)
     ) -> list[np.ndarray]:
-        """Host arrays of a process's share of the batch of a step.
-
-        Args:
-            size: items in the global batch.
-            seed, stream, step: position in the experiment's randomness.
-            share: the process's rows of it.
-        """
+        """Host arrays of a process's `share` of the global batch of a step, which has `size` items."""
         return self.at(batch_indices(len(self), size, seed, stream, step)[share])
 
     def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
@@ -122,10 +113,8 @@ class Dataset:
 def conditions(items: Items, lengths: np.ndarray | None, seed: int, indices: Sequence[int]) -> Cond:
     """What the samples of given numbers are asked to be, a function of (seed, number).
 
-    Args:
-        items: what is sampled; labels go by turns, so that they are balanced.
-        lengths: of the training set's items where these vary, int64 (N,), among which they are drawn.
-        seed, indices: whose.
+    Labels go by turns, so that they are balanced; lengths are drawn among those of the training set, int64
+    (N,), where items vary in that.
     """
     label = torch.as_tensor(indices) % items.classes if items.classes else None
     if lengths is None:
@@ -143,7 +132,7 @@ def open_dataset(experiment: Experiment) -> Dataset:
     """The training set of an experiment, encoded where its codec does so; see `Dataset.of`.
 
     Raises:
-        UserError: missing or damaged, or the experiment asks for more items than there are.
+        UserError: the experiment asks for more items than there are.
     """
     manifest = read_json(layout.path(layout.MANIFEST, dataset=experiment.dataset.name))
     try:
@@ -182,16 +171,7 @@ def _permutation(count: int, seed: int, stream: str, number: int) -> np.ndarray:
 
 
 def batch_indices(count: int, batch: int, seed: int, stream: str, step: int) -> np.ndarray:
-    """Which images step `step` uses: one endless row of permutations, cut into full batches.
-
-    Args:
-        count: images in the training set.
-        batch: images per step.
-        seed, stream, step: position in the experiment's randomness.
-
-    Returns:
-        int64 indices, shape (batch,).
-    """
+    """Which of `count` items a step uses, int64 (batch,): endless permutations in a row, cut into batches."""
     positions = np.arange(step * batch, (step + 1) * batch)
     numbers = positions // count
     indices = np.empty(batch, np.int64)
@@ -214,11 +194,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def open_pixels(dataset: str) -> np.ndarray | Encoded:
-    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C), memory-mapped or decoded when asked for.
-
-    Raises:
-        Missing, Unusable: they aren't there, or are no whole file.
-    """
+    """All images of `resources/data/{dataset}`, uint8 (N, H, W, C); see `open_images`."""
     return open_images(layout.path(layout.IMAGES, dataset=dataset))
 
 
@@ -236,7 +212,7 @@ def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
     """The class of every item of a training set, int64 (N,); None where the network is told none.
 
     Raises:
-        UserError: there are none, or one of them is no class.
+        UserError: the data have none, or one that isn't among `dataset.classes`.
     """
     if not (classes := dataset.items.classes):
         return None
@@ -296,11 +272,6 @@ class Images(Stored):
 
     @classmethod
     def of(cls, experiment: Experiment) -> Images:
-        """The training set of an experiment.
-
-        Raises:
-            UserError: missing, of another size, or without the classes asked for.
-        """
         dataset = experiment.dataset
         pixels = open_pixels(dataset.name)
         size = (dataset.image_size, dataset.image_size, dataset.channels)

@@ -89,11 +89,7 @@ class Encoded:
         return self[range(len(self))].astype(dtype or np.uint8, copy=False)
 
     def _decoded(self, row: int) -> np.ndarray:
-        """The pixels of a stored image, uint8 (H, W, C).
-
-        Raises:
-            Unusable: this machine's Pillow can't read it.
-        """
+        """The pixels of a stored image, uint8 (H, W, C); Unusable if this machine's Pillow can't read it."""
         stored = self.content[self.ends[row - 1] if row else 0 : self.ends[row]]
         if len(stored) == math.prod(self.shape[1:]):
             return stored.reshape(self.shape[1:])

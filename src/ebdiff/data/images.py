@@ -54,11 +54,7 @@ class Item:
 
 
 def opened(item: Item) -> Image.Image:
-    """The image, decoded.
-
-    Raises:
-        Broken: it can't be.
-    """
+    """The image, decoded; Broken if it can't be."""
     try:
         stored = item.read()
         if isinstance(stored, np.ndarray):
@@ -79,11 +75,7 @@ def opened(item: Item) -> Image.Image:
 
 
 def converted(image: Image.Image, channels: int) -> Image.Image:
-    """The image in mode L (1 channel) or RGB (3 channels), 8 bits.
-
-    Raises:
-        Broken: no rule leads there (32-bit samples, LAB ...).
-    """
+    """The image in mode L (1 channel) or RGB (3); Broken if no rule leads there (32-bit samples, LAB ...)."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I"):
         samples = np.asarray(image)
@@ -102,11 +94,7 @@ def converted(image: Image.Image, channels: int) -> Image.Image:
 
 
 def cropped(image: Image.Image, crop: Crop, name: str) -> Image.Image:
-    """The square part that `dataset.crop` asks for.
-
-    Raises:
-        UserError: the image isn't square (none) or not an aligned CelebA image (celeba).
-    """
+    """The square part that `dataset.crop` asks for; UserError where it doesn't allow this shape."""
     width, height = image.size
     if crop == "celeba":
         if image.size != CELEBA_SIZE:
@@ -146,12 +134,7 @@ def pixels(item: Item, size: int, channels: int, crop: Crop, resize: Filter) -> 
 
 @dataclass(frozen=True)
 class Files:
-    """Stored images as an array of them: indexed by rows, decoded each time.
-
-    Attributes:
-        items: the images.
-        shape: (H, W, C) that each must have; colours are converted.
-    """
+    """Stored images as an array of them, each of a shape (H, W, C): indexed by rows, decoded each time."""
 
     items: list[Item]
     shape: tuple[int, int, int]
@@ -160,11 +143,7 @@ class Files:
         return len(self.items)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Images uint8 (len(rows), H, W, C).
-
-        Raises:
-            UserError: one can't be read, or has another size.
-        """
+        """Images uint8 (len(rows), H, W, C); UserError if one can't be read, or has another size."""
         found, (height, width, channels) = np.empty((len(rows), *self.shape), np.uint8), self.shape
         for out, item in zip(found, (self.items[row] for row in rows), strict=True):
             try:

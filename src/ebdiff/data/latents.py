@@ -21,11 +21,6 @@ class Latents(Stored):
 
     @classmethod
     def of(cls, experiment: Experiment) -> Latents:
-        """The training set of an experiment.
-
-        Raises:
-            UserError: missing, or without the classes asked for.
-        """
         latents = load_memmap(layout.path(layout.LATENTS, experiment=experiment.name))
         dataset = experiment.dataset
         return cls(experiment.items, latents[: dataset.subset], told_labels(dataset))

@@ -35,11 +35,6 @@ class Sketches(Stored):
 
     @classmethod
     def of(cls, experiment: Experiment) -> Sketches:
-        """The training set of an experiment.
-
-        Raises:
-            UserError: missing, or not what was prepared.
-        """
         dataset = experiment.dataset
         manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
         told = read_json(manifest)
@@ -117,11 +112,7 @@ def write(
 
 
 def _read(experiment: Experiment) -> tuple[list[np.ndarray], list[str | None], dict[str, int]]:
-    """The drawings as movements, their categories, and how many were left out.
-
-    Raises:
-        UserError: some can't be used (with `broken: refuse`).
-    """
+    """The drawings as movements, their categories, and how many were left out; see `tell_broken`."""
     dataset = experiment.dataset
     found, words, taken, broken, long = [], [], Counter(), [], []
     for name, read in progress(strokes.find(dataset), desc="drawings"):

@@ -11,15 +11,13 @@ import sys
 import time
 import warnings
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -34,6 +32,7 @@ from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
 from ebdiff.experiment.schema import FEWEST
+from ebdiff.system.ahead import ahead
 from ebdiff.system.errors import UserError, printable
 from ebdiff.system.files import (
     holding,
@@ -49,8 +48,6 @@ from ebdiff.system.progress import progress
 CLASSES = 2**31  # that labels may name
 NAMED = 5  # broken images named in a message
 SAMPLED = 64  # images that tell what one takes
-
-A, B = TypeVar("A"), TypeVar("B")
 
 
 def bundled_digits() -> Collection:
@@ -74,11 +71,7 @@ def bundled_digits() -> Collection:
 
 
 def find(dataset: ImagesConfig, split: str = "train") -> Collection:
-    """The images that `dataset` names, not yet read; `split` test: of its source's test split.
-
-    Raises:
-        UserError: they can't be found, or there are too few.
-    """
+    """The images that `dataset` names, of its source's training or test split, not yet read."""
     path = given(dataset.path, "dataset.path") if dataset.path else None
     if dataset.source == "bundled-digits":
         return bundled_digits()
@@ -102,9 +95,6 @@ def divided(dataset: ImagesConfig) -> tuple[Collection, Collection]:
     """The images to train on, and those held out: the source's test split, or a share of each class.
 
     Which ones is a function of their number, labels and the share alone.
-
-    Raises:
-        UserError: as `find`; or a class has too few images to be divided.
     """
     found = find(dataset)
     if dataset.held_out == "test":
@@ -146,11 +136,7 @@ def _some(found: Collection, rows: np.ndarray) -> Collection:
 
 
 def count(dataset: DatasetConfig) -> int:
-    """How many items there are to train on: by the manifest, else at most, by the source.
-
-    Raises:
-        UserError: they aren't here, and how many there are isn't known.
-    """
+    """How many items there are to train on: by the manifest, else at most, by the source."""
     manifest = layout.path(layout.MANIFEST, dataset=dataset.name)
     if manifest.exists():
         return read_json(manifest)["count"]
@@ -163,19 +149,6 @@ def count(dataset: DatasetConfig) -> int:
         return found - dataset.kept_out(found)
     except UserError as error:
         raise UserError(f"{error}; or say how many images there are, with --images") from None
-
-
-def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
-    """`map` over some threads, in order, with only a few items at a time in memory."""
-    items = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(pool.submit(function, item) for item in islice(items, 8 * threads))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(items, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _decoded(item: Item, dataset: ImagesConfig) -> tuple[Item, bytes | Broken, bool]:
@@ -222,12 +195,7 @@ def write_images(
     Writing goes through the file, not a memory map, whose touched pages would count as memory.
 
     Returns:
-        the labels (None where an image has none) of the images written, how many were skipped, and whether
-        any was resized.
-
-    Raises:
-        UserError: images that can't be read (with `broken: refuse`), or of a shape the crop doesn't allow, or
-            a label that is no class.
+        the labels of the images written (None: it has none), how many were skipped, whether any was resized.
     """
     dataset = experiment.dataset
     decode = partial(_decoded, dataset=dataset)
@@ -239,7 +207,7 @@ def write_images(
     resized = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused by name
-        decoded = in_order(decode, found.items(), threads)
+        decoded = ahead(decode, found.items(), threads, 8 * threads)
         bar = progress(decoded, total=found.count, desc="images") if found.count else decoded
         for item, result, scaled in bar:
             if item.label is not None and not 0 <= item.label < CLASSES:
@@ -262,11 +230,7 @@ def write_images(
 
 
 def tell_broken(what: str, broken: list[str], policy: str) -> None:
-    """Say which images or drawings can't be used, one line each.
-
-    Raises:
-        UserError: there are some, and the policy is to refuse them; it names the first.
-    """
+    """Say which images or drawings can't be used, one line each; UserError where they are refused."""
     if broken and (policy == "skip" or len(broken) > NAMED):  # the error below names only the first
         print(*(f"broken {what} {printable(line)}" for line in broken), sep="\n", file=sys.stderr)
     if broken and policy == "refuse":
@@ -286,11 +250,7 @@ def all_labelled(what: str, labels: list) -> bool:
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Refuse to begin what a disk has no room for.
-
-    Raises:
-        UserError: it has less than `needed` bytes.
-    """
+    """Refuse to begin what a disk has no room for: `needed` bytes."""
     free = shutil.disk_usage(path).free
     if needed > free:
         raise UserError(
@@ -300,18 +260,12 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def prepare(experiment: Experiment, threads: int = 1) -> dict:
-    """Read the experiment's source and write its images, labels and manifest (verb `prepare-data`).
+    """Read the experiment's source, write its images, labels and manifest (verb `prepare-data`), return that.
 
-    Args:
-        experiment: whose dataset says by whom they are written: `write`, of images.
-        threads: images decoded at a time; changes no result.
-
-    Returns:
-        the manifest.
+    By whom they are written says the dataset: `write`, of images. The number of threads changes no result.
 
     Raises:
-        UserError: one line on what is wrong with the source, or another process is preparing the same;
-            nothing is written then.
+        UserError: the source is damaged, or another process is preparing the same; nothing is written.
     """
     work = Work(experiment, "prepare-data")
     paths = [work.path(template) for template in layout.DATA_FILES]

@@ -60,12 +60,7 @@ Strokes = list[np.ndarray]
 
 
 class Drawing(NamedTuple):
-    """One drawing.
-
-    Attributes:
-        strokes: float64 (n, 2) each, y pointing down.
-        word: its category, if it has one.
-    """
+    """One drawing: its strokes, float64 (n, 2) each, y pointing down; and its category, if it has one."""
 
     strokes: Strokes
     word: str | None = None
@@ -79,11 +74,7 @@ Named = tuple[str, Callable[[], Drawing]]
 
 
 def find(dataset: SketchesConfig) -> Iterator[Named]:
-    """The drawings that `dataset` names, always in the same order.
-
-    Raises:
-        UserError: they can't be found.
-    """
+    """The drawings that `dataset` names, always in the same order; UserError if they can't be found."""
     if dataset.source == "kanjivg":
         return kanji(_path(dataset))
     return (named for file in _files(dataset) for named in lines(file))
@@ -93,9 +84,6 @@ def look(dataset: SketchesConfig, most: int) -> tuple[int, list[Named]]:
     """How many drawings there are, and about `most` of them, evenly spread.
 
     Of large files only so many lines are read, whose mean length tells about how many there are.
-
-    Raises:
-        UserError: they can't be found, or are no lines.
     """
     files = [] if dataset.source == "kanjivg" else _files(dataset)
     size = sum(file.stat().st_size for file in files if file.exists())
@@ -144,11 +132,7 @@ class _Line(BaseModel):
 
 
 def lines(path: Path, apart: int = 0) -> Iterator[Named]:
-    """The drawings of a file, a line each; with `apart` only those that begin about so many bytes apart.
-
-    Raises:
-        UserError: no such file, or not one of lines.
-    """
+    """The drawings of a file, a line each; with `apart` only those that begin about so many bytes apart."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(_read(file, apart), 1):
@@ -176,11 +160,7 @@ def _read(file: BinaryIO, apart: int) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes) -> Drawing:
-    """The drawing of a line.
-
-    Raises:
-        Broken: it holds none.
-    """
+    """The drawing of a line; Broken if it holds none."""
     try:
         found = _Line.model_validate_json(line)
     except ValidationError as error:
@@ -194,11 +174,7 @@ def _parsed(line: bytes) -> Drawing:
 
 
 def kanji(path: Path | None) -> Iterator[Named]:
-    """KanjiVG's ideographs, without variants, from the package or from its archive, packed or not.
-
-    Raises:
-        UserError: neither is there.
-    """
+    """KanjiVG's ideographs, without variants, from the package or from its archive, packed or not."""
     if path is None:
         try:
             files = [Path(f.locate()) for f in metadata.files("kanjivg") or ()]
@@ -225,11 +201,7 @@ def _is_ideograph(name: str) -> re.Match | None:
 
 
 def _drawn(file: Path | zipfile.Path) -> Drawing:
-    """The character of an SVG file, and how it is composed.
-
-    Raises:
-        Broken: not KanjiVG's.
-    """
+    """The character of an SVG file, and how it is composed; Broken if it isn't KanjiVG's."""
     try:
         if not file.is_file():  # a pipe would be waited for
             raise Broken("not a file")
@@ -250,11 +222,7 @@ def _composition(root: ET.Element) -> str:
 
 
 def traced(d: str) -> Strokes:
-    """The strokes of an SVG path's data, straight pieces for its curves.
-
-    Raises:
-        Broken: an unknown command, or a damaged one.
-    """
+    """The strokes of an SVG path's data, straight pieces for its curves; Broken if it can't be read."""
     try:
         from svgpathtools import parse_path
     except ImportError:
@@ -284,15 +252,12 @@ def movements(strokes: Strokes, step: float, simplify: float = 0.0) -> np.ndarra
     left out, for it is known.
 
     Args:
-        strokes: (n, 2) each, in any units.
+        strokes: (n, 2) each, in any units; Broken if nothing is drawn.
         step: arc length between points, of the radius.
         simplify: tolerance, of the radius; 0: none.
 
     Returns:
         float32 (points - 1, 3): dx, dy, and 1 where a stroke begins, else 0.
-
-    Raises:
-        Broken: nothing is drawn.
     """
     if not strokes:
         raise Broken("no strokes")

@@ -68,14 +68,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(experiment: Experiment) -> float:
-    """Train on the dataset's images and labels, and store it (verb `train-classifier`).
-
-    Returns:
-        accuracy on the held-out quarter.
-
-    Raises:
-        UserError: the dataset has no labels.
-    """
+    """Train on the dataset's images and labels (verb `train-classifier`); see `fit`."""
     began, dataset = time.perf_counter(), experiment.dataset.name
     work = Work(experiment, "train-classifier")
     accuracy = fit(open_pixels(dataset), open_labels(dataset), work.path(layout.CLASSIFIER))
@@ -136,11 +129,7 @@ def _in_blocks(network: Classifier, pixels: np.ndarray, rows: np.ndarray) -> tup
 
 
 def load_classifier(path: Path) -> tuple[Classifier, float]:
-    """The stored classifier in eval mode, and its held-out accuracy.
-
-    Raises:
-        UserError: missing or damaged.
-    """
+    """The stored classifier in eval mode, and its held-out accuracy."""
     tensors, told = store.read(path)
     story = told["story"]
     network = Classifier(story["channels"], story["classes"])

@@ -113,13 +113,8 @@ def kernel_distance(
 ) -> float:
     """KID of features x (n, d) and y (m, d), n, m >= 2, over all pairs (no random subsets), in float64.
 
-    Args:
-        x, y: features, in memory or memory-mapped; read block by block.
-        device: where the products are taken.
-        within_y: `within(y)` where it is known already.
-
-    Returns:
-        the distance; slightly negative at times for equal distributions, being unbiased.
+    Being unbiased it is slightly negative at times for equal distributions. `within_y` is `within(y)` where
+    that is known already.
     """
     known = within(y, device) if within_y is None else within_y
     return within(x, device) + known - 2 * across(x, y, device)
@@ -146,11 +141,7 @@ def nearest(x: np.ndarray, y: np.ndarray | None = None, device: torch.device = C
 
 
 def share_covered(x: np.ndarray, y: np.ndarray, device: torch.device = CPU) -> float:
-    """Share of the rows of x (n, d) as near to some row of y (m, d) as its k-th neighbour: equation (1).
-
-    Raises:
-        UserError: y has no k other rows.
-    """
+    """Share of the rows of x (n, d) as near to some row of y (m, d) as its k-th neighbour: equation (1)."""
     if len(y) <= NEIGHBOUR:
         raise UserError(f"precision and recall need more than {NEIGHBOUR} images on each side, not {len(y)}")
     reach, covered = nearest(y, device=device, k=NEIGHBOUR), 0

@@ -87,10 +87,8 @@ def reference_stats(
     images: the upper end of the scale on which a run's distance lies.
 
     Args:
-        experiment: one that uses the dataset.
         protocol: classifier, legacy_pytorch or clean.
         count: how many images, drawn at random, or `all`.
-        device: where the network runs.
 
     Raises:
         UserError: fewer than four images, or more than there are, or weights that can't be had.
@@ -235,10 +233,8 @@ def _rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
 def score(experiment: Experiment, folder: Path, device: torch.device = CPU) -> list[dict[str, Any]]:
     """Measure a folder of images as a run's samples are, precision and recall too; nothing is kept.
 
-    Args:
-        experiment: against whose real images, by whose protocols.
-        folder: of image files, also in folders below it, all of the size of the real images.
-        device: where the networks run.
+    Images in folders below it count, too; all must have the size of the experiment's real images, which they
+    are measured against.
 
     Returns:
         an entry for each protocol, as in `metrics.json`.
@@ -375,11 +371,7 @@ def _memorisation(
 
 
 def _reference(dataset: str, count: str, extractor: Extractor) -> tuple[Real, np.ndarray, dict[str, float]]:
-    """What `reference_stats` stored: the real images, features of held-out ones, and the ceiling.
-
-    Raises:
-        Unusable: made with other weights.
-    """
+    """What `reference_stats` stored: the real images, features of held-out ones, and the ceiling."""
     where = dict(dataset=dataset, protocol=extractor.protocol, number=count)
     statistics = layout.path(layout.REFERENCE, **where)
     found = read_arrays(statistics)

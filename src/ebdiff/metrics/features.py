@@ -51,11 +51,7 @@ class Extractor:
 
     @classmethod
     def open(cls, protocol: str, dataset: str, settings: Evaluation, device: torch.device) -> Extractor:
-        """Load the network of a protocol.
-
-        Raises:
-            UserError: its weights are missing or not the expected ones.
-        """
+        """Load the network of a protocol; UserError if its weights are missing or not the expected ones."""
         if protocol == "classifier":
             path = layout.path(layout.CLASSIFIER, dataset=dataset)
             network, _ = classifier.load_classifier(path)
@@ -71,14 +67,9 @@ class Extractor:
     def fill(
         self, out: np.ndarray, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
     ) -> None:
-        """Write the features of images into `out` batch by batch, with the time left.
-
-        Args:
-            out: float32 (n, dimension), usually memory-mapped.
-            pixels: uint8 (N, H, W, C), usually memory-mapped.
-            what: whose images, for the progress bar.
-            order: which images, int (n,); all where None.
-        """
+        """Write the features of images (all, or in an `order`) into `out`, float32 (n, dimension), batch by
+        batch; `what` they are stands before the time left.
+        """  # fmt: skip
         order = np.arange(len(pixels)) if order is None else order
         with progress(total=len(order), desc=f"{self.protocol}: {what}", unit=" images") as bar:
             for first in range(0, len(order), self.batch):

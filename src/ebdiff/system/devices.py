@@ -25,12 +25,9 @@ def pick_device(asked: str, own: bool = False, share: int = 1) -> torch.device:
     Of several processes of one job each takes its own of those that were leased for all.
 
     Args:
-        asked: a device, or `auto`.
+        asked: a device, or `auto`; UserError if it isn't here.
         own: wait for a GPU that no other job uses (`compute.gpus` of 1 or more), or use one that others do.
         share: how many jobs may lease it together.
-
-    Raises:
-        UserError: there is no such device here.
     """
     if asked == "auto":
         gpus = visible_gpus()

@@ -1,7 +1,8 @@
 """Reading and writing whole files: atomic writes, one-line errors, locks.
 
 That a file is what was written is the business of its record (`experiment.records`); what is read here may
-still be anything, and is then refused in one line.
+still be anything. Every reader raises `Missing` for a file that isn't there, and `Unusable` for one that is
+damaged, cut short or of another kind.
 """
 
 from __future__ import annotations
@@ -96,13 +97,9 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, *errors: type[Exception], what: str = "") -> Iterator[None]:
-    """Let whoever reads a file be told that it is missing, or which damage a library found.
-
-    Raises:
-        Missing: it isn't there.
-        Unusable: it is no file, such as a device that never ends; or one of `errors` came of it, of which the
-            message says `what` they are.
-    """
+    """Let whoever reads a file be told that it is missing, no file (such as a device that never ends), or
+    damaged, where one of `errors` came of it; the message says `what` they are.
+    """  # fmt: skip
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # one look: another process may replace it
             raise Unusable(path, "not a file")
@@ -130,12 +127,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        Missing: it isn't there.
-        Unusable: it isn't JSON.
-    """
+    """Read JSON."""
     with reading(path, ValueError, RecursionError, what="not valid JSON: "):  # of JSON and of UTF-8
         if path.stat().st_size > JSON:
             raise damaged(path, f"larger than {JSON >> 20} MiB")
@@ -149,12 +141,7 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an npz (never unpickling); the zip's own checksums are compared.
-
-    Raises:
-        Missing: it isn't there.
-        Unusable: it is no whole npz.
-    """
+    """Read every array of an npz (never unpickling); the zip's own checksums are compared."""
     zipped = (NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
     # np.load would parse members before their CRC is known.
     with reading(path, OSError, EOFError, ValueError, *zipped), zipfile.ZipFile(path) as archive:
@@ -210,23 +197,13 @@ def take_room(file: BinaryIO, size: int) -> None:
 
 
 def load_memmap(path: Path) -> np.ndarray:
-    """Memory-map an npy file.
-
-    Raises:
-        Missing: it isn't there.
-        Unusable: it is truncated, or no npy file.
-    """
+    """Memory-map an npy file."""
     with reading(path, ValueError, OSError, EOFError):
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_told(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file of ours; reads no tensor.
-
-    Raises:
-        Missing: it isn't there.
-        Unusable: it isn't a whole file, or not one of ours.
-    """
+    """The metadata of a safetensors file of ours; reads no tensor."""
     with reading(path, SafetensorError, OSError), open_tensors(path, "numpy") as file:
         told = (file.metadata() or {}).get(TOLD, "")
     try:
@@ -236,11 +213,7 @@ def read_told(path: Path) -> dict[str, Any]:
 
 
 def open_tensors(path: Path, framework: str) -> safe_open:
-    """Open a safetensors file, unless its header is out of all proportion.
-
-    Raises:
-        SafetensorError: it is, or it is no such file.
-    """
+    """Open a safetensors file; SafetensorError if it is none, or its header is out of all proportion."""
     with path.open("rb") as file:
         if int.from_bytes(file.read(8), "little") > HEADER:
             raise SafetensorError(f"a header of more than {HEADER >> 20} MiB")
@@ -248,11 +221,7 @@ def open_tensors(path: Path, framework: str) -> safe_open:
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes.
-
-    Raises:
-        UserError: the file is missing.
-    """
+    """Hex SHA-256 of a file's bytes."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -299,11 +268,7 @@ def held(folder: Path) -> bool:
 
 
 def _locked(path: Path) -> FileLock:
-    """The lock of a file, held.
-
-    Raises:
-        UserError: another process holds it.
-    """
+    """The lock of a file, held; UserError if another process holds it."""
     # A moment, in which the one before tidies up; a soft lock would outlive a killed process.
     lock = FileLock(path, timeout=1, fallback_to_soft=False)
     while True:

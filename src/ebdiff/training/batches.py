@@ -7,11 +7,10 @@ waits for them; for a CPU they run ahead where images are decoded.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +19,12 @@ from torch import Tensor
 from ebdiff.data.dataset import Cond, Dataset, moved
 from ebdiff.diffusion.timesteps import TimestepLaw
 from ebdiff.system import parallel
+from ebdiff.system.ahead import ahead
 from ebdiff.system.draws import generator
 
 # Threads that draw, and batches drawn before they are needed: noise of 128 CIFAR-10 images takes 6 ms of a
 # core, and a GPU step of a small network as long.
 AHEAD = max(3, min(8, len(os.sched_getaffinity(0))))
-
-T = TypeVar("T")
 
 
 class Draw(NamedTuple):
@@ -91,25 +89,14 @@ class Draws:
             items = dataset.draw(self.size, self.seed, self.stream, step, share)
             return [t[share], weight[share], eps[share], untold[share], *items]
 
+        early = partial(ahead, threads=AHEAD, most=AHEAD + 1)
         if self.device.type == "cuda":
-            drawn = _ahead(lambda step: [torch.from_numpy(a).pin_memory() for a in draw(step)], steps)
+            drawn = early(lambda step: [torch.from_numpy(a).pin_memory() for a in draw(step)], steps)
         else:
-            drawn = (_ahead if dataset.slow else map)(draw, steps)
+            drawn = (early if dataset.slow else map)(draw, steps)
         for t, weight, eps, untold, *items in drawn:
             x0, cond = dataset.batch(items, self.device)
             t, weight, eps, untold = moved([t, weight, eps, untold], self.device)
             if self.label_dropout:
                 cond = cond._replace(label=cond.label.masked_fill(untold, dataset.items.classes))
             yield Draw(x0, cond, t, weight, eps)
-
-
-def _ahead(draw: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """`map(draw, steps)`, a few calls ahead in other threads; NumPy's draws let go of the interpreter."""
-    with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque = deque()
-        for step in steps:
-            waiting.append(pool.submit(draw, step))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
