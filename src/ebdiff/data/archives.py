@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ebdiff.data.images import EXTENSIONS, FILE_BYTES, Broken, Item
+from ebdiff.experiment.members import DatasetConfig
+from ebdiff.experiment.places import given
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import replacing
 from ebdiff.system.progress import progress
@@ -30,19 +32,12 @@ DATABASE = "data.mdb"  # of a folder that is an lmdb
 
 @dataclass(frozen=True)
 class Collection:
-    """Images from one place.
+    """Images from one place, always in the same order."""
 
-    Attributes:
-        where: the place, for messages.
-        count: how many.
-        items: gives them, always in the same order; with a `stride` n every n-th, the others unread.
-        story: title, origin and licence.
-    """
-
-    where: str
+    where: str  # for messages
     count: int
-    items: Callable[..., Iterator[Item]]
-    story: dict[str, str] = field(default_factory=dict)
+    items: Callable[..., Iterator[Item]]  # with a `stride` n every n-th, the others unread
+    story: dict[str, str] = field(default_factory=dict)  # title, origin and licence
 
 
 @contextmanager
@@ -75,6 +70,14 @@ def _read_file(path: Path) -> bytes:
         raise Broken("not a file")
     _check_size(path.stat().st_size)
     return path.read_bytes()
+
+
+def local(dataset: DatasetConfig) -> Path | None:
+    """The user's own copy, where `dataset.path` names one."""
+    path = given(dataset.path, "dataset.path") if dataset.path else None
+    if path is not None and not path.exists():
+        raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of {dataset.name}")
+    return path
 
 
 def below(path: Path) -> list[str]:
@@ -321,8 +324,6 @@ def open_path(path: Path, split: str = "train") -> Collection:
     Of a folder of parquet files those are taken whose name begins with the split's; for `train` all if
     none does. Nothing else has a test split.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the images")
     if split == "train" and (path / DATABASE).is_file():
         return lmdb_of(path)
     if path.is_dir():

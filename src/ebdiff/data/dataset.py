@@ -1,7 +1,7 @@
 """Items in a fixed order and the batches drawn from them, a function of (seed, stream, step).
 
 `Dataset` is what every source of items gives to training and sampling, `Stored` what the built-in ones have
-in common, `Images` the first of them.
+in common.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from ebdiff.data.encoded import Encoded, open_images
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DATASETS, DatasetConfig, Items
-from ebdiff.experiment.registry import located
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import UserError
 from ebdiff.system.files import load_memmap, read_json
@@ -29,15 +28,10 @@ RESIDENT = 0.25  # share of a GPU's free memory that the items may take
 
 
 class Cond(NamedTuple):
-    """What a denoiser is told of its items beside their noisy values; None where there is nothing.
+    """What a denoiser is told of its items beside their noisy values; None where there is nothing."""
 
-    Attributes:
-        label: classes, int64 (B,).
-        mask: which entries of the first axis are an item's own, bool (B, L); the others are padding.
-    """
-
-    label: Tensor | None = None
-    mask: Tensor | None = None
+    label: Tensor | None = None  # classes, int64 (B,)
+    mask: Tensor | None = None  # which of an item's entries are no padding, bool (B, L)
 
     def rows(self, rows: slice | Tensor) -> Cond:
         """Of some of the items."""
@@ -52,27 +46,17 @@ UNCONDITIONAL = Cond()
 
 
 class Batch(NamedTuple):
-    """Some items on a device.
+    """Some items on a device."""
 
-    Attributes:
-        x0: float32 (B, *items.shape), about [-1, 1]; padding is zero.
-        cond: their labels and masks.
-    """
-
-    x0: Tensor
+    x0: Tensor  # float32 (B, *items.shape), about [-1, 1]; padding is zero
     cond: Cond
 
 
 class Dataset:
-    """A training set. Host arrays are drawn, cut by process and moved by `batch`.
+    """A training set. Host arrays are drawn, cut by process and moved by `batch`."""
 
-    Attributes:
-        items: what it holds.
-        lengths: how many entries of the first axis each has, int64 (N,), where items vary in that.
-    """
-
-    items: Items
-    lengths: np.ndarray
+    items: Items  # what it holds
+    lengths: np.ndarray  # entries of the first axis, int64 (N,), where items vary in that
 
     @classmethod
     def of(cls, experiment: Experiment) -> Dataset:
@@ -140,7 +124,7 @@ def open_dataset(experiment: Experiment) -> Dataset:
     except ValueError as error:
         raise UserError(f"{experiment.name}: {error}") from None
     if experiment.codec.ENCODED:
-        return located("ebdiff.data.latents:Latents").of(experiment)
+        return Latents.of(experiment)
     return DATASETS.member(experiment.dataset.source).of(experiment)
 
 
@@ -230,21 +214,13 @@ def told_labels(dataset: DatasetConfig) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class Stored(Dataset):
-    """Items that lie in one file, in order.
-
-    Attributes:
-        items: what they are.
-        rows: the items (N, ...), memory-mapped or encoded.
-        labels: the class of each, int64 (N,), where the network is told.
-        lengths: how many entries of the first axis each has, int64 (N,), where they vary.
-        resident: the rows on a GPU, where they fit.
-    """
+    """Items that lie in one file, in order."""
 
     items: Items
-    rows: np.ndarray | Encoded
-    labels: np.ndarray | None = None
+    rows: np.ndarray | Encoded  # (N, ...), memory-mapped
+    labels: np.ndarray | None = None  # classes, int64 (N,), where the network is told
     lengths: np.ndarray | None = None
-    resident: Tensor | None = None
+    resident: Tensor | None = None  # the rows on a GPU, where they fit
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -305,3 +281,18 @@ class Images(Stored):
         both = torch.cat([pixels, pixels.flip(2)])
         rows = torch.arange(len(pixels), device=device) + len(pixels) * mirrored
         return Batch(to_float(both.index_select(0, rows)), Cond(*labels))
+
+
+class Latents(Stored):
+    """Images that the codec encoded, once, in the order of the images: float16 (N, c, h, w)."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Latents:
+        latents = load_memmap(layout.path(layout.LATENTS, experiment=experiment.name))
+        dataset = experiment.dataset
+        return cls(experiment.items, latents[: dataset.subset], told_labels(dataset))
+
+    def batch(self, arrays: Sequence[np.ndarray | Tensor], device: torch.device) -> Batch:
+        """Latents (B, c, h, w) as they were encoded, and their labels where these are told."""
+        latents, *labels = moved(arrays, device, self.resident)
+        return Batch(latents.float(), Cond(*labels))

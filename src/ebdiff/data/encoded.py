@@ -42,20 +42,13 @@ class Encoded:
     """Images as an array of pixels, uint8 (N, H, W, C), of which only what is asked for is decoded.
 
     `images[a:b]` is a view, as of a memory map; `images[indices]` and `np.array(images)` are pixels.
-
-    Attributes:
-        path: their file, for messages.
-        content: uint8 (bytes,), memory-mapped.
-        ends: where each image ends in it, int64.
-        rule: size, channels, crop and resize of the dataset.
-        rows: which images these are.
     """
 
-    path: Path
-    content: np.ndarray
-    ends: np.ndarray
-    rule: dict[str, Any]
-    rows: range
+    path: Path  # for messages
+    content: np.ndarray  # uint8 (bytes,), memory-mapped
+    ends: np.ndarray  # of each image in it, int64
+    rule: dict[str, Any]  # size, channels, crop and resize of the dataset
+    rows: range  # which images these are
 
     def __len__(self) -> int:
         return len(self.rows)

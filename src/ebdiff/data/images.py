@@ -40,17 +40,11 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """One stored image.
+    """One stored image."""
 
-    Attributes:
-        name: how messages call it.
-        read: gives its file's bytes, or its pixels as uint8 (H, W, C); called once, in any thread.
-        label: its class, or None.
-    """
-
-    name: str
-    read: Callable[[], bytes | np.ndarray]
-    label: int | None = None
+    name: str  # for messages
+    read: Callable[[], bytes | np.ndarray]  # the file, or uint8 (H, W, C); called once, in any thread
+    label: int | None = None  # its class
 
 
 def opened(item: Item) -> Image.Image:

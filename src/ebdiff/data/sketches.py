@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ BLOCK = 256  # drawings drawn at a time
 SEQUENCES, LENGTHS = "sequences.npy", "lengths.npy"  # beside the images
 
 
-@dataclass(frozen=True)
 class Sketches(Stored):
     """Prepared drawings, float32 (N, L, 3): dx, dy, whether a stroke begins; zeros at the end."""
 

@@ -28,7 +28,6 @@ from ebdiff.data.images import Broken, Item, pixels
 from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.members import DatasetConfig, ImagesConfig
-from ebdiff.experiment.places import given
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import located
 from ebdiff.experiment.schema import FEWEST
@@ -72,7 +71,7 @@ def bundled_digits() -> Collection:
 
 def find(dataset: ImagesConfig, split: str = "train") -> Collection:
     """The images that `dataset` names, of its source's training or test split, not yet read."""
-    path = given(dataset.path, "dataset.path") if dataset.path else None
+    path = archives.local(dataset)
     if dataset.source == "bundled-digits":
         return bundled_digits()
     if dataset.source == "cifar10":

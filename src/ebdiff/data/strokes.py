@@ -29,11 +29,10 @@ from typing import Annotated, BinaryIO, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ebdiff.data.archives import below, fetch, opened_zip
+from ebdiff.data.archives import below, fetch, local, opened_zip
 from ebdiff.data.images import Broken
 from ebdiff.experiment import layout
 from ebdiff.experiment.members import SketchesConfig
-from ebdiff.experiment.places import given
 from ebdiff.system.errors import UserError
 
 RADIUS = 10.0  # of a whole drawing around its first point, in the units of an item
@@ -76,7 +75,7 @@ Named = tuple[str, Callable[[], Drawing]]
 def find(dataset: SketchesConfig) -> Iterator[Named]:
     """The drawings that `dataset` names, always in the same order; UserError if they can't be found."""
     if dataset.source == "kanjivg":
-        return kanji(_path(dataset))
+        return kanji(local(dataset))
     return (named for file in _files(dataset) for named in lines(file))
 
 
@@ -95,16 +94,9 @@ def look(dataset: SketchesConfig, most: int) -> tuple[int, list[Named]]:
     return round(count, 2 - len(str(count))), found
 
 
-def _path(dataset: SketchesConfig) -> Path | None:
-    path = given(dataset.path, "dataset.path") if dataset.path else None
-    if path is not None and not path.exists():
-        raise UserError(f"{path}: no such file or folder; set dataset.path to your copy of the drawings")
-    return path
-
-
 def _files(dataset: SketchesConfig) -> list[Path]:
     """The files of lines that `dataset` names; those of Quick, Draw! are fetched where no path is given."""
-    path = _path(dataset)
+    path = local(dataset)
     if path is None:
         folder = layout.path(layout.DOWNLOAD, file="quickdraw")
         files = [folder / f"{category}.ndjson" for category in dataset.categories]

@@ -108,16 +108,26 @@ def within(x: np.ndarray, device: torch.device = CPU) -> float:
     return total / (n * (n - 1))
 
 
-def kernel_distance(
-    x: np.ndarray, y: np.ndarray, device: torch.device = CPU, *, within_y: float | None = None
-) -> float:
-    """KID of features x (n, d) and y (m, d), n, m >= 2, over all pairs (no random subsets), in float64.
+@dataclass(frozen=True)
+class Real:
+    """Features of real images (m, d), in memory or memory-mapped, and what every distance from them needs."""
 
-    Being unbiased it is slightly negative at times for equal distributions. `within_y` is `within(y)` where
-    that is known already.
-    """
-    known = within(y, device) if within_y is None else within_y
-    return within(x, device) + known - 2 * across(x, y, device)
+    features: np.ndarray
+    fitted: Gaussian
+    within: float
+
+    @classmethod
+    def of(cls, features: np.ndarray, device: torch.device = CPU) -> Real:
+        return cls(features, Gaussian.fit(features), within(features, device))
+
+    def distances(self, x: np.ndarray, device: torch.device = CPU) -> dict[str, float]:
+        """Fréchet distance and KID of features x (n, d).
+
+        KID is over all pairs (no random subsets), in float64; being unbiased it is slightly negative at
+        times for equal distributions.
+        """
+        kid = within(x, device) + self.within - 2 * across(x, self.features, device)
+        return {"fd": frechet_distance(Gaussian.fit(x), self.fitted), "kid": kid}
 
 
 # --- nearest neighbours ---

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,7 @@ from ebdiff.experiment.records import Records, Work
 from ebdiff.experiment.schema import FEWEST
 from ebdiff.experiment.stages import references
 from ebdiff.metrics.classifier import load_classifier
-from ebdiff.metrics.distances import (
-    Gaussian,
-    frechet_distance,
-    kernel_distance,
-    nearest,
-    precision_recall,
-    within,
-)
+from ebdiff.metrics.distances import Gaussian, Real, nearest, precision_recall
 from ebdiff.metrics.features import Extractor, scratch
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
@@ -56,26 +48,6 @@ FLAT = (
     "protocol", "distance_name", "fd", "kid", "ill_conditioned", "images", "reference_images", "floor",
     "at_floor", "ceiling", "memorisation",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real images as features (m, d), and what every distance from them needs."""
-
-    features: np.ndarray
-    fitted: Gaussian
-    within: float
-
-    @classmethod
-    def of(cls, features: np.ndarray, device: torch.device) -> Real:
-        return cls(features, Gaussian.fit(features), within(features, device))
-
-    def distances(self, x: np.ndarray, device: torch.device) -> dict[str, float]:
-        """Fréchet and kernel distance of features (n, d)."""
-        return {
-            "fd": frechet_distance(Gaussian.fit(x), self.fitted),
-            "kid": kernel_distance(x, self.features, device, within_y=self.within),
-        }
 
 
 def reference_stats(

@@ -27,26 +27,15 @@ NAMES = {"classifier": "classifier Fréchet distance", "legacy_pytorch": "FID", 
 
 @dataclass(frozen=True)
 class Extractor:
-    """How a protocol turns images into features.
-
-    Attributes:
-        protocol: its name in the configuration.
-        features: uint8 (B, H, W, C) -> float32 (B, dimension).
-        dimension: features per image.
-        batch: images per call.
-        noise: noise images that the ceiling is taken from.
-        mode: what happens to an image before the network, in words.
-        sha256: hash of the network's weights file.
-        device: where the network runs.
-    """
+    """How a protocol turns images into features."""
 
     protocol: str
-    features: Callable[[np.ndarray], np.ndarray]
+    features: Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, C) -> float32 (B, dimension)
     dimension: int
-    batch: int
-    noise: int
-    mode: str
-    sha256: str
+    batch: int  # images per call
+    noise: int  # images that the ceiling is taken from
+    mode: str  # what happens to an image before the network, in words
+    sha256: str  # of the network's weights file
     device: torch.device
 
     @classmethod
