@@ -97,14 +97,13 @@ def look(dataset: SketchesConfig, most: int) -> tuple[int, list[Named]]:
 def _files(dataset: SketchesConfig) -> list[Path]:
     """The files of lines that `dataset` names; those of Quick, Draw! are fetched where no path is given."""
     path = local(dataset)
+    folder = path or layout.path(layout.DOWNLOAD, file="quickdraw")
+    files = [folder / f"{category}.ndjson" for category in dataset.categories]
     if path is None:
-        folder = layout.path(layout.DOWNLOAD, file="quickdraw")
-        files = [folder / f"{category}.ndjson" for category in dataset.categories]
         for file in files:
             fetch(f"{QUICKDRAW}/{urllib.parse.quote(file.name)}", file)
     elif path.is_dir():
-        names = [f"{category}.ndjson" for category in dataset.categories]
-        files = [path / name for name in names] or sorted(path.glob("*.ndjson"))
+        files = files or sorted(path.glob("*.ndjson"))
     else:
         files = [path]
     if not files:

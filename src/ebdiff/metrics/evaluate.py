@@ -28,15 +28,7 @@ from ebdiff.metrics.distances import Gaussian, Real, nearest, precision_recall
 from ebdiff.metrics.features import Extractor, scratch
 from ebdiff.system.draws import generator
 from ebdiff.system.errors import Unusable, UserError
-from ebdiff.system.files import (
-    load_memmap,
-    new_memmap,
-    read_arrays,
-    read_json,
-    replacing,
-    write_arrays,
-    write_json,
-)
+from ebdiff.system.files import load_memmap, read_arrays, read_json, write_arrays, write_json, write_rows
 
 RECONSTRUCTED, DECODED = 10_000, 256  # images that a first stage is measured on, at most; and at a time
 FLOOR_DRAWS = 4  # of real images that the floor is averaged over, where there are as many
@@ -74,30 +66,21 @@ def reference_stats(
             f"reference statistics of {dataset}: {number:,} images, of {FEWEST} to {len(pixels):,}"
         )
     extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
-    statistics, features_path = work.path(layout.REFERENCE), work.path(layout.REFERENCE_FEATURES)
+    path, path_apart = work.path(layout.REFERENCE_FEATURES), work.path(layout.HELD_OUT_FEATURES)
     held_out = open_held_out(dataset)
     order, apart = _drawn("reference", len(pixels), number), _drawn("held out", len(held_out), number)
     noise = generator(0, "reference/noise").integers(
         0, 256, (min(number, extractor.noise), *pixels.shape[1:]), np.uint8
     )
-    with (
-        replacing(features_path) as temporary,
-        replacing(work.path(layout.HELD_OUT_FEATURES)) as temporary_apart,
-        scratch(features_path.parent, len(noise), extractor.dimension) as ceiling,
-    ):
-        shape = (number, extractor.dimension)
-        features = new_memmap(temporary, np.float32, shape)
-        extractor.fill(features, pixels, "real images", order)
-        unseen = new_memmap(temporary_apart, np.float32, (len(apart), extractor.dimension))
-        if len(apart):
-            extractor.fill(unseen, held_out, "held-out images", apart)
-        extractor.fill(ceiling, noise, "noise")
-        real = Real.of(features, extractor.device)
-        ceiling = real.distances(ceiling, extractor.device)
-        features.flush()
-        unseen.flush()
+    features = extractor.batches(pixels, "real images", order)
+    write_rows(path, np.float32, (number, extractor.dimension), features)
+    unseen = extractor.batches(held_out, "held-out images", apart) if len(apart) else ()
+    write_rows(path_apart, np.float32, (len(apart), extractor.dimension), unseen)
+    real = Real.of(load_memmap(path), extractor.device)
+    with extractor.whole(noise, "noise", path.parent) as features:
+        ceiling = real.distances(features, extractor.device)
     write_arrays(
-        statistics,
+        work.path(layout.REFERENCE),
         mean=real.fitted.mean,
         covariance=real.fitted.covariance,
         count=np.array(number),
@@ -177,8 +160,7 @@ def measure_first_stage(experiment: Experiment, device: torch.device = CPU) -> d
         for protocol in experiment.evaluation.protocols:
             extractor = Extractor.open(protocol, dataset, experiment.evaluation, device)
             real = _reference(dataset, experiment.evaluation.reference_count, extractor)[0]
-            with scratch(path.parent, len(rows), extractor.dimension) as features:
-                extractor.fill(features, decoded, "decoded images")
+            with extractor.whole(decoded, "decoded images", path.parent) as features:
                 protocols[protocol] = real.distances(features, extractor.device) | extractor.story()
     found = {
         "codec": experiment.codec.model_dump(mode="json"),
@@ -243,8 +225,7 @@ def _measure(
     real, held_out, ceiling = _reference(dataset, settings.reference_count, extractor)
     manifest = read_json(layout.path(layout.MANIFEST, dataset=dataset))
     number, looks, precision, recall = real.fitted.count, {}, None, None
-    with scratch(folder, len(pixels), extractor.dimension) as features:
-        extractor.fill(features, pixels, "samples")
+    with extractor.whole(pixels, "samples", folder) as features:
         sets = features, real.features, held_out, extractor.device
         distances, (floor, at_floor) = real.distances(features, extractor.device), _floor(*sets)
         # Only where there are features of just the images that training saw.

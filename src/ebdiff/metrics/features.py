@@ -53,18 +53,26 @@ class Extractor:
         mode = inception.MODES[protocol]
         return cls(protocol, network, inception.DIMENSION, batch, 256, mode, network.sha256, device)
 
-    def fill(
-        self, out: np.ndarray, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
-    ) -> None:
-        """Write the features of images (all, or in an `order`) into `out`, float32 (n, dimension), batch by
-        batch; `what` they are stands before the time left.
-        """  # fmt: skip
+    def batches(
+        self, pixels: np.ndarray | Files, what: str, order: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Features (b, dimension) of images, all or in an order, batch by batch; `what` says whose."""
         order = np.arange(len(pixels)) if order is None else order
         with progress(total=len(order), desc=f"{self.protocol}: {what}", unit=" images") as bar:
             for first in range(0, len(order), self.batch):
                 rows = order[first : first + self.batch]
-                out[first : first + len(rows)] = self.features(pixels[rows])
+                yield self.features(pixels[rows])
                 bar.update(len(rows))
+
+    @contextmanager
+    def whole(self, pixels: np.ndarray | Files, what: str, folder: Path) -> Iterator[np.ndarray]:
+        """Features (n, dimension) of all images, in a nameless file of a folder."""
+        with scratch(folder, len(pixels), self.dimension) as found:
+            first = 0
+            for part in self.batches(pixels, what):
+                found[first : first + len(part)] = part
+                first += len(part)
+            yield found
 
     def story(self) -> dict[str, object]:
         """What stands beside every number: network, mode, device and versions."""

@@ -179,18 +179,6 @@ def write_rows(
             file.write(np.ascontiguousarray(part, dtype).data)
 
 
-def new_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A new npy file, memory-mapped for writing.
-
-    Its room is taken at once: a full disk is an error here, but kills a process that touches a page later.
-    """
-    with naming(path):
-        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        with path.open("r+b") as file:
-            take_room(file, path.stat().st_size)
-    return array
-
-
 def take_room(file: BinaryIO, size: int) -> None:
     """Have the disk keep the first `size` bytes of an open file."""
     os.posix_fallocate(file.fileno(), 0, size)
