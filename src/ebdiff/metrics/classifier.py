@@ -106,26 +106,24 @@ def fit(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
             loss.backward()
             optimizer.step()
     network.eval()
+    block = max(1, BLOCK // (pixels.shape[1] * pixels.shape[2]))
+
+    def features(rows: np.ndarray) -> np.ndarray:
+        parts = range(0, len(rows), block)
+        return np.concatenate([network.extract(pixels[rows[i : i + block]]) for i in parts])
+
     with torch.inference_mode():
         # Features of mean square 1 on real images, and the head inversely: no logit changes (ReLU is
         # homogeneous), but distances no longer grow with training.
-        scale = _in_blocks(network, pixels, train)[0].square().mean().sqrt()
+        scale = torch.from_numpy(features(train)).square().mean().sqrt()
         network.features.weight /= scale
         network.features.bias /= scale
         network.head.weight *= scale
-        guesses = _in_blocks(network, pixels, test)[1].argmax(dim=1)
-    accuracy = float((guesses == torch.from_numpy(labels[test])).float().mean())
+    guesses = network.probabilities(features(test)).argmax(axis=1)
+    accuracy = float(torch.from_numpy(guesses == labels[test]).float().mean())
     story = {"accuracy": accuracy, "channels": pixels.shape[3], "classes": int(labels.max()) + 1}
     store.write(path, network.state_dict(), {"story": story})
     return accuracy
-
-
-def _in_blocks(network: Classifier, pixels: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features (n, 64) and logits (n, classes) of some images."""
-    block = max(1, BLOCK // (pixels.shape[1] * pixels.shape[2]))
-    parts = [network(to_float(torch.tensor(pixels[rows[i : i + block]]))) for i in range(0, len(rows), block)]
-    features, logits = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(logits)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, float]:

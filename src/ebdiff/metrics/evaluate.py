@@ -83,10 +83,10 @@ def reference_stats(
         work.path(layout.REFERENCE),
         mean=real.fitted.mean,
         covariance=real.fitted.covariance,
-        count=np.array(number),
-        within=np.array(real.within),
-        ceiling=np.array([ceiling["fd"], ceiling["kid"], len(noise)]),
-        weights=np.array(extractor.sha256),
+        count=number,
+        within=real.within,
+        ceiling=[*ceiling.values(), len(noise)],
+        weights=extractor.sha256,
     )
     work.end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.schema import Evaluation
 from ebdiff.metrics import classifier, inception
 from ebdiff.system.devices import device_name
-from ebdiff.system.files import naming, sha256, take_room
+from ebdiff.system.files import naming, sha256
 from ebdiff.system.ledger import versions
 from ebdiff.system.progress import progress
 
@@ -91,5 +92,6 @@ def scratch(folder: Path, *shape: int, dtype: type = np.float32) -> Iterator[np.
     """An array of a shape in a nameless temporary file of a folder: disk, not memory."""
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
-        take_room(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        # A full disk is an error here, but kills a process that touches a page later.
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
         yield np.memmap(file, dtype, "w+", shape=shape)

@@ -66,11 +66,9 @@ def lease(gpus: list[str], count: int, own: bool, share: int = 1, wait: float = 
     it whole.
 
     Args:
-        gpus: their machine-wide names.
-        count: how many are needed, at most all.
-        own: whether to wait rather than to use what others hold.
+        gpus: their machine-wide names, of which `count` are needed.
+        own: whether to wait, looking every few seconds, rather than to use what others hold.
         share: slots of a GPU, of which one is taken; 1 takes it whole.
-        wait: seconds between two looks.
 
     Returns:
         the positions in `gpus` of the leased ones.

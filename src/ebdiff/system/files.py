@@ -179,11 +179,6 @@ def write_rows(
             file.write(np.ascontiguousarray(part, dtype).data)
 
 
-def take_room(file: BinaryIO, size: int) -> None:
-    """Have the disk keep the first `size` bytes of an open file."""
-    os.posix_fallocate(file.fileno(), 0, size)
-
-
 def load_memmap(path: Path) -> np.ndarray:
     """Memory-map an npy file."""
     with reading(path, ValueError, OSError, EOFError):
@@ -216,13 +211,10 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold the lock of a state folder; it dies with its process, however that ends.
+    """Hold the lock of a state folder, which dies with its process; UserError if another one holds it.
 
     The lock file says who holds it. Whatever is half-written in the folder then belongs to nobody any more,
     and goes; what is empty afterwards goes, the lock included.
-
-    Raises:
-        UserError: another process holds it, such as a job that outlived its killed Snakemake.
     """
     path = folder.with_name(f"{folder.name}.lock")
     with naming(folder):
