@@ -151,8 +151,8 @@ def by_folder(found: Collection) -> Collection:
     return replace(found, items=items)
 
 
-def _columns(schema: Any, where: object) -> tuple[str, bool]:
-    """The column of images, binary or a struct with `bytes` (the hub's layout), and whether labels exist."""
+def _columns(schema: Any, where: object) -> list[str]:
+    """The column of images, binary or a struct with `bytes` (the hub's layout), and that of labels if any."""
     import pyarrow as pa
 
     def holds_bytes(kind: pa.DataType) -> bool:
@@ -167,18 +167,20 @@ def _columns(schema: Any, where: object) -> tuple[str, bool]:
             f"{where}: no image column (a struct with `bytes`, as on the hub, or binary); "
             f"columns found: {columns}"
         )
+    images = next((name for name in ("image", "img") if name in found), found[0])
     label = schema.get_field_index("label")
     labelled = label >= 0 and pa.types.is_integer(schema.field(label).type)
-    return next((name for name in ("image", "img") if name in found), found[0]), labelled
+    return [images, "label"] if labelled else [images]
 
 
 def _rows(
-    batches: Iterable[Any], column: str, labelled: bool, where: object, row: int = 0, files: bool = False
+    batches: Iterable[Any], columns: list[str], where: object, row: int = 0, files: bool = False
 ) -> Iterator[Item]:
     """The images of Arrow batches or tables, one after the other, from number `row`; see `_cell`."""
     for batch in batches:
-        labels = batch.column("label").to_pylist() if labelled else [None] * len(batch)
-        for value, label in zip(batch.column(column), labels, strict=True):
+        images, *labels = (batch.column(name) for name in columns)
+        labels = labels[0].to_pylist() if labels else [None] * len(batch)
+        for value, label in zip(images, labels, strict=True):
             yield Item(f"{where}:row {row}", partial(_cell, value, files), label)
             row += 1
 
@@ -223,27 +225,27 @@ def parquet(paths: list[Path]) -> Collection:
 
     def items(stride: int = 1) -> Iterator[Item]:
         before = 0  # rows of all files so far
-        for path, (column, labelled) in columns.items():
+        for path in paths:
             with opened(path) as file, refusing(path, "damaged", *errors):
                 row = 0
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     wanted = len(range(-before % stride, rows, stride))
-                    batches = _batches(file, path, group, column, labelled) if wanted else ()
-                    yield from islice(_rows(batches, column, labelled, path, row), wanted)
+                    batches = _batches(file, path, group, columns[path]) if wanted else ()
+                    yield from islice(_rows(batches, columns[path], path, row), wanted)
                     row, before = row + rows, before + rows
 
     return Collection(str(paths[0] if len(paths) == 1 else paths[0].parent), count, items)
 
 
-def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> Iterator[Any]:
+def _batches(file: Any, path: Path, group: int, columns: list[str]) -> Iterator[Any]:
     """The rows of a parquet file's row group, as many at a time as surely take `CHUNK` bytes, at least one.
 
     Images are packed already: what unpacks to a multiple of its size holds one cell many times, or nothing,
     and is refused.
     """
-    told = file.metadata.row_group(group)
-    parts = [told.column(k) for k in range(told.num_columns)]
+    told, (column, *labels) = file.metadata.row_group(group), columns
+    parts = (told.column(k) for k in range(told.num_columns))
     part = next(p for p in parts if p.path_in_schema in (column, f"{column}.bytes"))
     size, stored = part.total_uncompressed_size, min(part.total_compressed_size, path.stat().st_size)
     bomb = UserError(
@@ -253,8 +255,7 @@ def _batches(file: Any, path: Path, group: int, column: str, labelled: bool) -> 
     if size > max(CHUNK, PACKED * stored):
         raise bomb
     rows = max(1, min(64, CHUNK // max(1, size)))
-    wanted = [part.path_in_schema, *(["label"] if labelled else [])]
-    for batch in file.iter_batches(rows, row_groups=[group], columns=wanted):
+    for batch in file.iter_batches(rows, row_groups=[group], columns=[part.path_in_schema, *labels]):
         if batch.column(column).nbytes > (size + 64) * len(batch):  # it lied about its size
             raise bomb
         yield batch
@@ -368,13 +369,11 @@ def from_hub(name: str, split: str = "train") -> Collection:
         rows = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise not_had(f"dataset.hub {name}, split {split}", "dataset.path", error) from None
-    column, labelled = _columns(rows.features.arrow_schema, f"dataset.hub {name}")
-    wanted = rows.select_columns([column, *(["label"] if labelled else [])]).with_format("arrow")
+    columns = _columns(rows.features.arrow_schema, f"dataset.hub {name}")
+    wanted = rows.select_columns(columns).with_format("arrow")
     story = {
         "title": name,
         "origin": f"https://huggingface.co/datasets/{name}",
         "licence": rows.info.license or "not stated",
     }
-    return Collection(
-        name, len(rows), lambda: _rows(wanted.iter(64), column, labelled, name, files=True), story
-    )
+    return Collection(name, len(rows), lambda: _rows(wanted.iter(64), columns, name, files=True), story)
