@@ -342,13 +342,13 @@ def init(name: str, images: str, size: int | None, force: bool, folder: Path = l
         text = propose_drawings(name, images, size, seen)
     else:
         size = 64 if size is None else size
-        levels(size)  # before anything is read
+        # The name is checked before anything is read: a proposal for images nobody has looked at yet.
+        _checked(propose(name, images, size, Look(1000, 0, Counter(), Counter(), True, 0)), name, path)
         seen = look(ImagesConfig(name=name, source="images", path=images))
         text = propose(name, images, size, seen)
         small = min(min(s) for s in seen.sizes)
         told = [f"note: sides of {small} pixels will be enlarged to {size}"] if small < size else []
-    mapping = load.with_base(plain.mapping(text, str(path)), path)
-    experiment = load.parse({**mapping, "name": name}, str(path))
+    experiment = _checked(text, name, path)
     _check_free(experiment, folder)
     write_text(path, text)
     return [
@@ -370,3 +370,7 @@ def _check_free(experiment: Experiment, folder: Path) -> None:
         raise UserError(
             f"{folder / f'{other.name}.yaml'}: calls other images {experiment.name!r}; choose another name"
         )
+
+
+def _checked(text: str, name: str, path: Path) -> Experiment:
+    return load.parse({**load.with_base(plain.mapping(text, str(path)), path), "name": name}, str(path))
