@@ -109,8 +109,8 @@ def fit(pixels: np.ndarray, labels: np.ndarray, path: Path) -> float:
     block = max(1, BLOCK // (pixels.shape[1] * pixels.shape[2]))
 
     def features(rows: np.ndarray) -> np.ndarray:
-        parts = range(0, len(rows), block)
-        return np.concatenate([network.extract(pixels[rows[i : i + block]]) for i in parts])
+        parts = (pixels[rows[first : first + block]] for first in range(0, len(rows), block))
+        return np.concatenate(list(map(network.extract, parts)))
 
     with torch.inference_mode():
         # Features of mean square 1 on real images, and the head inversely: no logit changes (ReLU is
