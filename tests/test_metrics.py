@@ -55,8 +55,16 @@ def test_one_image_has_no_distance(count):
 def test_memory_holds_the_statistics_and_a_block_never_the_features():
     d, block, count = 64, 200, 500
     rng = np.random.default_rng(0)
+
+    class Features:
+        def __len__(self):
+            return block * count
+
+        def __getitem__(self, rows):
+            return rng.standard_normal((rows.stop - rows.start, d), np.float32)
+
     tracemalloc.start()
-    fit = Gaussian.stream(rng.standard_normal((block, d), np.float32) for _ in range(count))
+    fit = Gaussian.fit(Features(), block)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert fit.count == block * count

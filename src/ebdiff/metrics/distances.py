@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,28 +27,20 @@ class Gaussian:
 
     @classmethod
     def fit(cls, features: np.ndarray, block: int = ROWS) -> Gaussian:
-        """Statistics of features (n, d), n >= 2, in memory or memory-mapped; see `stream`."""
-        return cls.stream(features[i : i + block] for i in range(0, len(features), block))
-
-    @classmethod
-    def stream(cls, blocks: Iterable[np.ndarray]) -> Gaussian:
-        """Mean and unbiased covariance of features that come in blocks (b, d) of any sizes.
+        """Mean and unbiased covariance of features (n, d), n >= 2, in memory or memory-mapped.
 
         Blocks are merged by the pairwise update of Chan, Golub and LeVeque (1983): no cancellation,
         whatever the mean, and every row counts.
-
-        Raises:
-            UserError: fewer than two rows.
         """
         count, mean, scatter = 0, np.zeros(()), np.zeros(())
-        for block in blocks:
-            block = np.asarray(block, np.float64)
-            here = block.mean(axis=0)
-            centred, apart = block - here, here - mean
+        for first in range(0, len(features), block):
+            rows = np.asarray(features[first : first + block], np.float64)
+            here = rows.mean(axis=0)
+            centred, apart = rows - here, here - mean
             scatter = scatter + centred.T @ centred
-            scatter += np.outer(apart, apart) * (count * len(block) / (count + len(block)))
-            count += len(block)
-            mean = mean + apart * (len(block) / count)
+            scatter += np.outer(apart, apart) * (count * len(rows) / (count + len(rows)))
+            count += len(rows)
+            mean = mean + apart * (len(rows) / count)
         if count < 2:
             raise UserError(f"a distance needs at least 2 images on each side, not {count}")
         return cls(mean, scatter / (count - 1), count)
