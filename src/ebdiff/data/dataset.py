@@ -278,9 +278,10 @@ class Images(Stored):
         needn't wait, as it would for a choice by booleans.
         """
         pixels, *labels, mirrored = moved(arrays, device, self.resident)
-        both = torch.cat([pixels, pixels.flip(2)])
+        planar = pixels.permute(0, 3, 1, 2).contiguous()  # whose rows turn faster
+        both = torch.cat([planar, planar.flip(3)])
         rows = torch.arange(len(pixels), device=device) + len(pixels) * mirrored
-        return Batch(to_float(both.index_select(0, rows)), Cond(*labels))
+        return Batch(to_float(both.index_select(0, rows).permute(0, 2, 3, 1)), Cond(*labels))
 
 
 class Latents(Stored):
