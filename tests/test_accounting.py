@@ -6,10 +6,8 @@ import pytest
 from conftest import ROOT
 
 from ebdiff.cost.accounting import (
-    TrainedExpert,
     average,
     average_visited,
-    like_iterations,
     mask_seconds,
     search_steps,
     speedups,
@@ -50,13 +48,13 @@ def test_published_speedups_follow_from_the_formulas(table, setting, row):
     dense, times = DENSE.get(setting, 800_000), STEP_TIME[setting]
     method, iterations = method_of(row), int(row["iterations"])
     if method == "ta-eb":  # 60 and 80 % networks are faster than the 30 % one
-        experts = [TrainedExpert(iterations, c) for c in (times[0.3], times[0.5], 0.2)]
+        each = (times[0.3], times[0.5], 0.2)
     elif method == "unpruned":
-        experts = [TrainedExpert(iterations, 1.0)]
+        each = (1.0,)
     else:
-        rate = float(row.get("nominal_rate") or 0.5)
-        experts = [TrainedExpert(iterations, times[rate])]
-    found = speedups(method, dense, experts, search_steps=0).as_paper
+        each = (times[float(row.get("nominal_rate") or 0.5)],)
+    costs = [iterations * c for c in each]
+    found = speedups(method, dense, costs, [0] * len(costs), 0).as_paper
     printed = TRUNCATED.get((table, row["speedup"]), float(row["speedup"]))
     assert found == pytest.approx(printed, abs=0.02)
     if (table, row["speedup"]) in TRUNCATED:
@@ -65,8 +63,7 @@ def test_published_speedups_follow_from_the_formulas(table, setting, row):
 
 def test_the_three_ways_of_counting_by_hand():
     # Costs 280, 152 and 150 dense steps; each expert waits for its own search, searches side by side.
-    experts = [TrainedExpert(400, 0.7, 90), TrainedExpert(400, 0.38, 261), TrainedExpert(600, 0.25, 50)]
-    found = speedups("ta-eb", 800, experts, search_steps=401)
+    found = speedups("ta-eb", 800, [400 * 0.7, 400 * 0.38, 600 * 0.25], [90, 261, 50], 401)
     assert found.as_paper == pytest.approx(800 / 280)
     assert found.with_search == pytest.approx(800 / (152 + 261))
     assert found.device_time == pytest.approx(800 / (280 + 152 + 150 + 401))
@@ -76,7 +73,7 @@ def test_the_three_ways_of_counting_by_hand():
     ("method", "before"), [("scratch", 800), ("finetune", 800), ("eb", 0), ("control", 0)]
 )
 def test_only_scratch_and_finetune_are_charged_the_dense_training(method, before):
-    found = speedups(method, 800, [TrainedExpert(900, 0.4)], search_steps=0)
+    found = speedups(method, 800, [900 * 0.4], [0], 0)
     assert found.as_paper == pytest.approx(800 / (before + 360))
 
 
@@ -141,11 +138,3 @@ def test_a_gradient_criterions_masks_are_charged_in_proportion_to_the_intervals(
     # 8 and 5 of 10 intervals.
     assert found == {("full", "taylor", "ema"): pytest.approx(96), ("full", "taylor", "raw"): 25}
     assert mask_seconds(e, stories[:2], lambda *ticket: 1 / 0) == {}
-
-
-def test_like_iterations_cost_the_same_device_time():
-    experts = [TrainedExpert(900, 0.4)]
-    assert like_iterations(experts, 261, 1.0) == 360 + 261
-    assert like_iterations(experts, 261, 0.4) == round(621 / 0.4)
-    assert like_iterations([TrainedExpert(400, 0.7), TrainedExpert(400, 0.25)], 0, 0.5) == 760
-    assert like_iterations([TrainedExpert(1, 0.001)], 0, 1.0) == 1

@@ -18,7 +18,7 @@ from reported import fabricate, make
 from ebdiff.experiment import load
 from ebdiff.experiment.stages import FIGURES
 from ebdiff.experiment.stages import figures as figures_of
-from ebdiff.report import figures, page, shown, style
+from ebdiff.report import figures, page, style
 from ebdiff.report.results import Results
 
 TEXT_BLOCK = 6.875  # inches: both columns of a CVPR page; one is 3.25 wide
@@ -92,8 +92,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("finished"))
         reported.vouched(patch)
-        for room in (style, shown):
-            patch.setattr(room, "DPI", 100)  # drawn faster
+        patch.setattr(style, "DPI", 100)  # drawn faster
         e = make(seeds=(0, 1))
         fabricate(e)
         reported.write(e, *figures_of(e), folder=Path("page"))

@@ -368,11 +368,12 @@ def test_damaged_files_are_left_out_of_a_partial_table_by_name_and_refused_in_a_
         write(e, "table4")
 
 
-def test_a_table_in_a_terminal_is_aligned():
+def test_a_table_is_aligned_and_a_block_named_once():
     columns = (render.Column("run", "Run", str, left=True), render.Column("n", "Steps\n(K)", str))
     table = render.Table("Two runs", columns, [["long name", 7], ["b", None]], ["", "†"], ["A note."])
-    assert render.to_text(table).splitlines() == [
-        "Two runs", "Run          Steps (K)", "long name            7", "b †                  –", "A note.",
+    assert render.to_markdown(table).splitlines() == [
+        "**Two runs**", "", "| Run       |   Steps (K) |", "|:----------|------------:|",
+        "| long name |           7 |", "| b †       |           – |", "", "A note.  ",
     ]  # fmt: skip
     grouped = replace(table, values=[["a", 1], ["a", 2], ["b", 2], ["a", 2]], marks=[""] * 4, grouped=True)
     assert [row[0] for row in grouped.cells()] == ["a", "", "b", "a"]
@@ -448,12 +449,11 @@ def test_a_whole_report_is_written_from_what_it_is_said_to_read():
     assert wanted >= {f"results/digits/seed0/tickets/full/magnitude/{w}/hamming.npz" for w in ("raw", "ema")}
 
 
-def test_the_room_imports_no_torch_and_what_stages_ask_is_light():
-    everything = "figures, page, published, reading, results, shown, tables"
+def test_the_room_imports_no_torch_and_the_page_draws_nothing():
+    everything = "figures, page, published, reading, results, tables"
     drawing = {"matplotlib", "seaborn"}
     for modules, forbidden in (
         (everything, {"torch"}),
-        ("shown", {"torch", "pandas", "jinja2", *drawing}),
         ("tables, page", {"torch", *drawing}),
     ):
         code = f"import sys; from ebdiff.report import {modules}; print({forbidden} & sys.modules.keys())"
@@ -485,9 +485,11 @@ def test_the_heat_maps_box_follows_the_early_bird_rule():
         Results(e).hamming(0, "full", "magnitude", "ema", 0.9)
 
 
-def test_samples_stand_in_reading_order():
-    images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    assert figures.tile(images, 2).tolist() == [[0, 255, 1], [255, 255, 255], [2, 255, 3]]
+def test_samples_stand_in_a_row():
+    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    assert figures.strip(images[:2], 2).tolist() == [[0, 255, 1]]
+    assert figures.strip(images, 4).tolist() == [[0, 255, 1, 255, 2, 255, 255]]
+    assert figures.strip(images.repeat(3, axis=3), 3).shape == (1, 5, 3)
 
 
 def test_the_look_is_seaborns():

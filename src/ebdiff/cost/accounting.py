@@ -1,4 +1,4 @@
-"""Averages over spans, speed-ups and equal-time counts: pure arithmetic, no torch.
+"""Averages over spans, and speed-ups: pure arithmetic, no torch.
 
 Speed-ups follow the rules derived from the paper's tables: with `c(r)` the time per step of a
 network pruned at rate r divided by the dense one's, and D the steps of the unpruned run,
@@ -14,8 +14,7 @@ masks; searches run side by side too. By device time everything is summed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
@@ -62,28 +61,7 @@ def every_network(cost: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {k: {"training_flops": training_flops(2 * n["macs"], 0), **n} for k, n in networks.items()}
 
 
-@dataclass(frozen=True)
-class TrainedExpert:
-    """What an expert's training costs.
-
-    Attributes:
-        iterations: optimiser steps.
-        step_time: time per step relative to the dense network's (c), dense = 1.
-        waited: dense steps that its search and masks took, before which it can't begin.
-    """
-
-    iterations: int
-    step_time: float
-    waited: float = 0
-
-    @property
-    def cost(self) -> float:
-        """Cost in dense steps."""
-        return self.iterations * self.step_time
-
-
-@dataclass(frozen=True)
-class Speedups:
+class Speedups(NamedTuple):
     """How many times cheaper than the unpruned run, counted three ways."""
 
     as_paper: float
@@ -91,67 +69,51 @@ class Speedups:
     device_time: float
 
 
-def trained(
+def waits(
     experts: Sequence[Expert],
-    iterations: Sequence[int],
-    step_times: Sequence[float],
     searched: Mapping[str, int],
     masked: Mapping[tuple[str, str, str], float],
     dense_ms: float,
-) -> tuple[list[TrainedExpert], float]:
-    """What training some experts costs, and the dense steps that all their searches and masks took.
+) -> tuple[list[float], float]:
+    """Dense steps that each expert waits for its own search and masks; what all of these took together.
 
     Args:
         experts: of a run.
-        iterations: optimiser steps of each.
-        step_times: of each, relative to the dense network's.
         searched: `search_steps` of their tickets.
         masked: `mask_seconds` of their tickets.
         dense_ms: measured time of a dense step.
     """
     masks = {ticket: 1e3 * seconds / dense_ms for ticket, seconds in masked.items()}
-    found = []
-    for e, n, step in zip(experts, iterations, step_times, strict=True):
-        waited = searched.get(e.search, 0) + masks.get((e.search, e.criterion, e.weights), 0)
-        found.append(TrainedExpert(n, step, waited if e.needs_ticket else 0))
-    return found, sum(searched.values()) + sum(masks.values())
+    own = [
+        searched.get(e.search, 0) + masks.get((e.search, e.criterion, e.weights), 0) if e.needs_ticket else 0
+        for e in experts
+    ]
+    return own, sum(searched.values()) + sum(masks.values())
 
 
 def speedups(
-    method: str, dense_iterations: int, experts: Sequence[TrainedExpert], search_steps: float
+    method: str, dense_iterations: int, costs: Sequence[float], waits: Sequence[float], together: float
 ) -> Speedups:
     """Speed-ups of a run over the unpruned one.
 
     Args:
         method: the run's method; `scratch` and `finetune` are charged the dense training.
         dense_iterations: D, steps of the unpruned run.
-        experts: the run's experts.
-        search_steps: dense steps that all its searches and masks took together.
+        costs: I c, what each expert's training costs, in dense steps.
+        waits, together: as `waits` gives them.
     """
     before = dense_iterations if method in AFTER_DENSE else 0
     return Speedups(
-        as_paper=dense_iterations / (before + max(e.cost for e in experts)),
-        with_search=dense_iterations / (before + max(e.waited + e.cost for e in experts)),
-        device_time=dense_iterations / (before + sum(e.cost for e in experts) + search_steps),
+        as_paper=dense_iterations / (before + max(costs)),
+        with_search=dense_iterations / (before + max(map(sum, zip(waits, costs, strict=True)))),
+        device_time=dense_iterations / (before + sum(costs) + together),
     )
 
 
-def like_iterations(experts: Sequence[TrainedExpert], search_steps: float, step_time: float) -> int:
-    """Steps of a network that cost the same device time as a run, its search included.
-
-    Args:
-        experts: the run to be like.
-        search_steps: dense steps that that run's searches and masks took.
-        step_time: relative step time of the network to be trained (dense = 1).
-    """
-    return max(1, round((sum(e.cost for e in experts) + search_steps) / step_time))
-
-
 def search_steps(stories: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Dense steps charged to each search for finding some tickets.
+    """Dense steps charged to each search: once, up to the last of the given tickets' own intervals.
 
-    A search is charged once, up to the last of the given tickets' own intervals; `final` tickets
-    need no search. Searches never share a training, so several add up.
+    `final` tickets need no search. Searches never share a training, so several add up.
 
     Args:
         stories: ticket stories with `search` and `step`.
@@ -168,8 +130,7 @@ def mask_seconds(
 ) -> dict[tuple[str, str, str], float]:
     """Device seconds charged to the masks of gradient criteria, by search, criterion and weights.
 
-    As a search is, they are charged once, up to the last of the given tickets' own intervals: a proportional
-    share of what all intervals took. Magnitude masks are taken while training, within its time.
+    As a search is, once: the share of what all intervals took. Magnitude masks are taken while training.
 
     Args:
         experiment: whose rates masks were taken at.

@@ -49,17 +49,15 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
     alike; medians are reported. Timed is the real training loop on items of the right shape, each
     network executed as it will be: nothing else may run on the machine.
     """
-    work, networks, steps = Work(experiment, "measure-cost"), counts(experiment), {}
-    sparse, alike = sparse_counts(experiment, networks), dict[str, str]()
-    for name, rate in rates(experiment).items():
-        runtime = Runtime.of(experiment, "training", name, device)
-        steps[name] = training_step(experiment, network_of(experiment, rate), runtime)
-    firsts = dict[tuple[str, str], str]()
-    for name, x in experiment.sparse().items():
-        alike[name] = firsts.setdefault(timed_as(x), name)
-        if alike[name] == name:
-            runtime = Runtime.of(experiment, "training", x.network, device)
-            steps[name] = training_step(experiment, network_of(experiment, x.rate or 0), runtime, x.sparse)
+    work, networks = Work(experiment, "measure-cost"), counts(experiment)
+    sparse = sparse_counts(experiment, networks)
+    timed = {name: (name, rate, None) for name, rate in rates(experiment).items()}
+    for x in experiment.sparse().values():
+        timed.setdefault(timed_as(x), (x.network, x.rate or 0, x.sparse))
+    steps = {}
+    for name, (network, rate, masks) in timed.items():
+        runtime = Runtime.of(experiment, "training", network, device)
+        steps[name] = training_step(experiment, network_of(experiment, rate), runtime, masks)
 
     began = time.perf_counter()
     times = {}
@@ -67,8 +65,10 @@ def measure_cost(experiment: Experiment, device: torch.device) -> dict[str, Any]
         low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / steps_at_once(device)
         times[name] = {"step_ms": round(middle, 3), "spread_ms": round(high - low, 3)}
     steps.clear()  # their memory goes to the peaks
-    for name, network in (networks | sparse).items():
-        network |= times[alike.get(name, name)]
+    for name, network in networks.items():
+        network |= times[name]
+    for name, x in experiment.sparse().items():
+        sparse[name] |= times[timed_as(x)]
     result = {
         "experiment": experiment.name,
         "batch": experiment.training.batch,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from ebdiff.codecs import autoencoder
 from ebdiff.cost import measure
-from ebdiff.cost.accounting import average_visited, every_network, search_steps, speedups, trained
+from ebdiff.cost.accounting import average_visited, every_network, search_steps, speedups, waits
 from ebdiff.cost.roofline import in_vain
 from ebdiff.cost.tune import sampling_step
 from ebdiff.data import sources
@@ -234,12 +234,10 @@ class Forecast:
                 seconds += task.seconds * task.devices if "seed" in task.job.where else 0
         experts, dense = e.runs[name].experts, self.networks["dense"]["step_ms"]
         ends = [self.end({"expert": x.key, "milestone": str(x.iterations)}) for x in experts]
-        times = [self.networks[x.costs]["step_ms"] / dense for x in experts]
-        before = search_steps(self.stories(experts)), self.masked(experts)
-        found = speedups(
-            e.runs[name].method, e.dense.iterations, *trained(experts, ends, times, *before, dense)
-        )
-        return {"seeds": len(e.seeds_of(name)), "steps": ends, "device_seconds": seconds, **asdict(found)}
+        costs = [n * (self.networks[x.costs]["step_ms"] / dense) for x, n in zip(experts, ends, strict=True)]
+        before = search_steps(self.stories(experts)), self.masked(experts), dense
+        found = speedups(e.runs[name].method, e.dense.iterations, costs, *waits(experts, *before))
+        return {"seeds": len(e.seeds_of(name)), "steps": ends, "device_seconds": seconds, **found._asdict()}
 
 
 def make(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.report import notes
 from ebdiff.report.results import Results
@@ -35,7 +36,7 @@ def export(experiment: Experiment, ensemble: Ensemble, out: Path) -> Path:
     if taken := next((path for path in (out, card) if path.exists()), None):
         raise UserError(f"{taken}: exists already; choose another name")
     results, story = Results(experiment, partial=True), ensemble.story
-    data = dict(results.manifest())
+    data = dict(results.file(layout.MANIFEST))
     origin = Path(data["origin"])
     if origin.is_absolute():
         data["origin"] = origin.name  # where the images lie here is nobody's business

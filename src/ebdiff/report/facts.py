@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ebdiff.cost import accounting
 from ebdiff.cost.accounting import Speedups, average
 from ebdiff.diffusion.schedule import visited
-from ebdiff.experiment import places
+from ebdiff.experiment import layout, places
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Expert
 from ebdiff.experiment.schema import FINAL
 from ebdiff.report.results import Results
@@ -41,6 +42,7 @@ class RunFacts:
         self.experts = tuple(sorted(self.run.experts, key=lambda e: e.serve))  # lowest timesteps first
         # Asked pruning rates, 0 of networks that keep all their channels; and over timesteps.
         self.rates = tuple(0.0 if e.network == "dense" else e.rate or 0.0 for e in self.experts)
+        self._serves = [e.serve for e in self.experts]
         self.rate = average(self.rates, self._serves)
         zeros = [e.sparse.zeros if e.sparse else 0.0 for e in self.experts]
         self.sparsity = average(zeros, self._serves)  # share of zeros among the weights that are masked
@@ -118,7 +120,18 @@ class RunFacts:
     @cached_property
     def seconds(self) -> tuple[float, ...]:
         """Seconds really spent in training, on all devices together, search and masks included."""
-        return self._per_seed(self._seconds)
+        trained = {(e.key, e.iterations): e for e in self.experts}
+        if self.run.method in accounting.AFTER_DENSE:
+            if self._unpruned is None:
+                return ()  # the dense training it is charged with belongs to no run
+            trained[self._unpruned.key, self._unpruned.iterations] = self._unpruned
+
+        def spent(seed: int) -> float:
+            experts = sum(self.results.ledger(seed, e)["device_seconds"] for e in trained.values())
+            searches = sum(self.search_seconds(seed, "device_seconds").values())
+            return experts + searches + sum(self.mask_seconds(seed).values())
+
+        return self._per_seed(spent)
 
     @cached_property
     def tickets(self) -> tuple[dict, ...]:
@@ -138,8 +151,17 @@ class RunFacts:
 
     def executed(self, use: str) -> list[str]:
         """How and on what the `training` of its searches and experts, or its `sampling`, really ran."""
-        read = {"training": self._trainings, "sampling": self._samplings}[use]
-        return list(dict.fromkeys(way for ways in self._per_seed(read) for way in ways))
+
+        def ways(seed: int) -> list[str]:
+            if use == "sampling":
+                ledger = self.results.file(layout.SAMPLE_LEDGER, run=self.name, seed=seed)
+                return [_executed(how, ledger) for how in ledger["execution"].values()]
+            ledgers = [self._search_ledger(seed, name) for name in self.search_steps(seed)]
+            ledgers += [self.results.ledger(seed, e) for e in self.experts]
+            jobs = [job for ledger in ledgers for job in ledger["processes"]]
+            return [_executed(job["execution"], job) for job in jobs if job["steps"]]
+
+        return list(dict.fromkeys(way for told in self._per_seed(ways) for way in told))
 
     def search_steps(self, seed: int) -> dict[str, int]:
         """Dense steps charged to each of its searches: until the last ticket taken from it."""
@@ -148,17 +170,17 @@ class RunFacts:
     def search_seconds(self, seed: int, kind: str = "seconds") -> dict[str, float]:
         """`seconds` or `device_seconds` charged to each of its searches: in proportion to the steps."""
         charged = self.search_steps(seed)
-        ledgers = {name: self.results.search_ledger(seed, name) for name in charged}
+        ledgers = {name: self._search_ledger(seed, name) for name in charged}
         return {name: ledgers[name][kind] * steps / ledgers[name]["steps"] for name, steps in charged.items()}
 
     def mask_seconds(self, seed: int) -> dict[tuple[str, str, str], float]:
         """Seconds charged to its gradient criteria's masks, by search, criterion and weights."""
-        ledger = partial(self.results.mask_ledger, seed)
-        return accounting.mask_seconds(self.results.experiment, self._stories(seed), ledger)
 
-    @property
-    def _serves(self) -> list[tuple[int, int]]:
-        return [e.serve for e in self.experts]
+        def ledger(search: str, criterion: str, weights: str) -> dict[str, Any]:
+            ticket = dict(search=search, criterion=criterion, weights=weights)
+            return self.results.file(layout.MASKS_LEDGER, seed=seed, **ticket)
+
+        return accounting.mask_seconds(self.results.experiment, self._stories(seed), ledger)
 
     def _networks(self, key: str) -> list[float]:
         return [self.results.network(e.costs)[key] for e in self.experts]
@@ -170,15 +192,8 @@ class RunFacts:
     def _stories(self, seed: int) -> list[dict]:
         return [self.results.story(seed, e) for e in self.experts if e.needs_ticket]
 
-    def _trainings(self, seed: int) -> list[str]:
-        ledgers = [self.results.search_ledger(seed, name) for name in self.search_steps(seed)]
-        ledgers += [self.results.ledger(seed, e) for e in self.experts]
-        jobs = [job for ledger in ledgers for job in ledger["processes"]]
-        return [_executed(job["execution"], job) for job in jobs if job["steps"]]
-
-    def _samplings(self, seed: int) -> list[str]:
-        ledger = self.results.sample_ledger(self.name, seed)
-        return [_executed(how, ledger) for how in ledger["execution"].values()]
+    def _search_ledger(self, seed: int, search: str) -> dict[str, Any]:
+        return self.results.file(layout.DENSE_LEDGER, seed=seed, search=search)
 
     def _iterations(self, seed: int) -> tuple[int, ...]:
         asked = [(e, e.iterations) for e in self.experts]
@@ -187,23 +202,11 @@ class RunFacts:
     def _speedups(self, seed: int, unit: str) -> Speedups:
         dense = self.results.network("dense")
         times = [cost / dense[unit] for cost in self._networks(unit)]
-        before = self.search_steps(seed), self.mask_seconds(seed)
-        trained, spent = accounting.trained(
-            self.experts, self._iterations(seed), times, *before, dense["step_ms"]
-        )
+        costs = [n * time for n, time in zip(self._iterations(seed), times, strict=True)]
+        before = self.search_steps(seed), self.mask_seconds(seed), dense["step_ms"]
         asked = self._unpruned.iterations if self._unpruned else self.results.experiment.dense.iterations
         assert isinstance(asked, int)  # `places.unpruned` sees to it
-        return accounting.speedups(self.run.method, asked, trained, spent)
-
-    def _seconds(self, seed: int) -> float | None:
-        trained = {(e.key, e.iterations): e for e in self.experts}
-        if self.run.method in accounting.AFTER_DENSE:
-            if self._unpruned is None:
-                return None  # the dense training it is charged with belongs to no run
-            trained[self._unpruned.key, self._unpruned.iterations] = self._unpruned
-        spent = sum(self.results.ledger(seed, e)["device_seconds"] for e in trained.values())
-        spent += sum(self.search_seconds(seed, "device_seconds").values())
-        return spent + sum(self.mask_seconds(seed).values())
+        return accounting.speedups(self.run.method, asked, costs, *accounting.waits(self.experts, *before))
 
 
 def _executed(how: Mapping[str, Any], where: Mapping[str, Any]) -> str:
@@ -219,6 +222,17 @@ def spread_of_ratio(results: Results, network: str) -> float:
     """The relative spread of a network's step time over the unpruned one's, by propagation of errors."""
     both = (results.network(name) for name in (network, "dense"))
     return math.hypot(*(n["spread_ms"] / n["step_ms"] for n in both))
+
+
+def plotted(e: Experiment) -> tuple[str, ...]:
+    """The runs of Figures 1 and 1b: the rows of Table 4, 5 or 6; else all that are sampled as usual."""
+    asked = (e.tables.get(table) for table in ("table4", "table5", "table6"))
+    return next(filter(None, asked), tuple(name for name, run in e.runs.items() if not run.sampling))
+
+
+def timestep_aware(e: Experiment) -> str | None:
+    """The timestep-aware run that Figure 3 draws: the first, in Figure 1's order."""
+    return next((name for name in (*plotted(e), *e.runs) if e.runs[name].method == "ta-eb"), None)
 
 
 def of_table(results: Results, table: str) -> list[RunFacts]:

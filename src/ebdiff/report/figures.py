@@ -19,10 +19,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ebdiff.diffusion.schedule import alphas_bar
+from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.runs import Budget
+from ebdiff.experiment.schema import FINAL
 from ebdiff.experiment.sparsity import Moving
-from ebdiff.report import notes, shown, style, text
-from ebdiff.report.facts import RunFacts
+from ebdiff.report import notes, style, text
+from ebdiff.report.facts import RunFacts, plotted, timestep_aware
 from ebdiff.report.results import Hamming, Results
 from ebdiff.report.significance import SEEDS, Mean
 
@@ -37,10 +39,10 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
     drawers: dict[str, Callable[[Results], Figure | None]] = {
         "figure1": lambda r: quality(r, "as_paper", "training time", "as the paper counts: 1 / speed-up"),
         "figure1b": lambda r: quality(r, "device_time", "device time", "search and all experts summed"),
-        "figure2": lambda r: matrices(r, shown.shown_searches(r.experiment)),
+        "figure2": lambda r: matrices(r, full_range(r.experiment)),
         "figure2b": controls,
         "figure3": timelines,
-        "figure4": lambda r: matrices(r, shown.expert_searches(r.experiment)),
+        "figure4": lambda r: matrices(r, of_regions(r.experiment)),
         "figure5": samples,
         "losses": losses,
         "sparsity": sparsity,
@@ -60,7 +62,7 @@ def write(results: Results, figures: Iterable[str], folder: Path) -> list[Path]:
 
 def quality(results: Results, counted: str, time: str, how: str) -> Figure | None:
     """Quality against time relative to the unpruned run, counted as one of the speed-ups is."""
-    runs = [RunFacts(results, name) for name in shown.plotted_runs(results.experiment)]
+    runs = [RunFacts(results, name) for name in plotted(results.experiment)]
     drawn = [facts for facts in runs if facts.quality and facts.speedups()]
     if not drawn:
         return None
@@ -109,23 +111,45 @@ def _number(axes: Axes) -> None:
         axes.annotate(line.get_label().split()[0], line.get_xydata()[0], **beside, **look)
 
 
-def _apart(x: np.ndarray, y: np.ndarray, wide: float = 12, high: float = 7) -> np.ndarray:
-    """Heights near `y`, in its order, at which labels of a size in points cover none beside."""
+def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Heights near `y`, in its order, at which labels of 12 by 7 points cover none beside."""
     rank = np.argsort(np.argsort(y, kind="stable"))
-    order, near = np.sign(rank[:, None] - rank), np.abs(x[:, None] - x) < wide
+    order, near = np.sign(rank[:, None] - rank), np.abs(x[:, None] - x) < 12
     for _ in range(300):
-        push = np.clip(high - order * (y[:, None] - y), 0, None) * near * order
+        push = np.clip(7 - order * (y[:, None] - y), 0, None) * near * order
         y = y + push.sum(1) / (2 * np.maximum(1, (push != 0).sum(1)))
     return y
 
 
-def _there(results: Results, panels: Iterable[shown.Panel]) -> list[tuple[shown.Panel, Hamming]]:
+Panel = tuple[str, str, str, float]  # search, criterion, weights, rate
+
+
+def full_range(e: Experiment) -> list[Panel]:
+    """The panels of Figure 2: searches over all timesteps."""
+    return [
+        (name, criterion, weights, rate)
+        for name, search in e.searches.items()
+        if search.span == (0, e.diffusion.timesteps)
+        for criterion in search.criteria
+        for weights in e.weights_of(name, criterion)
+        for rate in search.rates
+    ]
+
+
+def of_regions(e: Experiment) -> list[Panel]:
+    """The panels of Figure 4: tickets of timestep-aware runs."""
+    aware = [x for run in e.runs.values() if run.method == "ta-eb" for x in run.experts]
+    drawn = [x for x in aware if x.needs_ticket and x.search != FINAL and x.criterion != "random"]
+    return sorted({(x.search, x.criterion, x.weights, x.rate) for x in drawn if x.rate is not None})
+
+
+def _there(results: Results, panels: Iterable[Panel]) -> list[tuple[Panel, Hamming]]:
     """The mask distances of the first seed that are there."""
     seed, read = results.experiment.seeds[0], results.hamming
     return [(panel, found) for panel in panels if (found := results.attempt(read, seed, *panel)) is not None]
 
 
-def matrices(results: Results, panels: list[shown.Panel]) -> Figure | None:
+def matrices(results: Results, panels: list[Panel]) -> Figure | None:
     """Heat maps of mask distances, each ticket boxed; None if there is none."""
     drawn = _there(results, panels)
     if not drawn:
@@ -167,7 +191,7 @@ def _matrix(axes: Axes, hamming: Hamming, darkest: float) -> None:
 def controls(results: Results) -> Figure | None:
     """Is it a ticket or a slow average? Raw and EMA masks against their queue, start and chance."""
     searches = results.experiment.searches.items()
-    panels = [(s, "magnitude", w, rate) for s, x in searches for rate in x.rates for w in shown.WEIGHTS]
+    panels = [(s, "magnitude", w, rate) for s, x in searches for rate in x.rates for w in _WEIGHTS]
     drawn: dict[tuple[str, float], dict[str, Hamming]] = {}
     for (search, _, weights, rate), hamming in _there(results, panels):
         drawn.setdefault((search, rate), {})[weights] = hamming
@@ -176,8 +200,13 @@ def controls(results: Results) -> Figure | None:
     figure, grid = style.panels(len(drawn), 1.5)
     for i, (axes, ((search, rate), found)) in enumerate(zip(grid, drawn.items(), strict=True)):
         for weights, hamming in found.items():
-            _curves(axes, hamming, style.WEIGHTS_COLOURS[weights], _WEIGHTS[weights])
-        hamming = next(iter(found.values()))
+            x, queue, ticket = hamming.intervals, hamming.queue, hamming.ticket
+            colour, name = style.WEIGHTS_COLOURS[weights], _WEIGHTS[weights]
+            axes.plot(x, queue, color=colour, label=f"{name}: largest distance in the queue")
+            axes.plot(x, hamming.initial, "--", color=colour, label=f"{name}: distance to initial mask")
+            if ticket is not None:
+                axes.plot(x[ticket], queue[ticket], "o", color=colour, label=f"{name}: ticket")
+        hamming = next(iter(found.values()))  # chance and threshold are those of both
         axes.axhline(hamming.chance, color="#999999", linestyle=":", label="chance")
         axes.axhline(hamming.threshold, color="#c03030", linewidth=0.9, label="threshold")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -187,17 +216,9 @@ def controls(results: Results) -> Figure | None:
     return figure
 
 
-def _curves(axes: Axes, hamming: Hamming, colour: str, name: str) -> None:
-    x, queue, ticket = hamming.intervals, hamming.queue, hamming.ticket
-    axes.plot(x, queue, color=colour, label=f"{name}: largest distance in the queue")
-    axes.plot(x, hamming.initial, "--", color=colour, label=f"{name}: distance to initial mask")
-    if ticket is not None:
-        axes.plot(x[ticket], queue[ticket], "o", color=colour, label=f"{name}: ticket")
-
-
 def timelines(results: Results) -> Figure | None:
     """Noise against t with the spans of the timestep-aware run, and where training time went."""
-    name = shown.timestep_aware_run(results.experiment)
+    name = timestep_aware(results.experiment)
     if name is None:
         return None
     facts = RunFacts(results, name)
@@ -274,7 +295,8 @@ def samples(results: Results) -> Figure | None:
     ]
     if not rows:
         return None
-    rows += [(f"real images ({experiment.dataset.name})", real)] if real is not None else []
+    if real is not None:
+        rows.append((f"real images ({experiment.dataset.name})", real))
     blocks = 1 if len(rows) <= 12 else 2
     down, width = math.ceil(len(rows) / blocks), style.PAGE / blocks - _TITLE
     across = (16 if rows[0][1].shape[1] <= 16 else 8) // blocks
@@ -284,7 +306,7 @@ def samples(results: Results) -> Figure | None:
     for i, (title, images) in enumerate(rows):
         left, bottom = _TITLE + i // down * style.PAGE / blocks, side * (down - 1 - i % down)
         axes = figure.add_axes((left / style.PAGE, bottom / (down * side), width / style.PAGE, 0.94 / down))
-        axes.imshow(tile(images[:across], across), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(strip(images[:across], across), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
         title = "\n".join(textwrap.wrap(title, 22)[:3])
         place = dict(ha="right", va="center", fontsize=style.SMALL, transform=axes.transAxes)
@@ -292,15 +314,13 @@ def samples(results: Results) -> Figure | None:
     return figure
 
 
-def tile(images: np.ndarray, across: int, gap: int = 1) -> np.ndarray:
-    """Images uint8 (N, H, W, C) in white-gapped rows of so many: (.., ..) grey or (.., .., 3)."""
-    count, height, width, channels = images.shape
-    down = math.ceil(count / across)
-    canvas = np.full((down * (height + gap) - gap, across * (width + gap) - gap, channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // across * (height + gap), i % across * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas[..., 0] if channels == 1 else canvas[..., :3]
+def strip(images: np.ndarray, across: int) -> np.ndarray:
+    """Up to so many images uint8 (N, H, W, C) in a row, a white pixel between two: (H, ..) or (H, .., C)."""
+    gaps = np.pad(
+        np.stack(list(images)), ((0, across - len(images)), (0, 0), (0, 1), (0, 0)), constant_values=255
+    )
+    row = np.concatenate(list(gaps), axis=1)[:, :-1]
+    return row[..., 0] if row.shape[2] == 1 else row
 
 
 def losses(results: Results) -> Figure | None:
@@ -313,12 +333,10 @@ def losses(results: Results) -> Figure | None:
         for i, expert in enumerate(facts.experts):
             curve, key = results.losses(facts.seeds[0], expert), (expert.key, expert.iterations)
             if len(curve) and key not in drawn:
-                line, label = (
-                    ("-", "--", ":", "-.")[i % 4],
-                    textwrap.shorten(facts.run.title, 32, placeholder="…"),
-                )
+                label = textwrap.shorten(facts.run.title, 32, placeholder="…")
                 label += f", t {expert.span[0]}-{expert.span[1]}" if len(facts.experts) > 1 else ""
-                axes.plot(*curve.T, line, color=style.METHOD_COLOURS[method], label=label)
+                line, colour = ("-", "--", ":", "-.")[i % 4], style.METHOD_COLOURS[method]
+                axes.plot(*curve.T, line, color=colour, label=label)
                 drawn.add(key)
     if not drawn:
         return None
@@ -344,9 +362,9 @@ def sparsity(results: Results) -> Figure | None:
     runs = [RunFacts(results, name) for name in results.experiment.runs]
     drawn = [f for f in runs if all(e.sparse for e in f.experts) and not f.run.sampling]
     drawn = [f for f in drawn if f.quality and f.speedups("training_flops")]
-    unpruned = next((f for f in runs if f.run.method == "unpruned" and f.quality), None)
     if not drawn:
         return None
+    unpruned = next((f for f in runs if f.run.method == "unpruned" and f.quality), None)
     curves: dict[tuple[str, str, str], list[RunFacts]] = {}
     for facts in drawn:
         curves.setdefault(_way(facts), []).append(facts)

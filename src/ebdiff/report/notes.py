@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ebdiff.cost.roofline import in_vain
+from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.report import published, shown, text
+from ebdiff.report import published, text
 from ebdiff.report.facts import RunFacts
 from ebdiff.report.results import Results
 
@@ -31,6 +34,12 @@ MEASURES = {
     "legacy_pytorch": Measure("fid", "FID", "Inception features (legacy_pytorch, as the paper's script)"),
     "clean": Measure("clean_fid", "clean FID", "Inception features (clean-fid's resizing)"),
 }
+
+
+@cache
+def data(name: str) -> dict[str, Any]:
+    """A YAML file of this room."""
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def measure(experiment: Experiment) -> Measure:
@@ -69,14 +78,14 @@ def _letters(rows: list[RunFacts]) -> dict[str, str]:
 
 def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[str], bold: bool) -> list[str]:
     """The notes of a table, in order of reading; `columns` are its keys, `bold`: whether some value is."""
-    experiment = results.experiment
+    experiment, attempt = results.experiment, results.attempt
     found = template("notes.txt.j2").render(
         experiment=experiment,
         table=table,
         columns=columns,
         bold=bold,
         metrics=_metrics(rows),
-        reconstruction=results.attempt(results.reconstruction) if experiment.codec.ENCODED else None,
+        reconstruction=attempt(results.file, layout.RECONSTRUCTION) if experiment.codec.ENCODED else None,
         executed=executed(rows),
         linked=linked(results) if "seconds" in columns else "",
         chances={s["rate"]: s["chance"] for facts in rows for s in facts.tickets},
@@ -86,10 +95,10 @@ def of_table(results: Results, table: str, rows: list[RunFacts], columns: list[s
         letters=_letters(rows),
         unsettled=unsettled(rows),
         comparable=comparable(experiment),
-        dense=results.attempt(results.network, "dense"),
+        dense=attempt(results.network, "dense"),
         published=published,
         beside=any(published.row(experiment, table, facts.name) for facts in rows),
-        slips=shown.data("paper/slips.yaml").get(table, []),
+        slips=data("paper/slips.yaml").get(table, []),
     )
     return list(dict.fromkeys(filter(None, found.split("\n"))))
 

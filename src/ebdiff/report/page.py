@@ -7,7 +7,9 @@ used is left out with a line; otherwise each is a UserError that names the file.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.stages import figures
-from ebdiff.report import notes, reading, shown, tables
+from ebdiff.report import notes, reading, tables
 from ebdiff.report.facts import RunFacts, stories
 from ebdiff.report.results import Results
 from ebdiff.system.errors import UserError, unknown
 from ebdiff.system.files import write_text
 
-_PIXELS = 180  # of the page for an inch of a figure
+_PIXELS = 180 / 240  # of the page for one of a figure, which has `style.DPI` to an inch
 
 
 def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool = False) -> list[Path]:
@@ -42,13 +44,18 @@ def tabulate(experiment: Experiment, what: Sequence[str] = (), *, partial: bool 
     for name in what:
         if name not in known:
             raise UserError(f"experiment {experiment.name!r}: {unknown(name, known)}")
-    if not partial:
-        work = Work(experiment, "tabulate")
-    folder = layout.path(layout.SO_FAR if partial else layout.EXPERIMENT, experiment=experiment.name)
-    written = write(Results(experiment, partial=partial), what or known, folder)
-    if not partial:
+    with _job(experiment, "tabulate", partial) as (results, folder):
+        return write(results, what or known, folder)
+
+
+@contextmanager
+def _job(experiment: Experiment, verb: str, partial: bool) -> Iterator[tuple[Results, Path]]:
+    """What a job reads, and the folder that it writes to; a whole one is checked and recorded."""
+    work = None if partial else Work(experiment, verb)
+    results = Results(experiment, partial=partial)
+    yield results, results.path(layout.SO_FAR if partial else layout.EXPERIMENT)
+    if work:
         work.end()
-    return written
 
 
 def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
@@ -60,13 +67,9 @@ def write(results: Results, names: Sequence[str], folder: Path) -> list[Path]:
 
 def report(experiment: Experiment, *, partial: bool = False) -> Path:
     """Write the page (verb `report`), with the finished figures; a partial one first draws what is there."""
-    if not partial:
-        work = Work(experiment, "report")
-    path = layout.path(layout.SO_FAR if partial else layout.EXPERIMENT, experiment=experiment.name)
-    write_page(Results(experiment, partial=partial), path / Path(layout.REPORT).name)
-    if not partial:
-        work.end()
-    return path / Path(layout.REPORT).name
+    with _job(experiment, "report", partial) as (results, folder):
+        write_page(results, path := folder / Path(layout.REPORT).name)
+        return path
 
 
 def write_page(results: Results, path: Path) -> None:
@@ -90,6 +93,7 @@ def _told(results: Results) -> dict[str, Any]:
     runs = [RunFacts(results, name) for name in experiment.runs]
     ledgers = [x for f in runs for n in f.seeds for e in f.experts if (x := attempt(results.ledger, n, e))]
     used = {(search, n) for f in runs for n in f.seeds for search in attempt(f.search_steps, n) or ()}
+    search_ledger = partial(attempt, results.file, layout.DENSE_LEDGER)
     plan = results.plan() or {"jobs": []}
     seconds = [(job, results.job_seconds(job["benchmark"])) for job in plan["jobs"]]
     return {
@@ -100,17 +104,22 @@ def _told(results: Results) -> dict[str, Any]:
         "comparable": notes.comparable(experiment),
         "claims": reading.read(results),
         "tables": [tables.build(results, name) for name in experiment.tables],
-        "manifest": attempt(results.manifest),
-        "cost": attempt(results.cost),
+        "manifest": attempt(results.file, layout.MANIFEST),
+        "cost": attempt(results.file, layout.COST),
         "runs": runs,
         "versions": [("ebdiff", __version__), *(pair for x in ledgers for pair in x["versions"].items())],
         "dates": [process["started"][:10] for x in ledgers for process in x["processes"]],
         "stories": [s | {"to_final": attempt(results.to_final, s)} for s in stories(runs)],
         "finished": places.finished(experiment) is not None,
         "unsettled": notes.unsettled(runs),
-        "searches": [(s, n, x) for s, n in sorted(used) if (x := attempt(results.search_ledger, n, s))],
+        "searches": [(s, n, x) for s, n in sorted(used) if (x := search_ledger(seed=n, search=s))],
         "samples": [(f.run.title, m) for f in runs if (m := attempt(results.metrics, f.name, f.seeds[0]))],
-        "drawings": [(f.run.title, _svg(x)) for f in runs if (x := attempt(results.svg, f.name, f.seeds[0]))],
+        # An `img` runs no script that an SVG may hold.
+        "drawings": [
+            (f.run.title, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
+            for f in runs
+            if (svg := attempt(results.svg, f.name, f.seeds[0]))
+        ],
         "ways": notes.protocols(runs),
         "executed": notes.executed(runs),
         "plan": plan,
@@ -119,14 +128,9 @@ def _told(results: Results) -> dict[str, Any]:
     }
 
 
-def _svg(document: bytes) -> str:
-    """The address of an `img` that holds an SVG: there no script of it would run."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(document).decode()}"
-
-
 def embedded(png: bytes) -> Markup:
     """The attributes of an `img` that holds a PNG, at which all figures' text has the same size."""
     pixels = (int.from_bytes(png[at : at + 4]) for at in (16, 20))  # where a PNG says its own
-    width, height = (count * _PIXELS // shown.DPI for count in pixels)
+    width, height = (int(count * _PIXELS) for count in pixels)
     size = f'width="{width}" height="{height}" style="--shape: {width / height:.3f}"'
     return Markup(f'src="data:image/png;base64,{base64.b64encode(png).decode()}" {size}')

@@ -15,16 +15,17 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from ebdiff.cost.accounting import LEARNED
-from ebdiff.experiment.runs import Budget
+from ebdiff.experiment.runs import Budget, Expert
 from ebdiff.experiment.schema import PrimaryClaim
 from ebdiff.experiment.sparsity import Moving
-from ebdiff.report import published, shown, significance, text
+from ebdiff.report import published, significance, text
 from ebdiff.report.comparison import Comparison, as_good, comparable, faster, lower, timed
-from ebdiff.report.facts import RunFacts, of_table, ratios, spread_of_ratio, stories
+from ebdiff.report.facts import RunFacts, of_table, ratios, spread_of_ratio, stories, timestep_aware
 from ebdiff.report.results import Results
-from ebdiff.report.significance import LEVEL, SEEDS, PValues
+from ebdiff.report.significance import LEVEL, SEEDS
 
 Verdict = Literal["supported", "not supported", "undecided at this scale"]
+Kind = Literal["primary", "exploratory", "measured"]  # the last: seen without a test
 UNDECIDED: Verdict = "undecided at this scale"
 EARLY = 0.5  # of the unpruned training, before which a ticket counts as early
 MOST = 0.9  # of all tickets, those that never settled among them, that must be early
@@ -37,7 +38,7 @@ class Claim(NamedTuple):
     text: str
     evidence: str
     verdict: Verdict
-    kind: Literal["primary", "exploratory", "measured"] = "measured"  # the last: seen without a test
+    kind: Kind = "measured"
 
 
 Claims = Iterator[Claim | None]  # None: nothing can be said
@@ -53,7 +54,8 @@ def read(results: Results) -> list[Claim]:
     compared += [*_speed(settled), *_sparse(settled), *_against_baselines(results)]
     compared = list(filter(None, compared))
     claims = [*_primary(results, compared), *_tickets(results, runs), *_step_times(results, runs)]
-    claims += [_exploratory(c) for c in compared if c.about not in results.experiment.claims]
+    for c in (c for c in compared if c.about not in results.experiment.claims):
+        claims.append(_judged(c, "exploratory", c.found.p if c.found else 1.0, ", unadjusted"))
     if moving := "; ".join(facts.run.title for facts in runs if facts.unsettled):
         evidence = f"Their masks were still moving when the search ended: {moving}."
         claims.append(Claim("Some runs are left out of this reading", evidence, UNDECIDED))
@@ -67,7 +69,7 @@ def _primary(results: Results, compared: Sequence[Comparison]) -> Claims:
     adjusted = significance.holm([c.found.p if c.found else 1.0 for c in named])
     for c, p in zip(named, adjusted, strict=True):
         told = f", by Holm over {text.plural(len(named), 'primary claim')} {text.p_value(p)}"
-        yield Claim(c.text, _evidence(c, told), _decided(c.found, p), "primary")
+        yield _judged(c, "primary", p, told)
 
 
 def _named(results: Results, claim: PrimaryClaim) -> Comparison:
@@ -84,23 +86,15 @@ def _named(results: Results, claim: PrimaryClaim) -> Comparison:
     return Comparison(claim, f"{a.run.title} against {b.run.title} ({claim.kind})", why)
 
 
-def _exploratory(c: Comparison) -> Claim:
-    verdict = _decided(c.found, c.found.p if c.found else 1.0)
-    return Claim(c.text, _evidence(c, ", unadjusted"), verdict, "exploratory")
-
-
-def _evidence(c: Comparison, told: str) -> str:
-    """With the p-value, and what is told of it."""
+def _judged(c: Comparison, kind: Kind, p: float, told: str) -> Claim:
+    """A comparison, decided at a p-value, adjusted or not, and what is told of that."""
     if c.found is None:
-        return c.evidence
+        return Claim(c.text, c.evidence, UNDECIDED, kind)
+    words = f"Two-sided {text.p_value(c.found.p)}{told}."
     if c.found.p == 0:
-        return f"{c.evidence} All seeds agree exactly, which decides without a p-value."
-    return f"{c.evidence} Two-sided {text.p_value(c.found.p)}{told}."
-
-
-def _decided(found: PValues | None, p: float) -> Verdict:
-    """The verdict at a p-value, adjusted or not, of whichever way the numbers point."""
-    return _verdict(found.supports < found.opposes) if found and p < LEVEL else UNDECIDED
+        words = "All seeds agree exactly, which decides without a p-value."
+    verdict = _verdict(c.found.supports < c.found.opposes) if p < LEVEL else UNDECIDED
+    return Claim(c.text, f"{c.evidence} {words}", verdict, kind)
 
 
 def _verdict(holds: bool) -> Verdict:
@@ -206,11 +200,7 @@ def _against_controls(runs: list[RunFacts]) -> Comparisons:
         search = facts.results.experiment.searches[own["search"]]
         for completed in search.tickets_at:
             when = f"after {text.plural(completed, search.interval.unit)}" if completed else "before training"
-            rivals[f"one cut {when}, trained alike"] = {
-                **own,
-                "method": "control",
-                "after": completed,
-            }
+            rivals[f"one cut {when}, trained alike"] = {**own, "method": "control", "after": completed}
         for other, traits in rivals.items():
             yield lower(subject, facts, other, _first(facts, runs, traits))
 
@@ -225,9 +215,15 @@ def _first(facts: RunFacts, runs: list[RunFacts], traits: dict[str, Any]) -> Run
     return None
 
 
+def _changed(facts: RunFacts, runs: list[RunFacts], change: dict[str, Any]) -> RunFacts | None:
+    """The first other run of the same experts but for a change."""
+    experts = tuple(e.model_copy(update=change) for e in facts.experts)
+    return next((f for f in runs if f is not facts and f.experts == experts), None)
+
+
 def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
     """The timestep-aware run of Figure 3: its speed, its quality, and what pruning has to do with it."""
-    first, final = shown.timestep_aware_run(results.experiment), (results.experiment.final_expert,)
+    first, final = timestep_aware(results.experiment), (results.experiment.final_expert,)
     uniform = [f for f in runs if f.law == "uniform"]
     aware = [f for f in uniform if f.run.method == "ta-eb"]
     dense = [f for f in uniform if f.run.method == "unpruned"]
@@ -250,8 +246,7 @@ def _timestep_aware(results: Results, runs: list[RunFacts]) -> Comparisons:
         ("random ones, trained alike", {"criterion": "random"}),
         ("those of the full range", {"search": results.experiment.dense.search}),
     ):
-        alike = tuple(e.model_copy(update=change) for e in facts.experts)
-        rival = next((f for f in runs if f.experts == alike and f is not facts), None)
+        rival = _changed(facts, runs, change)
         yield lower("Timestep-aware training from its own tickets", facts, f"from {other}", rival)
 
 
@@ -274,27 +269,24 @@ def _against_baselines(results: Results) -> Comparisons:
                 continue
             if ratios(facts, base, "as_paper"):
                 _, words, found = timed(facts, base, "as_paper")
-                evidence = (
-                    f"Over {base.run.title}, as the paper's text, which says {said['printed']}. {words}"
-                )
-                name = (
-                    f"{facts.run.title}, timed as in Table {table[5:]}, is faster than {_BASELINES[method]}"
-                )
-                yield Comparison(None, name, evidence, found)
+                said_there = f"as the paper's text, which says {said['printed']}"
+                ours = f"{facts.run.title}, timed as in Table {table[5:]},"
+                name = f"{ours} is faster than {_BASELINES[method]}"
+                yield Comparison(None, name, f"Over {base.run.title}, {said_there}. {words}", found)
 
 
 def _overlap(runs: list[RunFacts]) -> Comparisons:
     """Does training on a little more than an expert serves help: with the same tickets, and as in Table 3?"""
 
-    def same(facts: RunFacts) -> list:
+    def same(facts: RunFacts) -> list[Expert]:
         """What the experts are, but for the timesteps that they train on."""
         return [e.model_copy(update={"span": None}) for e in facts.experts]
 
-    def own(facts: RunFacts) -> list:
+    def own(facts: RunFacts) -> list[Expert]:
         """As `same`, with tickets of searches on just these timesteps."""
-        searches, other = facts.results.experiment.searches, {"span": None, "search": ""}
-        fits = [e.search in searches and searches[e.search].span == e.span for e in facts.experts]
-        return [e.model_copy(update=other) if fit else e for e, fit in zip(facts.experts, fits, strict=True)]
+        spans = {name: search.span for name, search in facts.results.experiment.searches.items()}
+        other = {"span": None, "search": ""}
+        return [e.model_copy(update=other) if spans.get(e.search) == e.span else e for e in facts.experts]
 
     aware = [f for f in runs if f.run.method == "ta-eb"]
     pairs = [(a, b) for a in aware for b in aware if a.overlaps and not b.overlaps]
@@ -307,16 +299,16 @@ def _overlap(runs: list[RunFacts]) -> Comparisons:
 def _speed(runs: list[RunFacts]) -> Comparisons:
     """Every run with SpeeD against the same experts without it."""
     for facts in (f for f in runs if f.law == "speed"):
-        plain, rate = tuple(e.model_copy(update={"law": "uniform"}) for e in facts.experts), facts.rate
+        rate = text.percent(facts.rate)
         words = {
             "unpruned": "unpruned training",
-            "eb": f"the early-bird ticket at {text.percent(rate)} %",
-            "ta-eb": f"timestep-aware training at {text.percent(rate)} % on average",
+            "eb": f"the early-bird ticket at {rate} %",
+            "ta-eb": f"timestep-aware training at {rate} % on average",
         }
         what = words.get(facts.run.method, facts.run.title)
         if {e.init for e in facts.experts} == {"fresh"} and facts.run.method != "sparse":
-            what = f"a network pruned by {text.percent(rate)} % from new weights"
-        other = next((f for f in runs if f.experts == plain), None)
+            what = f"a network pruned by {rate} % from new weights"
+        other = _changed(facts, runs, {"law": "uniform"})
         yield lower(f"Adding SpeeD to {what}", facts, "the same without it", other)
 
 
@@ -343,8 +335,7 @@ def _sparse(runs: list[RunFacts]) -> Comparisons:
                 yield lower(title, facts, f"{rival.run.title} at equal cost", rival)
         else:
             yield as_good(title, facts, "the unpruned network", unpruned)
-        plain = (own.model_copy(update={"sparse": None}),)
-        if rival := next((f for f in many if f.experts == plain), None):
+        if rival := _changed(facts, many, {"sparse": None}):
             yield lower(title, facts, f"{rival.run.title}, whose channels stay", rival)
         for other in sparse:
             moves = [isinstance(f.experts[0].sparse, Moving) for f in (facts, other)]

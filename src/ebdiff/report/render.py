@@ -1,4 +1,4 @@
-"""A table, and how it is written: csv for programs; Markdown, LaTeX and plain text for people."""
+"""A table, and how it is written: csv for programs; Markdown and LaTeX for people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import pandas as pd
 
 from ebdiff.report.text import MISSING
+
+_ON_A_PAGE = 16  # columns that fit beside each other at 1280 pixels
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Column:
     absent: str = MISSING  # where there is no value
     left: bool = False
     marked: bool = False  # marks that point to notes stand in the first such column
+    beside: bool = False  # sets ours beside the paper's
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ class Table:
         """The column that tells what a row is."""
         return next((i for i, column in enumerate(self.columns) if column.marked), 0)
 
+    @property
+    def parts(self) -> list[list[int]]:
+        """Columns in parts as wide as a page: of many, those beside the paper's follow, after the label."""
+        ours = [k for k, column in enumerate(self.columns) if not column.beside]
+        theirs = [k for k, column in enumerate(self.columns) if column.beside]
+        wide = theirs and len(self.columns) > _ON_A_PAGE
+        return [ours, [*range(self.label + 1), *theirs]] if wide else [[*range(len(self.columns))]]
+
 
 def to_csv(table: Table) -> str:
     """Raw numbers; a value with several seeds is `key` (mean), `key_std` and `key_seeds`.
@@ -99,24 +110,16 @@ def _no_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
-def to_text(table: Table) -> str:
-    """Aligned columns for a terminal, with caption and notes."""
-    return "\n".join([table.caption, _aligned(table, "plain", table.cells()), *table.notes])
-
-
 def to_markdown(table: Table) -> str:
     """A pipe table with caption and notes."""
     rows = [list(map(_markdown, row)) for row in table.cells()]
     for i, k in table.bold:
         rows[i][k] = f"**{rows[i][k]}**"
-    lines = [f"**{_markdown(table.caption)}**", "", _aligned(table, "pipe", rows), ""]
-    return "\n".join([*lines, *(f"{_markdown(note)}  " for note in table.notes)]) + "\n"
-
-
-def _aligned(table: Table, kind: str, rows: list[list[str]]) -> str:
     frame = pd.DataFrame(rows, columns=[column.heading.replace("\n", " ") for column in table.columns])
     sides = ["left" if column.left else "right" for column in table.columns]
-    return frame.to_markdown(index=False, tablefmt=kind, disable_numparse=True, colalign=sides)
+    cells = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
+    lines = [f"**{_markdown(table.caption)}**", "", cells, ""]
+    return "\n".join([*lines, *(f"{_markdown(note)}  " for note in table.notes)]) + "\n"
 
 
 def _markdown(text: str) -> str:

@@ -69,10 +69,10 @@ class Results:
         self._read: dict[Path, Any] = {}
         self._records = Records(experiment)
 
-    def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
-        """`read(*args)`, or None if a file of a partial report isn't there yet or can't be used."""
+    def attempt(self, read: Callable[..., Value], *args: Any, **parts: Any) -> Value | None:
+        """What `read` gives, or None if a file of a partial report isn't there yet or can't be used."""
         try:
-            return read(*args)
+            return read(*args, **parts)
         except Unusable as error:
             if not self.partial:
                 raise
@@ -81,9 +81,18 @@ class Results:
                 print(f"left out: {error}", file=sys.stderr)
             return None
 
+    def path(self, template: str, **parts: object) -> Path:
+        """Where a file of this experiment lies."""
+        names = dict(experiment=self.experiment.name, dataset=self.experiment.dataset.name)
+        return layout.path(template, **names, **parts)
+
+    def file(self, template: str, **parts: object) -> dict:
+        """A JSON file of this experiment."""
+        return self._once(self.path(template, **parts), read_json)
+
     def metrics(self, run: str, seed: int) -> dict:
         """The quality of a run's samples."""
-        return self._json(layout.METRICS, run=run, seed=seed)
+        return self.file(layout.METRICS, run=run, seed=seed)
 
     def story(self, seed: int, expert: Expert) -> dict:
         """How the ticket of an expert was found."""
@@ -101,38 +110,14 @@ class Results:
 
     def ledger(self, seed: int, expert: Expert) -> dict:
         """What an expert's training cost up to its milestone."""
-        return self._json(layout.LEDGER, seed=seed, expert=expert.key, milestone=expert.iterations)
-
-    def search_ledger(self, seed: int, search: str) -> dict:
-        """What a search cost."""
-        return self._json(layout.DENSE_LEDGER, seed=seed, search=search)
-
-    def sample_ledger(self, run: str, seed: int) -> dict:
-        """What drawing a run's samples cost."""
-        return self._json(layout.SAMPLE_LEDGER, run=run, seed=seed)
-
-    def mask_ledger(self, seed: int, search: str, criterion: str, weights: str) -> dict:
-        """What computing a search's masks cost, where they weren't taken while training."""
-        return self._json(layout.MASKS_LEDGER, seed=seed, search=search, criterion=criterion, weights=weights)
-
-    def cost(self) -> dict:
-        """Parameters, MACs and measured step times."""
-        return self._json(layout.COST)
+        return self.file(layout.LEDGER, seed=seed, expert=expert.key, milestone=expert.iterations)
 
     def network(self, name: str) -> dict:
         """The cost of one network: `dense`, the asked rate as text, or `Expert.costs` of a sparse one."""
-        networks = every_network(self.cost())
+        networks = every_network(self.file(layout.COST))
         if name not in networks:
             raise Unusable(self.path(layout.COST), f"has no network {name!r}")
         return networks[name]
-
-    def manifest(self) -> dict:
-        """Where the images come from."""
-        return self._json(layout.MANIFEST, dataset=self.experiment.dataset.name)
-
-    def reconstruction(self) -> dict:
-        """What the first stage loses, of an experiment with one."""
-        return self._json(layout.RECONSTRUCTION)
 
     def plan(self) -> dict | None:
         """What `ebdiff plan` predicted, if it was asked, of the experiment as it is now."""
@@ -193,7 +178,8 @@ class Results:
 
     def svg(self, run: str, seed: int) -> bytes | None:
         """A run's first samples as SVG; None where its codec doesn't draw."""
-        told, path = self.sample_ledger(run, seed), self.path(layout.SAMPLES_SVG, run=run, seed=seed)
+        told = self.file(layout.SAMPLE_LEDGER, run=run, seed=seed)
+        path = self.path(layout.SAMPLES_SVG, run=run, seed=seed)
         if "svg_sha256" not in told:
             return None
         if sha256(path) != told["svg_sha256"]:
@@ -202,11 +188,11 @@ class Results:
 
     def images(self) -> np.ndarray | Encoded:
         """The real images, uint8 (N, H, W, C)."""
-        return self._once(self.path(layout.IMAGES, dataset=self.experiment.dataset.name), open_images)
+        return self._once(self.path(layout.IMAGES), open_images)
 
     def png(self, path: Path) -> bytes:
         """A finished figure."""
-        return self._once(path, _whole_png)
+        return self._once(path, Path.read_bytes)
 
     def losses(self, seed: int, expert: Expert) -> np.ndarray:
         """Training loss of an expert, (n, 2): step, loss; n = 0 where none was recorded.
@@ -219,15 +205,9 @@ class Results:
         readings: dict[int, float] = {}
         for path in (self.path(kind, **parts) for kind in kinds):
             if path.is_file():
-                readings |= self.attempt(self._once, path, _readings) or {}
+                told = self.attempt(self._once, path, Path.read_text) or ""
+                readings |= {line["step"]: line["loss"] for line in map(json.loads, told.splitlines())}
         return np.array(sorted(readings.items()), float).reshape(-1, 2)
-
-    def path(self, template: str, **parts: object) -> Path:
-        """Where a file of this experiment lies."""
-        return layout.path(template, experiment=self.experiment.name, **parts)
-
-    def _json(self, template: str, **parts: object) -> dict:
-        return self._once(self.path(template, **parts), read_json)
 
     def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """Read a file the first time it is asked for, if its record vouches for it."""
@@ -251,10 +231,10 @@ class Earlier(Results):
         super().__init__(experiment, partial=True)
         self.folder, self.changed = folder, set[str]()
 
-    def attempt(self, read: Callable[..., Value], *args: Any) -> Value | None:
+    def attempt(self, read: Callable[..., Value], *args: Any, **parts: Any) -> Value | None:
         """As of results of now; but what can't be used can't be remade either."""
         try:
-            return read(*args)
+            return read(*args, **parts)
         except Unusable as error:
             line = f"{error.path}: {error.reason}"
             if not isinstance(error, Missing) and line not in self.left_out:
@@ -315,12 +295,3 @@ def _whole_png(path: Path) -> bytes:
         raise Missing(path) from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise damaged(path, error) from None
-
-
-def _readings(path: Path) -> dict[int, float]:
-    """The losses of a `stats.jsonl` by step."""
-    try:
-        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return {line["step"]: line["loss"] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, repr(error)) from None

@@ -13,11 +13,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ebdiff.report.shown import DPI
 from ebdiff.system.files import write_bytes
 
 COLUMN, PAGE = 3.25, 6.875  # inches: the widths of one and of both columns of a CVPR page
 SMALL = 6  # points: the smallest text
+DPI = 240
 
 # Seaborn's "colorblind" palette.
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#949494"

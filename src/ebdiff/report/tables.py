@@ -11,7 +11,7 @@ from typing import Any
 
 from ebdiff.experiment import layout, places
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.report import notes, published, shown, text
+from ebdiff.report import notes, published, text
 from ebdiff.report.facts import RunFacts, baseline, of_table, paired, ratios
 from ebdiff.report.render import Column, Table, to_csv, to_markdown, to_tex
 from ebdiff.report.results import Results
@@ -22,6 +22,8 @@ _BLOCKS = {
     "unpruned": "Unpruned", "scratch": "Baseline", "finetune": "Baseline",
     "eb": "EB", "ta-eb": "TA-EB", "sparse": "Sparse", "control": "Control",
 }  # fmt: skip
+_Blank = partial(Column, absent="")
+_Beside = partial(_Blank, beside=True)
 _PAPER_MACS = {"table6": "macs_g_per_sample", "table8": "average_macs_g"}  # else macs_g
 
 
@@ -44,7 +46,7 @@ def build(results: Results, table: str) -> Table:
     The rows of `sparse` keep theirs: each is compared with the unpruned one alone, seed by seed.
     Bold is the lowest mean of the rows whose tickets settled, where all of these have as many seeds.
     """
-    rows, told = of_table(results, table), shown.data("tables.yaml")
+    rows, told = of_table(results, table), notes.data("tables.yaml")
     common = [seed for seed in rows[0].seeds if all(seed in facts.seeds for facts in rows)]
     if common and table != "sparse":
         rows = [facts.of_seeds(*common) for facts in rows]
@@ -67,22 +69,6 @@ def build(results: Results, table: str) -> Table:
     caption = f"{told['captions'][table]} ({results.experiment.dataset.name})"
     marks = [notes.marks(facts, rows) for facts in rows]
     return Table(caption, columns, values, marks, below, columns[0].key == "block", frozenset(bold))
-
-
-SPEEDUPS = tuple(
-    Column(
-        key,
-        f"Speed-up\n{how}",
-        lambda f, way=way, unit=unit: tuple(getattr(s, way) for s in f.speedups(unit)),
-        text.over_seeds(text.two),
-    )
-    for key, how, way, unit in (
-        ("speedup", "as in paper", "as_paper", "step_ms"),
-        ("speedup_with_search", "with search", "with_search", "step_ms"),
-        ("speedup_device_time", "in device time", "device_time", "step_ms"),
-        ("speedup_macs", "by MACs", "as_paper", "training_flops"),
-    )
-)
 
 
 def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Column]:
@@ -132,84 +118,91 @@ def _columns(results: Results, table: str, rows: list[RunFacts]) -> Iterator[Col
     yield Column("iterations", "Training\niterations", _iterations)
     yield Column("overlap", "Regions\noverlap", lambda f: "yes" if f.overlaps else "no")
     yield Column("seconds", "Training\nseconds", lambda f: f.seconds, text.over_seeds(text.whole))
-    yield from SPEEDUPS
-    yield from _over_baselines(results.experiment, table, rows)
+    for key, how, way, unit in (
+        ("speedup", "as in paper", "as_paper", "step_ms"),
+        ("speedup_with_search", "with search", "with_search", "step_ms"),
+        ("speedup_device_time", "in device time", "device_time", "step_ms"),
+        ("speedup_macs", "by MACs", "as_paper", "training_flops"),
+    ):
+        value = partial(_speedup, way=way, unit=unit)
+        yield Column(key, f"Speed-up\n{how}", value, text.over_seeds(text.two))
+    for method in ("scratch", "finetune"):
+        if base := baseline(rows, method):
+            ours, theirs = partial(_over, base=base), partial(_said_over, table=table, method=method)
+            yield _Beside(f"vs_{method}", f"Speed-up\nover {method}", ours, text.over_seeds(text.two))
+            yield _Beside(f"paper_vs_{method}", f"Paper's\nover {method}", theirs, text.two)
     for i in range(max(len(f.experts) for f in rows)):
         yield from _of_expert(i, rows)
     if any(published.row(results.experiment, table, f.name) for f in rows):
         yield from _published(results.experiment, table)
 
 
-def _over_baselines(experiment: Experiment, table: str, rows: list[RunFacts]) -> Iterator[Column]:
-    """How many times faster early-bird runs are than baselines as the paper counts; what its text says."""
+def _speedup(facts: RunFacts, way: str, unit: str) -> tuple[float, ...]:
+    return tuple(getattr(found, way) for found in facts.speedups(unit))
 
-    def column(key: str, heading: str, read: Callable[[RunFacts], Any], show: Callable[..., str]) -> Column:
-        def value(facts: RunFacts) -> Any:
-            return read(facts) if facts.run.method in ("eb", "ta-eb") else None
 
-        return Column(key, heading, value, show, absent="")
+def _over(facts: RunFacts, base: RunFacts) -> tuple[float, ...] | None:
+    """How many times faster an early-bird run is than a baseline, as the paper counts."""
+    return ratios(facts, base, "as_paper") if facts.run.method in ("eb", "ta-eb") else None
 
-    def printed(facts: RunFacts, method: str) -> float | None:
-        return published.number(published.ratio(experiment, table, facts.name, method), "printed")
 
-    for method in ("scratch", "finetune"):
-        if base := baseline(rows, method):
-            ours, theirs = partial(ratios, b=base, way="as_paper"), partial(printed, method=method)
-            yield column(f"vs_{method}", f"Speed-up\nover {method}", ours, text.over_seeds(text.two))
-            yield column(f"paper_vs_{method}", f"Paper's\nover {method}", theirs, text.two)
+def _said_over(facts: RunFacts, table: str, method: str) -> float | None:
+    """What the paper's text says of that."""
+    said = published.ratio(facts.results.experiment, table, facts.name, method)
+    return published.number(said, "printed")
 
 
 def _of_expert(i: int, rows: list[RunFacts]) -> Iterator[Column]:
     """The i-th expert's span and rate, and, as in the paper, the iterations of the i-th most pruned one."""
 
-    def of(kind: str, heading: str, read: Callable[[RunFacts], Any], show: Callable = str) -> Column:
-        def value(facts: RunFacts) -> Any:
-            return read(facts) if i < len(facts.experts) else None
+    def of(read: Callable[[RunFacts], Any]) -> Callable[[RunFacts], Any]:
+        return lambda f: read(f) if i < len(f.experts) else None
 
-        return Column(f"{kind}{i + 1}", heading, value, show, absent="")
-
-    rates = sorted({f.rates[-1 - i] for f in rows if i < len(f.rates)})
-    at = f"Iterations\nat {text.span(rates, text.percent)} %"
-    yield of("region", f"Region {i + 1}\n(timesteps)", lambda f: "{}-{}".format(*f.experts[i].span))
-    yield of("rate", f"Rate of\nregion {i + 1} (%)", lambda f: f.rates[i], text.percent)
-    yield of("iterations", at, lambda f: text.span(steps[-1 - i] for steps in f.iterations))
+    n, rates = i + 1, sorted({f.rates[-1 - i] for f in rows if i < len(f.rates)})
+    span = of(lambda f: "{}-{}".format(*f.experts[i].span))
+    steps = of(lambda f: text.span(each[-1 - i] for each in f.iterations))
+    yield _Blank(f"region{n}", f"Region {n}\n(timesteps)", span)
+    yield _Blank(f"rate{n}", f"Rate of\nregion {n} (%)", of(lambda f: f.rates[i]), text.percent)
+    yield _Blank(f"iterations{n}", f"Iterations\nat {text.span(rates, text.percent)} %", steps)
 
 
 def _published(experiment: Experiment, table: str) -> Iterator[Column]:
     """Values of the cells that runs stand beside, blank where there is none; and ours minus those."""
-    name, macs = published.NAMES[experiment.published.dataset], _PAPER_MACS.get(table, "macs_g")
 
-    def column(key: str, heading: str, read: Callable, show: Callable[..., str] = str) -> Column:
-        def value(facts: RunFacts) -> Any:
-            row = published.row(experiment, table, facts.name)
-            return read(row, facts) if row else None
+    def row(facts: RunFacts) -> published.Row:
+        return published.row(experiment, table, facts.name)
 
-        return Column(key, heading, value, show, absent="")
-
-    def printed(key: str, heading: str, of: str, show: Callable[..., str]) -> Column:
-        return column(key, heading, lambda row, _: published.both(row, of), lambda n: n.text(show))
+    def printed(key: str, heading: str, of: str, show: Callable[[float], str]) -> Column:
+        return _Beside(key, heading, lambda f: published.both(row(f), of), lambda both: both.text(show))
 
     def apart(key: str, heading: str, of: str, ours: Callable[[RunFacts], Iterable[float]]) -> Column:
-        def minus(row: published.Row, facts: RunFacts) -> tuple[float, ...]:
-            return tuple(v - published.number(row, of) for v in ours(facts))
+        def minus(facts: RunFacts) -> tuple[float, ...] | None:
+            theirs = published.number(row(facts), of)
+            return None if theirs is None else tuple(value - theirs for value in ours(facts))
 
-        return column(key, heading, minus, text.over_seeds(text.signed))
+        return _Beside(key, heading, minus, text.over_seeds(text.signed))
 
-    yield printed("paper_macs", "Paper\nMACs (G)", macs, text.number)
+    def ticket_at(facts: RunFacts) -> str | None:
+        return "{ticket_at} ({ticket_unit})".format(**found) if (found := row(facts)) else None
+
+    def iterations(facts: RunFacts) -> str:
+        """The most pruned expert first, as Table 9 prints them."""
+        counts = published.iterations(row(facts), len(facts.experts))
+        return _per_network([f"{n // 1000}K" for n in reversed(counts)])
+
+    yield printed("paper_macs", "Paper\nMACs (G)", _PAPER_MACS.get(table, "macs_g"), text.number)
+    name = published.NAMES[experiment.published.dataset]
     yield printed("paper_fid", f"Paper FID\n({name})", "fid", text.two)
-    yield column(
-        "paper_fid_std", "Paper FID's\ndeviation", lambda row, _: published.number(row, "fid_std"), text.two
-    )
+    deviation = partial(published.number, column="fid_std")
+    yield _Beside("paper_fid_std", "Paper FID's\ndeviation", lambda f: deviation(row(f)), text.two)
     yield printed("paper_speedup", "Paper\nspeed-up", "speedup", text.two)
-    yield column(
-        "paper_ticket_at", "Paper\nticket at", lambda row, _: "{ticket_at} ({ticket_unit})".format(**row)
-    )
+    yield _Beside("paper_ticket_at", "Paper\nticket at", ticket_at)
     if published.scale(experiment) != 1:
-        yield column("paper_iterations", "Paper\niterations", _paper_iterations)
+        yield _Beside("paper_iterations", "Paper\niterations", iterations)
     if notes.comparable(experiment):
         yield apart("fid_difference", "FID minus\npaper's", "fid", lambda f: f.quality)
-        speedup = "Speed-up\nminus paper's"
-        yield apart("speedup_difference", speedup, "speedup", lambda f: [s.as_paper for s in f.speedups()])
+        speedup = partial(_speedup, way="as_paper", unit="step_ms")
+        yield apart("speedup_difference", "Speed-up\nminus paper's", "speedup", speedup)
 
 
 def _minus(a: RunFacts, b: RunFacts) -> tuple[float, ...] | None:
@@ -223,12 +216,6 @@ def difference(values: Sequence[float]) -> str:
         return text.over_seeds(text.signed)(values)
     mean = Mean.of(values)
     return f"{text.signed(mean.value)} ({' to '.join(map(text.signed, mean.interval))})"
-
-
-def _paper_iterations(row: published.Row, facts: RunFacts) -> str:
-    """The most pruned expert first, as Table 9 prints them."""
-    counts = published.iterations(row, len(facts.experts))
-    return _per_network([f"{n // 1000}K" for n in reversed(counts)])
 
 
 def _per_network(counts: list[str]) -> str:

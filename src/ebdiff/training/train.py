@@ -10,14 +10,7 @@ from typing import Any
 
 import torch
 
-from ebdiff.cost.accounting import (
-    AFTER_DENSE,
-    TrainedExpert,
-    every_network,
-    like_iterations,
-    mask_seconds,
-    search_steps,
-)
+from ebdiff.cost.accounting import every_network, mask_seconds, search_steps
 from ebdiff.data.dataset import open_dataset
 from ebdiff.diffusion.process import Process
 from ebdiff.diffusion.timesteps import Antithetic, SpeeD, TimestepLaw
@@ -26,7 +19,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job as Stage
 from ebdiff.experiment.records import Records, Work, opened
 from ebdiff.experiment.runs import HOOKS, Budget, Expert
-from ebdiff.experiment.schema import Span
+from ebdiff.experiment.schema import AFTER_DENSE, Span
 from ebdiff.experiment.sparsity import METHODS
 from ebdiff.nets import store
 from ebdiff.nets.checkpoints import load_checkpoint
@@ -158,16 +151,16 @@ def budget_steps(
     dense_ms = networks["dense"]["step_ms"]
     before = sum(search_steps(stories).values()) + 1e3 * mask_seconds / dense_ms
     if budget.run is None:
-        left = 60e3 * budget.minutes / dense_ms - before
-        if left <= 0:
+        affords = 60e3 * budget.minutes / dense_ms - before
+        if affords <= 0:
             raise UserError(
                 f"iterations: {budget.minutes}min are over before {expert.key} begins; give it more"
             )
-        return like_iterations([], left, step(expert))
-    run = experiment.runs[budget.run]
-    if run.method in AFTER_DENSE:
-        before += experiment.dense.iterations
-    return like_iterations([TrainedExpert(e.iterations, step(e)) for e in run.experts], before, step(expert))
+    else:
+        run = experiment.runs[budget.run]
+        before += experiment.dense.iterations if run.method in AFTER_DENSE else 0
+        affords = sum(e.iterations * step(e) for e in run.experts) + before
+    return max(1, round(affords / step(expert)))
 
 
 def _initial(experiment: Experiment, expert: Expert, stream: str, seed: int) -> Denoiser:
