@@ -109,12 +109,18 @@ MEASURE = """<script>addEventListener("load", () => {
 });</script>"""
 
 
-def browser(tmp_path, path, *flags):
-    """What headless Chromium says of a page of 1600 x 5000 pixels."""
+SCROLLED = """<script>addEventListener("load", () => {
+  const widths = box => [box.scrollWidth, box.clientWidth];
+  document.title = JSON.stringify([...document.querySelectorAll(".scroll")].map(widths));
+});</script>"""
+
+
+def browser(tmp_path, path, *flags, width=1600):
+    """What headless Chromium says of a page of so many x 5000 pixels."""
     if not CHROMIUM.exists():
         pytest.skip(f"no {CHROMIUM}")
     quiet = "headless no-sandbox disable-gpu no-first-run disable-background-networking"
-    quiet += " disable-component-update disable-sync hide-scrollbars window-size=1600,5000"
+    quiet += f" disable-component-update disable-sync hide-scrollbars window-size={width},5000"
     home = tmp_path / "home"
     asked = [*(f"--{flag}" for flag in quiet.split()), f"--user-data-dir={home}", *flags, path.as_uri()]
     done = subprocess.run([CHROMIUM, *asked], check=True, capture_output=True, text=True, timeout=300)
@@ -133,6 +139,15 @@ def test_the_page_in_a_browser_shows_its_figures_and_enlarges_them(tmp_path, fin
     for (natural, tall, across, down), (*_, wide, _) in zip(before, after, strict=True):
         assert natural > 300 and across > 300 and down > 100 and across < 1600 - 64
         assert across / down == pytest.approx(natural / tall, rel=0.02) and wide > 1.2 * across
+
+
+@pytest.mark.slow
+def test_no_table_scrolls_at_the_width_of_a_laptop(tmp_path, finished):
+    measured = tmp_path / "measured.html"
+    measured.write_text(finished.read_text() + SCROLLED)
+    title = re.search("<title>(.*?)</title>", browser(tmp_path, measured, "--dump-dom", width=1280))[1]
+    widths = json.loads(title)
+    assert len(widths) > 4 and all(own <= given for own, given in widths)
 
 
 @pytest.mark.slow
