@@ -176,6 +176,7 @@ class Forecast:
         coding = encoded * math.prod(shape[1:]) * ENCODING[self.device.type]
         latent = encoded * 4 * math.prod(e.items.shape)  # bytes, in float32
         search, per_image = e.searches.get(where.get("search", "")), INCEPTION[self.device.type]
+        others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)  # by Inception
         match job.stage.verb:
             case "prepare-data":
                 return 0, int(self.count * ((self.encoded or pixels) + 8))  # and a label
@@ -192,7 +193,6 @@ class Forecast:
             case "encode-latents":
                 return self.count * coding, self.count * latent // 2
             case "measure-first-stage":
-                others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)
                 return min(self.count, RECONSTRUCTED) * (2 * coding + others * per_image), 0
             case "measure-cost":
                 calls = measure.steps_at_once(self.device) * (
@@ -219,7 +219,6 @@ class Forecast:
                 image = sampling.passes * len(at) * average_visited(each, [x.serve for x in experts], at)
                 return e.sampling.images * (image + coding), e.sampling.images * (pixels + latent)
             case "fid":
-                others = sum(protocol != "classifier" for protocol in e.evaluation.protocols)
                 return others * e.sampling.images * per_image, 0
             case "tabulate":
                 return PAGES, 0

@@ -1,11 +1,8 @@
 """The plain-language reading: from numbers to claims, each with its evidence and a verdict.
 
-Runs are found by structure, never by name. Tickets that had not settled support no claim. A comparison of
-two runs is decided by Student's t on their differences, paired by seed; fewer than three seeds decide
-nothing. Holm's correction holds over the primary claims, which the experiment's file names; the other
-comparisons are exploratory, with unadjusted p-values. What is timed must differ by more than the spread of
-the measured step times; p-values of times only tell how much seeds differ, in how long a search took.
-Claims that are counted or measured once come without a test.
+Runs are found by structure, never by name. Tickets that had not settled support no claim. How comparisons
+of two runs are decided stands in the page's "How to read this": paired by seed, Holm over the primary claims,
+which the experiment's file names. Claims that are counted or measured once come without a test.
 """
 
 from __future__ import annotations
