@@ -132,6 +132,17 @@ def made(tmp_path_factory, digits):
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project in which Snakemake has run `smoke` to its report: its folder. Leave it as it is."""
+    from test_workflow import copied, snakemake
+
+    folder = copied(tmp_path_factory.mktemp("finished"))
+    done = snakemake(folder, "smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 def vouch(experiment, verb, **where):
     """Record files that a test made by hand, as if their stage had made them."""
     job = jobs.Job.of(experiment, verb, **where)

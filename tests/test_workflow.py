@@ -213,6 +213,14 @@ def test_what_there_is_so_far_is_shown_although_nothing_is_finished(project):
 
 
 @pytest.mark.slow
+def test_a_home_that_cannot_be_written_stops_no_workflow(project, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    done = snakemake(project, "smoke", "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_the_workflow_is_lint_free(project):
     done = snakemake(project, "--lint")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -227,15 +235,6 @@ def test_the_rules_are_formatted():
 
 
 # --- the smoke experiment, once for real --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A directory in which the smoke experiment has run to its report."""
-    folder = copied(tmp_path_factory.mktemp("finished"))
-    done = snakemake(folder, "smoke")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 @pytest.fixture
@@ -447,23 +446,13 @@ def test_two_seeds_are_two_experiments(finished):
 
 
 @pytest.mark.slow
-def test_the_notebook_reads_the_results(finished, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(ROOT / "notebooks/read_results.ipynb", as_version=4)
-    monkeypatch.setenv("EBDIFF_EXPERIMENT", "smoke")
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(finished)}}, timeout=120)
-    client.execute()
-    shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    assert sum("text/html" in out.get("data", {}) for out in shown) >= 5  # data frames
-    assert any("image/png" in out.get("data", {}) for out in shown)  # the heat map
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sparse", "latent"])
-def test_the_notebooks_run_on_what_is_committed(name):
+@pytest.mark.parametrize("name", ["early_bird", "sparse", "latent"])
+def test_the_notebooks_run_on_what_smoke_left_or_is_committed(name, finished, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, timeout=120).execute()
+    monkeypatch.setenv("EBDIFF_EXPERIMENT", "smoke")
+    folder = {"metadata": {"path": str(finished if name == "early_bird" else ROOT)}}
+    nbclient.NotebookClient(notebook, resources=folder, timeout=120).execute()
     shown = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("image/png" in data for data in shown) and any("text/html" in data for data in shown)
 
