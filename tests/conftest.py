@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: two pools on two cores crawl
 
@@ -134,13 +135,21 @@ def made(tmp_path_factory, digits):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A project in which Snakemake has run `smoke` to its report: its folder. Leave it as it is."""
+    """A project in which Snakemake has run `smoke` to its report: its folder. Leave it as it is.
+
+    The test processes of a session share one run; each has a copy.
+    """
     from test_workflow import copied, snakemake
 
-    folder = copied(tmp_path_factory.mktemp("finished"))
-    done = snakemake(folder, "smoke")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "smoke"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "results/smoke/report.html").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            shared.mkdir()
+            done = snakemake(copied(shared), "smoke")
+            assert done.returncode == 0, done.stderr[-3000:]
+    return shutil.copytree(shared, tmp_path_factory.mktemp("finished") / "project", symlinks=True)
 
 
 def vouch(experiment, verb, **where):

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "make ": "makes the environment from the network; `make run` is what a person tries",
     "cd ": "the environment likewise", "python3 -m venv": "likewise", "pip ": "likewise",
     "sinfo": "wants a cluster", "$EDITOR": "wants a person", "tmux": "wants a terminal",
+    "tensorboard ": "a server, no part of ours",
     "export ": "a setting of the shell",
     "python benchmarks/": "minutes on a quiet machine; test_benchmarks runs parts",
     "snakemake --cores all --config experiments=digits_": "hours; test_workflow plans them by these words",
@@ -85,6 +86,7 @@ ELSEWHERE = {
 # What other words stand for: the default experiment is smoke, another one its twin, images are few and small.
 HERE = {
     r"\bdigits_full\b": "twin", r"\bdigits\b": "smoke", r"plan cifar10": "plan smoke",
+    r" --follow\b": "",
     r"\bPATH --size 64": "photos --size 8", r"\bFILE.ndjson": "drawings.ndjson --no-estimate",
 }  # fmt: skip
 # What a line leaves, by a part of it as it is typed here.
@@ -96,13 +98,13 @@ LEFT = {
     "tabulate smoke table4": "results/smoke/so-far/tables/table4.tex",
     "so-far": "results/smoke/so-far/report.html", " runs=": "results/smoke/so-far/report.html",
     "--report": "results/snakemake-report.html", "tune smoke": "config/tuning/smoke.yaml",
-    "plan smoke": "results/smoke/plan.json",
+    "plan smoke": "results/smoke/plan.json", "tensorboard smoke": "results/smoke/tensorboard",
 }  # fmt: skip
 
 
 @pytest.fixture
 def project(finished, tmp_path, monkeypatch):
-    """A copy of the finished project, smoke its default: beside are images, drawings, a twin, older results."""
+    """A copy of the finished project, smoke its default; with images, drawings, a twin, older results."""
     shutil.copytree(finished, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
     shutil.copytree("results/smoke", "old/smoke")
