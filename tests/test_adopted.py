@@ -203,3 +203,16 @@ def test_the_furthest_of_finished_and_unfinished_ones_wins(workspace, vary, monk
     trained(vary(fresh_at(40)), 40)
     again = told(key, 40)
     assert same(again[0], tensors) and again[1:] == (losses, [10, 5, 3, 22])
+
+
+def test_its_own_unfinished_state_serves_whatever_milestones_come_before_it(workspace, vary, monkeypatch):
+    """A shorter run of the same expert is added, and taken out of the file again."""
+    both = {"runs.short": {**fresh_at(10)["runs.scratch"], "title": "Short"}}
+    alone, beside = vary(fresh_at(30)), vary({**fresh_at(30), **both})
+    interrupted(alone, monkeypatch, 27, lambda e: trained(e, 30))
+    trained(beside, 10)
+    assert told(trained(beside, 30), 30)[2] == [27, 3]
+    shutil.rmtree("results")
+    trained(beside, 10)
+    interrupted(beside, monkeypatch, 27, lambda e: trained(e, 30))
+    assert told(trained(alone, 30), 30)[2] == [10, 17, 3]

@@ -155,6 +155,13 @@ def test_the_page_shows_what_was_written_then(dates, monkeypatch):
     assert page.count("<img ") == len(FIGURES) + 1 and "<h2>Tables of old/digits</h2>" in page
     assert "Runs of one name" not in page
     Path("empty").mkdir()
+    other = reported.make(seeds=(0,), name="other")
+    reported.fabricate(other)
+    vouch(other, "fid", run="eb-50", seed=0)
+    with pytest.raises(
+        UserError, match=r"results/other holds results of other; give a copy of results/digits"
+    ):
+        compare(now, Path("./results/other"))
     for folder, words in (("results/digits", "with itself"), ("./empty", "empty holds no results of digits")):
         with pytest.raises(UserError, match=words):
             compare(now, Path(folder))

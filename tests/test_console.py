@@ -69,12 +69,15 @@ def test_a_failed_job_ends_with_its_log(console, tmp_path):
     log.write_text("\n".join([*map(str, range(20)), long]))
     _, say = console(out)
     a_job(say, 7, "fid", seed="0")
-    say(LogEvent.ERROR, message="RuleException:\nCalledProcessError in file ...", level=logging.ERROR)
+    ended, died = "returned non-zero exit status 1.", "died with <Signals.SIGKILL: 9>."
+    say(LogEvent.ERROR, message=f"RuleException:\nCommand ... {ended}", level=logging.ERROR)
     say(LogEvent.JOB_ERROR, jobid=7, rule_name="fid", log=[str(log)], level=logging.ERROR)
     failed, where, *tail = out.getvalue().splitlines()
     assert "FAILED  fid seed0  0 s" in failed
     assert where.strip() == f"{log}:"
     assert [line.strip() for line in tail] == ["16", "17", "18", "19", long]
+    say(LogEvent.ERROR, message=f"RuleException:\nCommand ... {died}", level=logging.ERROR)
+    assert out.getvalue().endswith(f"{died}\n")  # as of lack of memory: no log tells
 
 
 def test_what_runs_stands_below_on_a_terminal_only(console):

@@ -643,9 +643,12 @@ def tensorboard(
     from ebdiff.report import tensorboard
 
     print("tensorboard --logdir", tensorboard.write(experiment), flush=True)
-    while follow:
-        time.sleep(FOLLOWED)
-        tensorboard.write(experiment)
+    with suppress(
+        interrupts.Interrupted
+    ):  # as it is meant to end; what was cut off is mended by the next call
+        while follow:
+            time.sleep(FOLLOWED)
+            tensorboard.write(experiment)
 
 
 @app.command(rich_help_panel=PEOPLE)

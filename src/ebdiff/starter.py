@@ -2,6 +2,7 @@
 
 The proposal scales the paper's settings (CIFAR-10 at 32, CelebA at 64, LSUN at 256; ChiroDiff's for drawings)
 to the size and number of the images; every choice stands in the file with its reason, to be changed there.
+A name that is taken, or images that no experiment can be made of, are a `UserError`.
 """
 
 from __future__ import annotations

@@ -92,8 +92,10 @@ class LogHandler(LogHandlerBase):
                 return f"{_now()}  jobs: {record.stats['total']}"
             case None if record.levelno > INFO or not ROUTINE.match(str(record.msg)):
                 return self.format(record)
-            case LogEvent.ERROR if "CalledProcessError" in str(record.msg):
-                return None  # a verb ended with an error: its log says which, and is shown
+            case LogEvent.ERROR if "returned non-zero exit status" in str(record.msg):
+                return (
+                    None  # of a verb, whose log says why and is shown; what a signal killed has said nothing
+                )
             case LogEvent.ERROR | LogEvent.GROUP_ERROR | LogEvent.DEBUG_DAG:
                 return self.format(record)
         return None

@@ -52,7 +52,7 @@ class FirstStage(Codec):
         UserError: it makes latents of another shape, or those that there are were made by another one.
     """
 
-    DECODES: ClassVar[tuple[str, ...]]
+    DECODES: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, experiment: Experiment, device: torch.device, network: nn.Module | None = None):
         super().__init__(experiment, device)
@@ -76,7 +76,15 @@ class FirstStage(Codec):
         raise NotImplementedError
 
     def carried(self) -> Carried:
-        """The decoder's side."""
+        """The decoder's side.
+
+        Raises:
+            UserError: the member doesn't say which that is.
+        """
+        if not self.DECODES:
+            raise UserError(
+                f"codec.kind {self.experiment.codec.kind}: {type(self).__name__}.DECODES names no module"
+            )
         tensors = self.network.state_dict().items()
         return Carried({n: t for n, t in tensors if n.split(".")[0] in self.DECODES}, {})
 

@@ -40,14 +40,14 @@ def wrong(path: Path) -> str | None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found == PYTHON_MD5:
-        return "the python archive holds pickles, which are never loaded"
-    return None if found == MD5 else f"wrong checksum: md5 {found}, expected {MD5}"
+        return f"the python archive holds pickles, which are never loaded; take {URL} instead"
+    return None if found == MD5 else f"wrong checksum: md5 {found}, expected {MD5}; delete it and take {URL}"
 
 
 def binary(path: Path, split: str = "train") -> Collection:
     """The archive's batches of a split: 10,000 records each of a label byte and 3 x 32 x 32 bytes."""
     if told := wrong(path):
-        raise UserError(f"{path}: {told}; delete it and take {URL}")
+        raise UserError(f"{path}: {told}")
 
     def items() -> Iterator[Item]:
         try:

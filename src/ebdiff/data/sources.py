@@ -2,6 +2,7 @@
 
 Images are decoded by several threads (Pillow lets them run side by side), kept in order and written one
 after the other, so that memory is bounded whatever the number of images and the file depends on no timing.
+A source or an image that can't be had as the experiment asks for it is a `UserError`.
 """
 
 from __future__ import annotations

@@ -109,12 +109,13 @@ def draw(
     number, batches = 0, ensemble.batches(n, seed, label, **sampling)
     begun = next(batches)  # what is refused is refused before anything is written
     with replacing(folder) as temporary:
+        (temporary / "images").mkdir(parents=True)
         for drawn in chain([begun], batches):
             vectors = ensemble.codec.vector(drawn.items, drawn.cond) or []
             for i, image in enumerate(drawn.images):
-                _save(image, temporary / f"images/{number:05d}.png")
+                _image(image).save(temporary / f"images/{number:05d}.png")
                 if vectors:
-                    write_text(temporary / f"images/{number:05d}.svg", vectors[i])
+                    (temporary / f"images/{number:05d}.svg").write_text(vectors[i], encoding="utf-8")
                 number += 1
             first += list(drawn.images[: GRID * GRID - len(first)])
             curves += vectors[: SIDE * SIDE - len(curves)]
@@ -130,13 +131,13 @@ def write_grid(images: np.ndarray, path: Path) -> None:
     large = np.pad(large, ((0, -len(images) % GRID), (2, 2), (2, 2), (0, 0)), constant_values=255)
     rows, (height, width, channels) = len(large) // GRID, large.shape[1:]
     grid = large.reshape(rows, GRID, height, width, channels).swapaxes(1, 2)
-    _save(grid.reshape(rows * height, GRID * width, channels), path)
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    """Write an image uint8 (H, W, C) atomically."""
     with replacing(path) as temporary:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+        _image(grid.reshape(rows * height, GRID * width, channels)).save(temporary)
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    """uint8 (H, W, C), to be saved."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def svg_grid(drawings: list[str], unit: int = 256, gap: int = 16) -> str:

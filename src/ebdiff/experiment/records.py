@@ -162,11 +162,10 @@ class Work:
         job: which.
         settings: hash of the configuration that its result depends on.
         read: hash of every file or folder that it reads, by path.
-        continued: the same of the earlier states that it may go on from.
 
     Raises:
         UserError: an unknown wildcard.
-        Missing, Unusable: as `Records.check`, of what it reads.
+        Missing, Unusable: as `Records.check`, of what it reads and of what it may go on from.
     """
 
     def __init__(self, experiment: Experiment, verb: str, **where: object) -> None:
@@ -174,13 +173,17 @@ class Work:
         self.job = Job.of(experiment, verb, **where)
         self.settings = records.settings(self.job)
         self.read = {str(path): records.check(path) for path in self.job.reads}
-        self.continued = {str(path): records.check(path) for path in self.job.continues}
+        for path in self.job.continues:
+            records.check(path)
         self.path = self.job.path
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """What an unfinished state of the job belongs to: its settings, and everything that it reads."""
-        return {"settings": self.settings, "inputs": {**self.read, **self.continued}}
+        """What an unfinished state of the job belongs to: its settings, and everything that it reads.
+
+        Not what it went on from, with which its result is the same as without.
+        """
+        return {"settings": self.settings, "inputs": self.read}
 
     def end(self) -> None:
         """Vouch for what the job made: after everything is under its final name, before kept state goes."""

@@ -108,7 +108,7 @@ MODES = {
 class Inception:
     """The features of a protocol: called with uint8 (B, H, W, 1 or 3), gives float32 (B, 2048).
 
-    `sha256` is the hash of its weights file. See `find_weights` and `load_network` for errors.
+    `sha256` is the hash of its weights file. A UserError says what is wrong with that.
     """
 
     def __init__(self, protocol: str, weights: str | None, device: torch.device):

@@ -37,12 +37,14 @@ def compare(a: Experiment, b: Experiment | Path) -> Path:
         b: another one; or a folder with results of the same one, of an earlier date.
 
     Raises:
-        UserError: they are the same one, or the folder holds no results.
+        UserError: they are the same one, or the folder holds no results, or another experiment's.
     """
     now, earlier = layout.path(layout.EXPERIMENT, experiment=a.name), isinstance(b, Path)
     if b.resolve() == now.resolve() if earlier else b.name == a.name:
         raise UserError(f"compare: {a.name} with itself; name two experiments, or a copy of {now}")
     both = Results(a, partial=True), Earlier(a, b) if earlier else Results(b, partial=True)
+    if earlier and (others := both[1].whose - {a.name}):
+        raise UserError(f"compare: {b} holds results of {', '.join(sorted(others))}; give a copy of {now}")
     folder = layout.path(layout.COMPARED, experiment=a.name, other=b.resolve().name if earlier else b.name)
     names, shared = titles(*both), common(*both)
     if earlier and not any((shared.values, *_side(both[1], folder))):

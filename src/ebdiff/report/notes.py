@@ -123,7 +123,7 @@ def linked(results: Results) -> str:
         if job.stage.verb in ("train-dense", "finetune-region"):
             found.setdefault(folder, {})[job.where.get("expert", job.where.get("search", ""))] = None
     told = "; ".join(f"{', '.join(networks)} from {folder}" for folder, networks in found.items())
-    return f"Linked, not trained here, with the seconds that they took there: {told}." if told else ""
+    return f"Linked, with the seconds that they took where they were trained: {told}." if told else ""
 
 
 def unsettled(rows: list[RunFacts]) -> list[str]:

@@ -256,6 +256,15 @@ class Earlier(Results):
             self.changed.add(run)
         return metrics
 
+    @property
+    def whose(self) -> set[str]:
+        """The experiments whose records lie there."""
+        found = set()
+        for path in self.folder.glob("records/seed*/fid.*.json"):
+            with suppress(Unusable):
+                found.add(opened(path)["where"]["experiment"])
+        return found
+
     def pictures(self, figures: Iterable[str]) -> dict[str, bytes]:
         """Figures as they were drawn then, those that were."""
         found = {name: self.attempt(_whole_png, self.folder / f"figures/{name}.png") for name in figures}
