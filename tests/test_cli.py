@@ -145,7 +145,7 @@ LIGHT = [
     *(f"experiment.{name}" for name in ("load", "layout", "stages", "jobs", "records", "members")),
     *(f"system.{name}" for name in ("errors", "files", "draws")), "cost.accounting", "diffusion.schedule",
     *(f"report.{name}" for name in (
-        "shown", "tables", "figures", "page", "published", "reading", "results", "facts", "style",
+        "notes", "tables", "figures", "page", "published", "reading", "results", "facts", "style",
     )),
 ]  # fmt: skip
 

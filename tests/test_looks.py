@@ -92,7 +92,6 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("finished"))
         reported.vouched(patch)
-        patch.setattr(style, "DPI", 100)  # drawn faster
         e = make(seeds=(0, 1))
         fabricate(e)
         reported.write(e, *figures_of(e), folder=Path("page"))
