@@ -153,7 +153,7 @@ class Results:
         try:
             with path.open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (KeyError, ValueError, StopIteration):
+        except (KeyError, ValueError, StopIteration, csv.Error):
             return None  # unfinished, or of another Snakemake
 
     def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
