@@ -3,6 +3,7 @@
 Beside `test_malformed` (values of experiments, words of the command line), `test_hostile` (what reaches
 beyond its folder) and `test_faults` (damage that records notice).
 """
+# ruff: noqa: E501 (a case is a line)
 
 import gzip
 import io
@@ -13,7 +14,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import zipfile
 from copy import copy
 from pathlib import Path
@@ -37,8 +37,8 @@ from ebdiff.nets import store
 from ebdiff.system.files import holding
 
 pytestmark = pytest.mark.slow
-GB, SECONDS = 2**30, 20
-PROGRESS = re.compile(r"\w+: .*\d.* \[\d.*\]")
+GB, SECONDS = 2**30, 60
+PROGRESS, LEFT_OUT = re.compile(r".*: .*\d.* \[.*\]"), re.compile("broken |(labels )?left out: ")
 YAML, TUNING = "config/experiments/tiny.yaml", "config/tuning/tiny.yaml"
 PNGS = {f"{i}.png": png(i) for i in range(5)}
 
@@ -116,29 +116,17 @@ EXPERIMENTS = {
         lambda: put("config/experiments/x.yaml", "base: y\n") and put("config/experiments/y.yaml", "a: ["),
         "export x out.safetensors --run eb-50", "y.yaml, line 1: not valid YAML",
     ),
-    "a base that is a list of itself": (
-        lambda: put("config/experiments/x.yaml", "base: &a [*a]\n"), "status x", "x.yaml: ",
-    ),
-    "another experiment is broken": (
-        lambda: put("config/experiments/x.yaml", "base: [\n"), "prepare-data digits", None,
-    ),
-    "a byte order mark and CRLF": (
-        lambda: put(YAML, "\ufeff" + yaml.safe_dump(TINY).replace("\n", "\r\n")), "status tiny", None,
-    ),
-    "another version of YAML": (
-        lambda: put(YAML, "%YAML 9.9\n---\n" + yaml.safe_dump(TINY)), "status tiny", "tiny.yaml",
-    ),
+    "a base that is a list of itself": (lambda: put("config/experiments/x.yaml", "base: &a [*a]\n"), "status x", "x.yaml: "),
+    "another experiment is broken": (lambda: put("config/experiments/x.yaml", "base: [\n"), "prepare-data digits", None),
+    "a byte order mark and CRLF": (lambda: put(YAML, "\ufeff" + yaml.safe_dump(TINY).replace("\n", "\r\n")), "status tiny", None),
+    "another version of YAML": (lambda: put(YAML, "%YAML 9.9\n---\n" + yaml.safe_dump(TINY)), "status tiny", "tiny.yaml"),
     "a Cyrillic letter in a key": (lambda: tiny(text="tr\u0430ining: {}"), "status tiny", "'training'"),
-    "a title of Hebrew, Arabic and emoji": (
-        lambda: tiny({"runs.eb-50.title": "\u05d0\u0628 \U0001f642e\u0301"}), "status tiny", None,
-    ),
+    "a title of Hebrew, Arabic and emoji": (lambda: tiny({"runs.eb-50.title": "\u05d0\u0628 \U0001f642e\u0301"}), "status tiny", None),
     "a kind that is a list": (lambda: tiny({"network.kind": ["unet"]}), "status tiny", "network: kind"),
     "a kind that is a mapping": (lambda: tiny({"network.kind": {"a": 1}}), "status tiny", "network: kind"),
     "no kind": (lambda: tiny({"network.kind": None}), "status tiny", "network: kind"),
     "a codec that is a list": (lambda: tiny({"codec": [1]}), "status tiny", "codec"),
-    "a codec's kind that is a list": (
-        lambda: tiny({"codec": {"kind": []}}), "train-first-stage tiny", "codec: kind",
-    ),
+    "a codec's kind that is a list": (lambda: tiny({"codec": {"kind": []}}), "train-first-stage tiny", "codec: kind"),
     "a source that is a list": (lambda: tiny({"dataset.source": ["images"]}), "prepare-data digits", "source"),
     "a sparse method that is a list": (
         lambda: tiny({"runs.x": {"title": "X", "method": "sparse", "init": "fresh", "iterations": 9,
@@ -154,9 +142,7 @@ EXPERIMENTS = {
         lambda: tiny({"searches.full.interval": {"unit": []}}), "status tiny", "searches.full.interval",
     ),
     "claims that are numbers": (lambda: tiny({"claims": [5]}), "status tiny", "claims.0"),
-    "a claim about itself": (
-        lambda: tiny({"claims": [{"run": "eb-50", "against": "eb-50"}]}), "status tiny", "claims",
-    ),
+    "a claim about itself": (lambda: tiny({"claims": [{"run": "eb-50", "against": "eb-50"}]}), "status tiny", "claims"),
     "an iteration in base sixty": (lambda: tiny({}, "scale: 1:30.5"), "status tiny", None),
     "a scale that leaves nothing": (lambda: tiny({"scale": 1e-300}), "status tiny", None),
     "a dataset of another name in each experiment": (
@@ -277,9 +263,7 @@ DATA = {
     "a zip of folders": (lambda: zip_of("in.zip", {"a.png/": b"", "b/c.png/": b""}), "in.zip: 0 images"),
     "a zip of zips": (lambda: zip_of("in.zip", {"a.zip": ZIPPED}), "0 images"),
     "half a zip": (lambda: put("in.zip", ZIPPED[:500]), "in.zip: not a whole zip"),
-    "a zip with much after it": (
-        lambda: put("in.zip", ZIPPED + bytes(2**20)), "in.zip: not a whole zip",
-    ),
+    "a zip with much after it": (lambda: put("in.zip", ZIPPED + bytes(2**20)), "in.zip: not a whole zip"),
     "text for a zip": (lambda: put("in.zip", "hello"), "in.zip: not a whole zip"),
     "a zip whose members overlap": (overlapping, None),
     "a zip of every name twice": (twice, None),
@@ -297,9 +281,7 @@ DATA = {
     "folders called as images": (lambda: [put(f"in/{i}.png/x.txt") for i in range(5)], "in: 0 images"),
     "images of no bytes": (lambda: [put(f"in/{i}.png") for i in range(5)], "broken images: 5 (in/0.png: "),
     "a link to nothing among images": (lambda: (images(), link("in/x.png", "nothing")), "in/x.png: "),
-    "a name that is no UTF-8": (
-        lambda: (images(), put(os.fsdecode(b"in/\xff\xfe.png"))), r"in/\udcff\udcfe.png: ",
-    ),
+    "a name that is no UTF-8": (lambda: (images(), put(os.fsdecode(b"in/\xff\xfe.png"))), r"in/\udcff\udcfe.png: "),
     "text for an image": (lambda: raw("x.png", "hello"), "in/x.png: not one of PNG"),
     "a script for an image": (lambda: raw("x.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "x.png"),
     "16 bits": (lambda: images(Image.fromarray(np.full((8, 8), 40_000, np.uint16))), None),
@@ -312,15 +294,11 @@ DATA = {
     "LAB": (lambda: raw("x.tif", saved(Image.new("LAB", (8, 8)), "TIFF")), None),
     "floats": (lambda: raw("x.tif", saved(Image.new("F", (8, 8)), "TIFF")), "in/x.tif: samples of 32 bits"),
     "a strip": (lambda: images(Image.new("L", (20_000, 1))), "in/x0.png: 20000x1 pixels, not square"),
-    "a text chunk that unpacks to 256 MiB": (
-        lambda: raw("x.png", chunk(b"zTXt", b"a\0\0" + packed(2**28))), "in/x.png: ",
-    ),
+    "a text chunk that unpacks to 256 MiB": (lambda: raw("x.png", chunk(b"zTXt", b"a\0\0" + packed(2**28))), "in/x.png: "),
     "a profile that unpacks to 256 MiB": (lambda: raw("x.png", chunk(b"iCCP", b"a\0\0" + packed(2**28))), "x.png"),
     "400 megapixels in 50 KB": (lambda: images(HUGE), "in/x0.png: "),
     "80 megapixels in 10 KB": (lambda: images(HUGE.crop((0, 0, 8900, 8900))), None),
-    "80 transparent megapixels": (
-        lambda: images(Image.new("P", (8900, 8900)), transparency=0), None,
-    ),
+    "80 transparent megapixels": (lambda: images(Image.new("P", (8900, 8900)), transparency=0), None),
     "a PPM of 10^8 by 1": (lambda: raw("x.ppm", "P6 99999999 1 255\n"), "in/x.ppm: "),
     "a PPM of -1 by 1": (lambda: raw("x.ppm", "P6 -1 1 255\n"), "in/x.ppm: "),
     "a JPEG cut short": (lambda: raw("x.jpg", saved(RGB.resize((99, 99)), "JPEG")[:400]), "in/x.jpg: "),
@@ -355,7 +333,7 @@ KEYS = {
     "a subset of more": ({"subset": 6}, None),  # is told when it is trained on
     "encoded in a word": ({"store": "Encoded"}, "did you mean 'encoded'"),
     "another experiment's name": ({"name": "digits"}, "digits"),
-}
+}  # fmt: skip
 
 LINE = '{"word": "a", "drawing": [[[0, 1, 2], [0, 1, 3]]]}\n'
 
@@ -378,11 +356,11 @@ DRAWINGS = {
     "nested 100,000 deep": (lambda: drawings('{"drawing": ' + "[" * 100_000 + "\n"), "in.ndjson:6: "),
     "a line of 2 MiB": (lambda: drawings(f'{{"drawing": "{"x" * 2**21}"}}\n'), "in.ndjson:6: a line of 1 MiB"),
     "bytes": (lambda: drawings(bytes(range(256))), "in.ndjson:6: "),
-    "a gzip": (lambda: put("in.ndjson", gzip.compress(5 * LINE.encode())), "in.ndjson:1: "),
+    "a gzip": (lambda: put("in.ndjson", gzip.compress(5 * LINE.encode())), "in.ndjson:1: Invalid JSON"),
     "a byte order mark": (lambda: put("in.ndjson", "\ufeff" + 5 * LINE), "in.ndjson:1: "),
-    "nothing": (lambda: put("in.ndjson", "\n\n"), "in.ndjson"),
+    "nothing": (lambda: put("in.ndjson", "\n\n"), " drawings"),
     "time as a third axis": (lambda: drawings('{"drawing": [[[0, 9], [0, 9], [0, 5]]]}\n'), None),
-}
+}  # fmt: skip
 
 # --- ensembles -------------------------------------------------------------------------------------------------
 
@@ -424,31 +402,23 @@ ENSEMBLES = {
     "a header that is no JSON": (lambda: header("hello"), NO),
     "a header nested 100,000 deep": (lambda: header("[" * 100_000), NO),
     "a header without tensors": (lambda: header("{}"), NO),
-    "tensors beyond the file": (
-        lambda: header(json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})), NO,
-    ),
+    "tensors beyond the file": (lambda: header(json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})), NO),
     "a folder": (lambda: Path("x.safetensors").mkdir(), NO),
     "a pipe": (lambda: fifo("x.safetensors"), NO),
     "a device": (lambda: link("x.safetensors", "/dev/zero"), NO),
     "a link to itself": (lambda: link("x.safetensors", "x.safetensors"), "x.safetensors"),
     "not there": (lambda: None, "x.safetensors: missing; give a file that `ebdiff export` wrote"),
-    "half of it": (
-        lambda: put("x.safetensors", Path("whole.safetensors").read_bytes()[:20_000]), NO,
-    ),
+    "half of it": (lambda: put("x.safetensors", Path("whole.safetensors").read_bytes()[:20_000]), NO),
     "a checkpoint": (lambda: shutil.copy(path_of(layout.MILESTONE), "x.safetensors"), "holds no ensemble"),
-    "another's metadata": (
-        lambda: header(json.dumps({"__metadata__": {"ebdiff": "[" * 100_000}})), NO,
-    ),
+    "another's metadata": (lambda: header(json.dumps({"__metadata__": {"ebdiff": "[" * 100_000}})), NO),
     "weights that are no numbers": (lambda: ensemble(None, lambda n, x: x * np.nan), NO),
     "weights without end": (lambda: ensemble(None, lambda n, x: x / 0), NO),
     "weights of another type": (lambda: ensemble(None, lambda n, x: x.to(torch.int8)), NO),
-    "weights of half the bits": (lambda: ensemble(None, lambda n, x: x.half()), NO),
+    "weights of half the bits": (lambda: ensemble(None, lambda n, x: x.half()), None),
     "complex weights": (lambda: ensemble(None, lambda n, x: x.to(torch.complex64)), NO),
     "weights turned around": (lambda: ensemble(None, lambda n, x: x.T if x.dim() == 2 else x), NO),
     "weights without channels": (lambda: ensemble(None, lambda n, x: x[:0]), NO),
-    "a layer narrower than its neighbours": (
-        lambda: ensemble(None, lambda n, x: x[:1] if n.startswith("0.conv_in") else x), NO,
-    ),
+    "a layer narrower than its neighbours": (lambda: ensemble(None, lambda n, x: x[:1] if n.startswith("0.conv_in") else x), NO),
     "scalars": (lambda: ensemble(None, lambda n, x: x.sum()), NO),
     "a layer that is missing": (lambda: ensemble(None, lambda n, x: None if "conv_in" in n else x), NO),
     "layers of none": (lambda: ensemble(None, lambda n, x: {"0": x}.get(n[:1])), None),
@@ -459,20 +429,18 @@ ENSEMBLES = {
     "an expert of no span": (lambda: ensemble(lambda told: first(told, serve=[])), NO),
     "an expert of a span without end": (lambda: ensemble(lambda told: first(told, serve=[0, 1e400])), NO),
     "spans with a gap": (lambda: ensemble(lambda told: first(told, serve=[0, 999])), NO),
-    "an expert's network that is a list": (lambda: ensemble(lambda told: first(told, network=[])), NO),
+    "an expert's network that is a list": (lambda: ensemble(lambda told: first(told, network=[])), None),
     "a network of another kind": (lambda: ensemble(lambda told: config(told, kind="chirodiff")), NO),
     "a network of a kind that isn't there": (lambda: ensemble(lambda told: config(told, kind="x")), NO),
     "a network of 10^6 levels": (lambda: ensemble(lambda told: config(told, multipliers=[1] * 10**6)), NO),
-    "a network of 10^9 times the width": (
-        lambda: ensemble(lambda told: config(told, multipliers=[10**9, 10**9])), NO,
-    ),
+    "a network of 10^9 times the width": (lambda: ensemble(lambda told: config(told, multipliers=[10**9, 10**9])), NO),
     "a network of 64 blocks": (lambda: ensemble(lambda told: config(told, blocks=64)), NO),
     "no diffusion": (tells(diffusion=...), NO),
     "a million timesteps": (tells(**{"diffusion.timesteps": 10**6}), NO),
     "10^12 timesteps": (tells(**{"diffusion.timesteps": 10**12}), NO),
-    "more steps than timesteps": (tells(**{"sampling.steps": 10**5}), NO),
-    "a batch of 10^9": (tells(**{"sampling.batch": 10**9}), None),
-    "guidance without classes": (tells(**{"sampling.guidance": 2.0}), NO),
+    "more steps than timesteps": (tells(**{"sampling.steps": 10**5}), "sampling.steps: 100000 exceed the 1000 timesteps"),
+    "a batch of 10^9": (tells(**{"sampling.batch": 10**9}), NO),
+    "guidance without classes": (tells(**{"sampling.guidance": 2.0}), "sampling.guidance: the network is told no classes"),
     "items of a terabyte": (tells(**{"items.shape": [1, 2**20, 2**20]}), NO),
     "items of no size": (tells(**{"items.shape": [1, 0, 0]}), NO),
     "items of two axes": (tells(**{"items.shape": [8, 8]}), NO),
@@ -485,9 +453,7 @@ ENSEMBLES = {
     "-1 classes": (tells(**{"items.classes": -1}), NO),
     "classes that are text": (tells(**{"items.classes": "many"}), NO),
     "another codec": (tells(codec={"kind": "raster"}), NO),
-    "a codec with weights elsewhere": (
-        tells(codec={"kind": "vq", "path": "/dev/zero", "channels": 1, "factor": 1}), NO,
-    ),
+    "a codec with weights elsewhere": (tells(codec={"kind": "vq", "path": "/dev/zero", "channels": 1, "factor": 1}), NO),
     "a story that is a number": (tells(story=5), NO),
     "a name that is a path": (tells(experiment="../../x"), None),
     "label dropout that is text": (tells(label_dropout="x"), NO),
@@ -540,9 +506,7 @@ RESULTS = {
     "an expert of nothing": (lambda: os.truncate(path_of(layout.MILESTONE), 0), EXPORT, f"{MILESTONE}damaged"),
     "an expert that is a pipe": (lambda: fifo(path_of(layout.MILESTONE)), DRAW, MILESTONE),
     "an expert that is a folder": (lambda: instead(path_of(layout.MILESTONE), os.mkdir), EXPORT, MILESTONE),
-    "another's expert": (
-        lambda: shutil.copy(path_of(layout.TICKET), path_of(layout.MILESTONE)), DRAW, f"{MILESTONE}damaged",
-    ),
+    "another's expert": (lambda: shutil.copy(path_of(layout.TICKET), path_of(layout.MILESTONE)), DRAW, f"{MILESTONE}damaged"),
     "a run that isn't finished": (lambda: path_of(layout.MILESTONE).unlink(), DRAW, f"{MILESTONE}missing"),
     "Inception from a pipe": (
         lambda: (tiny({"evaluation": {"protocols": ["clean"], "weights": "w.pt"}}), fifo("w.pt")),
@@ -559,34 +523,20 @@ RESULTS = {
     "metrics of text": (lambda: edit(layout.METRICS, protocols="many"), EXPORT, None),  # left out, and said
     "metrics of text, compared": (lambda: edit(layout.METRICS, protocols=5), "compare tiny other", None),
     "samples of another shape": (lambda: array(layout.SAMPLES, np.zeros((2, 3))), "compare tiny other", None),
-    "samples of another shape, verified": (
-        lambda: array(layout.SAMPLES, np.zeros((2, 3))), "verify tiny", "tiny: 1 files can't be used",
-    ),
+    "samples of another shape, verified": (lambda: array(layout.SAMPLES, np.zeros((2, 3))), "verify tiny", "tiny: 1 files can't be used"),
     "a ledger of text": (lambda: edit(layout.LEDGER, seconds="many"), "compare other tiny", None),
     "a ledger of text, verified": (lambda: edit(layout.LEDGER, seconds=""), "verify tiny", "1 files can't be"),
     "costs of text": (lambda: edit(layout.COST, networks=[]), "tabulate tiny", "cost.json: damaged"),
-    "statistics of nothing": (
-        lambda: array(layout.REFERENCE, np.zeros(0)), "score in --against tiny", "stats.npz: damaged",
-    ),
-    "features of another shape": (
-        lambda: array(layout.REFERENCE_FEATURES, np.zeros((3, 4))), "score in --against tiny", "damaged",
-    ),
-    "no statistics": (lambda: path_of(layout.REFERENCE).unlink(), "score in --against tiny", "stats.npz: missing"),
-    "results are a file": (
-        lambda: (shutil.rmtree("results/tiny"), put("results/tiny")), "status tiny", None,
-    ),
-    "results are a file, and wanted": (
-        lambda: (shutil.rmtree("results"), put("results")), "train-dense tiny", "results",
-    ),
-    "results are a link to themselves": (
-        lambda: (shutil.rmtree("results"), link("results", "results")), "train-dense tiny", "results",
-    ),
+    "statistics of nothing": (lambda: array(layout.REFERENCE, np.zeros(0)), "score in --against tiny", "classifier-all.npz: damaged"),
+    "features of another shape": (lambda: array(layout.REFERENCE_FEATURES, np.zeros((3, 4))), "score in --against tiny", "damaged"),
+    "no statistics": (lambda: path_of(layout.REFERENCE).unlink(), "score in --against tiny", "classifier-all.npz: missing"),
+    "results are a file": (lambda: (shutil.rmtree("results/tiny"), put("results/tiny")), "status tiny", "Not a directory"),
+    "results are a file, and wanted": (lambda: (shutil.rmtree("results"), put("results")), "train-dense tiny", "results"),
+    "results are a link to themselves": (lambda: (shutil.rmtree("results"), link("results", "results")), "train-dense tiny", "results"),
     "records are a file": (
-        lambda: (shutil.rmtree("results/tiny/records"), put("results/tiny/records")), "status tiny", None,
+        lambda: (shutil.rmtree("results/tiny/records"), put("results/tiny/records")), "status tiny", "Not a directory",
     ),
-    "records are a file, and wanted": (
-        lambda: (shutil.rmtree("results/tiny/records"), put("results/tiny/records")), DRAW, "record",
-    ),
+    "records are a file, and wanted": (lambda: (shutil.rmtree("results/tiny/records"), put("results/tiny/records")), DRAW, "record"),
     "a plan of text": (lambda: put("results/tiny/plan.json", "hello"), "status tiny", "with `ebdiff plan tiny`"),
     "a plan that is a pipe": (lambda: fifo("results/tiny/plan.json"), "status tiny", "plan.json: not a file"),
     "a plan of a terabyte": (lambda: sparse("results/tiny/plan.json"), "status tiny", "plan.json: "),
@@ -601,9 +551,7 @@ RESULTS = {
     "readings of a number": (lambda: reading("5\n"), "status tiny", None),
     "readings of a list": (lambda: reading("[]\n"), "status tiny", None),
     "readings of text": (lambda: reading('{"step": "a", "loss": "b"}\n'), "status tiny", None),
-    "readings of no numbers": (
-        lambda: reading('{"step": 9, "loss": NaN, "seconds": NaN}\n'), "status tiny", None,
-    ),
+    "readings of no numbers": (lambda: reading('{"step": 9, "loss": NaN, "seconds": NaN}\n'), "status tiny", None),
     "readings nested 100,000 deep": (lambda: reading("[" * 100_000), "status tiny", None),
     "a folder of images that are broken": (lambda: put("in/5.png"), "score in --against tiny", "in/5.png: "),
     "a folder of images of another size": (
@@ -612,8 +560,8 @@ RESULTS = {
     "no folder": (lambda: None, "score nowhere --against tiny", "nowhere: no such folder"),
     "a file for a folder": (lambda: put("x.png", png()), "score x.png --against tiny", "x.png: no such folder"),
     "a folder of one": (lambda: put("one/x.png", png()), "score one --against tiny", "one: 1 images are too few"),
-    "out is taken": (lambda: put("out/x"), DRAW, "out: isn't an empty folder"),
-    "out is a file": (lambda: put("out"), DRAW, "out: isn't an empty folder"),
+    "out is taken": (lambda: put("out/x"), DRAW, "out: exists already"),
+    "out is a file": (lambda: put("out"), DRAW, "out: exists already"),
     "out is below a file": (lambda: put("x"), "draw tiny --run eb-50 --out x/y", "x"),
     "out can't be": (lambda: None, "draw tiny --run eb-50 --out /proc/x", "/proc/x"),
     "out is too long": (lambda: None, f"draw tiny --run eb-50 --out {'x' * 300}", "xxx"),
@@ -622,13 +570,13 @@ RESULTS = {
     "a card that is a folder": (lambda: Path("out.md").mkdir(), EXPORT, "out.md: exists already"),
     "another suffix": (lambda: None, "export tiny out.pt --run eb-50", "out.pt: call it NAME.safetensors"),
     "a file below a file": (lambda: put("x"), "export tiny x/y.safetensors --run eb-50", "x"),
-    "no run": (lambda: None, "draw tiny --out out", "tiny: say which run: unpruned, eb-50, ta-eb"),
+    "no run": (lambda: None, "draw tiny --out out", "tiny: say which run: eb-50, ta-eb, unpruned"),
     "a run that isn't": (lambda: None, "draw tiny --run eb50 --out out", "'eb50' is not known; did you mean"),
     "a run of a path": (lambda: None, "export tiny out.safetensors --run ../x", "'../x' is not known"),
     "a run of a file": (lambda: None, "draw whole.safetensors --run eb-50 --out out", "is one run's already"),
     "a class of none": (lambda: None, f"{DRAW} --label 3", "label 3: it knows no classes"),
     "a seed beyond 64 bits": (lambda: None, f"{DRAW} --seed {2**64}", "beyond 63 bits"),
-    "a noise seed beyond 64 bits": (lambda: None, f"{DRAW} --noise-seed {2**70}", "noise-seed"),
+    "a noise seed beyond 64 bits": (lambda: None, f"{DRAW} --noise-seed {2**70}", None),
     "a seed of nobody": (lambda: None, f"{DRAW} --seed 7", "seed7"),
     "compared with itself": (lambda: None, "compare tiny tiny", "tiny with itself"),
     "compared with nothing": (lambda: None, "compare tiny ../x", "'../x' is not known"),
@@ -657,7 +605,6 @@ ENVIRONMENTS = {
     "ASCII alone": ("LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=ascii ebdiff status é", 1, "is not known"),
     "a folder that is gone": ("mkdir gone; cd gone; rmdir ../gone; ebdiff status", 1, "no config/experiments here"),
     "another backend": ("MPLBACKEND=nonsense ebdiff tabulate tiny figure2", 0, "figure2.pdf"),
-    "processes that are a word": ("WORLD_SIZE=many ebdiff status tiny", 1, "WORLD_SIZE"),
     "columns that are a word": ("COLUMNS=many ebdiff nosuch", 2, "nosuch"),
     "one column": ("COLUMNS=1 ebdiff status tiny", 0, "done"),
     "threads that are a word": ("OMP_NUM_THREADS=many ebdiff draw tiny --run eb-50 -n 2 --out out", 0, "grid"),
@@ -668,7 +615,7 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 WORKFLOWS = {
-    "runs twice": (("smoke", "--config", "runs=eb-50,eb-50"), "runs"),
+    "runs twice": (("smoke", "--config", "runs=eb-50,eb-50", "--dry-run"), None),
     "runs of nothing": (("smoke", "--config", "runs=,"), "runs"),
     "runs that are a mapping": (("smoke", "--config", "runs={eb-50: 1}"), "runs"),
     "runs in two lines": (("smoke", "--config", 'runs="eb-50\\nx"'), "runs"),
@@ -676,8 +623,7 @@ WORKFLOWS = {
     "experiments that are a half": (("--config", "experiments=0.5"), "experiments"),
     "an experiment twice": (("--config", "experiments=smoke,smoke", "--dry-run"), None),
     "a key of an experiment": (("smoke", "--config", "seeds=5"), "config: 'seeds' is not known"),
-    "a configuration that isn't there": (("--configfile", "nowhere.yaml"), "nowhere.yaml"),
-}
+}  # fmt: skip
 
 COUNT = sum(map(len, (EXPERIMENTS, DATA, KEYS, DRAWINGS, ENSEMBLES, RESULTS, ENVIRONMENTS, WORKFLOWS)))
 
@@ -752,12 +698,17 @@ def results(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
+def told(stderr):
+    """What was said, but for progress, and for what of the input is left out."""
+    return [line for line in stderr.splitlines() if not (PROGRESS.fullmatch(line) or LEFT_OUT.match(line))]
+
+
 def judge(line, named, capsys):
     """Run a command in this process: refused in one line that names what is wrong, or fine."""
     before = files()
     capsys.readouterr()
     status = run(*line.split(" "))
-    said = [x for x in capsys.readouterr().err.splitlines() if not PROGRESS.fullmatch(x)]
+    said = told(capsys.readouterr().err)
     ours = [text for text in said if text.startswith("ebdiff: ")]
     assert all(text.isprintable() for text in said)
     if named is None:
@@ -765,8 +716,7 @@ def judge(line, named, capsys):
         return
     assert status in (1, 2), said
     if status == 1:  # 2 is the usage, with the option in a frame
-        assert ours == said[-1:] and len(ours[0]) < 1000, said
-        assert not [text for text in said[:-1] if not text.startswith(("broken ", "left out: "))], said
+        assert ours == said and len(ours[0]) < 1000, said
     assert named in (text := "\n".join(said)), text
     assert files() == before
 
@@ -809,7 +759,7 @@ def test_drawings(project, bounded, capsys, case, verb):
     make()
     put("config/experiments/mine.yaml", "base: sketches\ndataset: {name: mine, path: in.ndjson}\n")
     if verb.startswith("init"):  # looks at all, and proposes to leave out the broken ones
-        named = named if len(Path("in.ndjson").read_bytes()) < 9 or "MiB" in str(named) else None
+        named = named if case in ("nothing", "a gzip", "a line of 2 MiB") else None
     judge(verb, named, capsys)
 
 
@@ -842,8 +792,8 @@ def test_environments(results, case):
     assert "Traceback" not in printed and "Exception ignored" not in printed
     assert expected is None or done.returncode == expected, printed
     assert words in printed
-    assert len(done.stderr.splitlines()) <= 1 or expected == 2, printed
     if expected == 1:
+        assert len(told(done.stderr.decode())) <= 1, printed
         assert set(files()) == before
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def export(experiment: Experiment, ensemble: Ensemble, out: Path) -> Path:
     """Write an ensemble of an experiment as one file, and its card in Markdown; give the card's path.
 
-    The card comes first, so that no file is without; killed in between, the same again goes on. The card's numbers are those of metrics.json of the run and seed, with their protocols; without them it
-    says that nothing was measured.
+    The card comes first, so that no file is without; killed in between, the same command goes on. Its numbers
+    are those of metrics.json of the run and seed, with their protocols; without them it says that nothing was
+    measured.
 
     Args:
         experiment: whose.
