@@ -492,6 +492,7 @@ def benchmarked(text):
 
 def reading(text):
     """A training's readings, for whoever asks how far it is."""
+    layout.path(layout.MILESTONE, experiment="tiny", seed=0, expert="dense-full", milestone=80).unlink()
     put(state() / "stats.jsonl", text)
 
 
@@ -579,7 +580,25 @@ RESULTS = {
     "a noise seed beyond 64 bits": (lambda: None, f"{DRAW} --noise-seed {2**70}", None),
     "a seed of nobody": (lambda: None, f"{DRAW} --seed 7", "seed7"),
     "compared with itself": (lambda: None, "compare tiny tiny", "tiny with itself"),
-    "compared with nothing": (lambda: None, "compare tiny ../x", "'../x' is not known"),
+    "compared with nothing": (lambda: None, "compare tiny ../x", "../x: no such folder; give a copy of results/tiny"),
+    "compared with a folder above": (lambda: None, "compare tiny ./", "holds no results of tiny"),
+    "compared with a file": (lambda: put("x/y"), "compare tiny x/y", "x/y: no such folder"),
+    "compared with a link to itself": (lambda: link("x/y", "y"), "compare tiny x/y", "x/y"),
+    "compared with broken results": (
+        lambda: [put(p, b"[") for p in Path(shutil.copytree("results/tiny", "x/y")).rglob("*.json")] and None,
+        "compare tiny x/y", "x/y holds no results of tiny",
+    ),
+    "compared with pipes": (
+        lambda: [fifo(p) for p in list(Path(shutil.copytree("results/tiny", "x/y")).rglob("*.*")) if p.is_file()],
+        "compare tiny x/y", "x/y holds no results of tiny",
+    ),
+    "readings of text, watched": (lambda: reading("hello"), "tensorboard tiny", None),
+    "readings of lists, watched": (lambda: reading("[]\n5\n"), "tensorboard tiny", None),
+    "readings of words, watched": (
+        lambda: reading('{"step": "a", "loss": "b", "seconds": []}\n'), "tensorboard tiny", None,
+    ),
+    "a place of events that is a file": (lambda: put("results/tiny/tensorboard"), "tensorboard tiny", "tensorboard"),
+    "events of bytes": (lambda: put("results/tiny/tensorboard/x/events.out.tfevents.1", b"x"), "tensorboard tiny", None),
 }  # fmt: skip
 
 # --- the environment: what a shell runs, whether it succeeds, what it must say ------------------------------------

@@ -188,6 +188,7 @@ class Ensemble:
             lengths = tensors[LENGTHS].numpy() if items.variable else None
             carried = Carried(parts.get(CODEC, {}), dict(told["decoder"]))
             ensemble = cls(experiment, tuple(experts), lengths, dict(told["story"]), device, carried)
+            _ = ensemble.codec  # opened
             for network in ensemble.networks:  # whatever else doesn't fit together
                 x, t, cond = network.example(1, smallest=True)
                 if not network(x, t, cond).isfinite().all():
