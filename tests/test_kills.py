@@ -295,7 +295,7 @@ def workflow(tmp_path_factory):
 def unlock_if_told(folder):
     """Start the smoke workflow; where its message says so, unlock once and start it again."""
     process, said = kills.start(folder, *SMOKE), folder / "out.txt"
-    kills.wait_until(process, lambda: re.search("Job stats|Nothing to be done", said.read_text()))
+    kills.wait_until(process, lambda: re.search(r"  jobs: \d|Nothing to be done", said.read_text()))
     if process.poll() and "can be removed with the --unlock argument" in said.read_text().replace("\n", " "):
         status, said = kills.ended(kills.start(folder, *SNAKEMAKE, "--unlock"), folder)
         assert status == 0, said
