@@ -83,6 +83,7 @@ READ = {
     ".tex": read_text,
     ".png": read_png,
     ".pdf": lambda path: path.read_bytes().rstrip().endswith(b"%%EOF"),
+    ".yaml": lambda path: path.read_text(encoding="utf-8"),
     ".html": lambda path: path.read_text(encoding="utf-8").rstrip().endswith("</html>"),
 }
 
@@ -93,9 +94,9 @@ def unfinished(path):
 
 
 def walk(folder):
-    """Relative paths of all files and folders under results/ and resources/, also while they change."""
+    """Relative paths of all files and folders that verbs write, also while they change."""
     found = []
-    for top in ("results", "resources"):
+    for top in ("results", "resources", "config"):
         for place, folders, names in os.walk(folder / top):
             found += [Path(place, name).relative_to(folder) for name in folders + names]
     return [path for path in found if not ASIDE & set(path.parts)]

@@ -1,12 +1,14 @@
 """What a kill, an orphan or an edit may leave behind."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import stages
 import torch
 from conftest import write_experiment
 
@@ -233,6 +235,16 @@ def test_killed_while_its_state_is_removed_a_training_goes_on_from_nothing(place
         patch.setattr(resume.shutil, "rmtree", killed)
     with place() as kept:
         assert kept.state is None
+
+
+@pytest.mark.slow
+def test_a_finished_milestone_asked_for_again_keeps_its_readings(made, tmp_path, monkeypatch):
+    """As by who was killed when all was written, but the state not yet gone."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "project"))
+    path = stages.path_of(layout.STATS)
+    before = path.read_text()
+    assert before and stages.run(*stages.EB) == 0
+    assert path.read_text() == before
 
 
 def test_images_of_another_size_than_the_networks_are_refused(workspace, vary):

@@ -690,17 +690,27 @@ def version() -> None:
 def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
     status = 1
+    os.environ["MPLBACKEND"] = "agg"  # files alone are drawn, whatever a notebook's shell asks for
+    nowhere = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where they were closed
     for stream in (sys.stdout, sys.stderr):  # a letter that a console can't show is no reason to fail
         stream.reconfigure(errors="backslashreplace")
     try:
         with interrupts.unwinding():
-            return app()
+            try:
+                return app()
+            finally:  # here, where a full disk is told in a line
+                sys.stdout.flush()
     except interrupts.Interrupted as signal:
         message, status = str(signal), 128 + signal.number
     except UserError as error:
         message = str(error)
     except OSError as error:
         message = explained(error)
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at the end, and say so
+            sys.stdout = nowhere
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -27,7 +27,7 @@ from ebdiff.diffusion.schedule import visited
 from ebdiff.experiment import layout
 from ebdiff.experiment import load as experiments
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.members import Architecture, Items, config_of
+from ebdiff.experiment.members import ITEMS, Architecture, Items, config_of
 from ebdiff.experiment.records import Work
 from ebdiff.experiment.registry import first_wrong
 from ebdiff.experiment.schema import Diffusion, Sampling, Training
@@ -151,6 +151,7 @@ class Ensemble:
         return cls(experiment, tuple(experts), lengths, story, device)
 
     @classmethod
+    @torch.no_grad()
     def read(cls, path: Path, device: torch.device) -> Ensemble:
         """An exported ensemble.
 
@@ -163,14 +164,15 @@ class Ensemble:
             for name, tensor in tensors.items():
                 of, _, own = name.partition(".")
                 parts.setdefault(of, {})[own] = tensor
-            items = Items(**{**told["items"], "shape": tuple(told["items"]["shape"])})
+            items, experts = ITEMS.validate_python(told["items"]), []
             codec = config_of("codec", told["codec"]).model_validate(told["codec"])
-            experts = []
+            codec.check(items)
             for i, x in enumerate(told["experts"]):
                 network = config_of("network", x["config"]).model_validate(x["config"])
                 architecture = Architecture(network, codec.items(items))
                 serve = (int(x["serve"][0]), int(x["serve"][1]))
-                experts.append(Trained(serve, x["network"], architecture, parts[str(i)], x["story"]))
+                network.check(architecture.items)
+                experts.append(Trained(serve, str(x["network"]), architecture, parts[str(i)], x["story"]))
             experiment = Experiment.model_construct(
                 name=told["experiment"],
                 dataset=Data(items),
@@ -185,10 +187,19 @@ class Ensemble:
                 raise ValueError(edges)
             lengths = tensors[LENGTHS].numpy() if items.variable else None
             carried = Carried(parts.get(CODEC, {}), dict(told["decoder"]))
-            return cls(experiment, tuple(experts), lengths, told["story"], device, carried)
+            ensemble = cls(experiment, tuple(experts), lengths, dict(told["story"]), device, carried)
+            _ = ensemble.codec  # opened
+            for network in ensemble.networks:  # whatever else doesn't fit together
+                x, t, cond = network.example(1, smallest=True)
+                if not network(x, t, cond).isfinite().all():
+                    raise ValueError("weights that are no numbers")
+            return ensemble
         except Unusable as error:
             raise UserError(f"{path}: {error.reason}; give a file that `ebdiff export` wrote") from None
-        except (KeyError, TypeError, ValueError, IndexError):  # pydantic's errors are ValueErrors
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError):
+            # Pydantic's errors are ValueErrors, torch's RuntimeErrors.
             raise UserError(f"{path}: holds no ensemble; give a file that `ebdiff export` wrote") from None
 
     def write(self, path: Path, data: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -179,13 +178,17 @@ def of_dataset(
         UserError: none does, or two describe the dataset differently.
     """
     found: list[Experiment] = []
+    broken = ""
     for name in load.names(folder):
-        with suppress(UserError):  # a broken file elsewhere is reported when it is asked for
+        try:
             experiment = load.load(name, folder)
-            if experiment.dataset.name == dataset:
-                found.append(experiment)
+        except UserError as error:  # of a file elsewhere, told when nothing else is found
+            broken = f"; one can't be read: {error}"
+            continue
+        if experiment.dataset.name == dataset:
+            found.append(experiment)
     if not found:
-        raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name")
+        raise UserError(f"dataset {dataset!r}: no experiment in {folder} has this dataset.name{broken}")
     for other in found[1:]:
         if other.prepared != found[0].prepared:
             raise UserError(

@@ -20,8 +20,10 @@ from ebdiff.experiment.runs import Expert, Run
 from ebdiff.experiment.schema import Execution, Interval, PrimaryClaim, Search, Tuning, is_name
 from ebdiff.experiment.sparsity import METHODS
 from ebdiff.system.errors import UserError, unknown
+from ebdiff.system.files import naming
 
 EXPERIMENTS = Path("config/experiments")
+TEXT = 2**18  # bytes of a file; PyYAML takes seconds for more
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -64,7 +66,12 @@ def _merge(base: dict, over: dict) -> dict:
 def _mapping(path: Path) -> dict:
     """A YAML file whose top level is a mapping."""
     try:
-        return deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
+        with naming(path):
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise UserError(f"{path}: not a file; remove it")
+            if path.stat().st_size > TEXT:
+                raise UserError(f"{path}: larger than {TEXT >> 10} KiB; it can't be an experiment's")
+            return deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); save it as such") from None
 

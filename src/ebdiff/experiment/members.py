@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from ebdiff.experiment.registry import Registry
 from ebdiff.experiment.schema import FEWEST, Name, Positive, Strict
@@ -26,14 +26,17 @@ class Items(NamedTuple):
         variable: whether items are shorter than the first axis L, padded at the end and masked.
     """
 
-    shape: tuple[int, ...]
-    classes: int = 0
+    shape: tuple[Annotated[int, Field(gt=0, le=10_000)], ...]
+    classes: Annotated[int, Field(ge=0)] = 0
     variable: bool = False
 
     @property
     def conditional(self) -> bool:
         """Whether a denoiser is told more of an item than its noisy values."""
         return bool(self.classes) or self.variable
+
+
+ITEMS = TypeAdapter(Items)  # of a file
 
 
 class NetworkConfig(Strict):
@@ -75,7 +78,7 @@ class ConvolutionalConfig(NetworkConfig):
 
     width: int = Field(128, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
-        (1, 2, 2, 2), min_length=1, description="Width of each level / width."
+        (1, 2, 2, 2), min_length=1, max_length=12, description="Width of each level / width."
     )
     blocks: int = Field(2, gt=0, le=64, description="Residual blocks per level (decoder: one more).")
     attention: tuple[int, ...] = Field((16,), description="Resolutions with self-attention.")
@@ -136,7 +139,7 @@ class LatentUNetConfig(ConvolutionalConfig):
     kind: Literal["latent-unet"] = "latent-unet"
     width: int = Field(224, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
-        (1, 2, 3, 4), min_length=1, description="Width of each level / width."
+        (1, 2, 3, 4), min_length=1, max_length=12, description="Width of each level / width."
     )
     attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with self-attention.")
     head_dim: int = Field(32, gt=0, description="Channels of an attention head.")
@@ -164,7 +167,7 @@ class LatentConditionalConfig(ConvolutionalConfig):
     kind: Literal["latent-unet-conditional"] = "latent-unet-conditional"
     width: int = Field(192, ge=4, le=16384, multiple_of=2, description="Channels of the first level.")
     multipliers: tuple[Positive, ...] = Field(
-        (1, 2, 3, 5), min_length=1, description="Width of each level / width."
+        (1, 2, 3, 5), min_length=1, max_length=12, description="Width of each level / width."
     )
     attention: tuple[int, ...] = Field((32, 16, 8), description="Resolutions with attention.")
     heads: int = Field(1, gt=0, description="Attention heads, of every width.")

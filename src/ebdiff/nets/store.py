@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ebdiff.experiment.members import Architecture, Items, config_of
+from ebdiff.experiment.members import ITEMS, Architecture, config_of
 from ebdiff.nets import denoiser
 from ebdiff.nets.denoiser import Denoiser
 from ebdiff.system.draws import generator
@@ -51,7 +51,7 @@ def load(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Architecture,
     tensors, told = read(path, prefix)
     try:
         config = config_of("network", told["network"]).model_validate(told["network"])
-        items = Items(**{**told["items"], "shape": tuple(told["items"]["shape"])})
+        items = ITEMS.validate_python(told["items"])
     except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
         raise Unusable(path, "holds no ebdiff network") from None
     if not tensors:

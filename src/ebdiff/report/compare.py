@@ -40,6 +40,8 @@ def compare(a: Experiment, b: Experiment | Path) -> Path:
         UserError: they are the same one, or the folder holds no results, or another experiment's.
     """
     now, earlier = layout.path(layout.EXPERIMENT, experiment=a.name), isinstance(b, Path)
+    if earlier and not b.is_dir():
+        raise UserError(f"compare: {b}: no such folder; give a copy of {now}")
     if b.resolve() == now.resolve() if earlier else b.name == a.name:
         raise UserError(f"compare: {a.name} with itself; name two experiments, or a copy of {now}")
     both = Results(a, partial=True), Earlier(a, b) if earlier else Results(b, partial=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,7 +154,7 @@ class Results:
         try:
             with path.open(newline="") as file:
                 return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-        except (KeyError, ValueError, StopIteration):
+        except (KeyError, ValueError, StopIteration, csv.Error):
             return None  # unfinished, or of another Snakemake
 
     def hamming(self, seed: int, search: str, criterion: str, weights: str, rate: float) -> Hamming:
@@ -304,3 +305,17 @@ def _whole_png(path: Path) -> bytes:
         raise Missing(path) from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise damaged(path, error) from None
+
+
+def curve(path: Path) -> Iterator[tuple[int, float, float]]:
+    """Step, loss and seconds of a `stats.jsonl` that may be just being written; no other line counts.
+
+    Raises:
+        OSError, ValueError: it can't be read, or isn't text.
+    """
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            told = json.loads(line)
+            step, loss, seconds = int(told["step"]), float(told["loss"]), float(told["seconds"])
+            if math.isfinite(seconds):
+                yield step, loss, seconds

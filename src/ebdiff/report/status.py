@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import Job, jobs
 from ebdiff.experiment.records import Records, opened
 from ebdiff.report import text
-from ebdiff.report.results import Results
+from ebdiff.report.results import Results, curve
 from ebdiff.system.errors import Missing, Unusable
 from ebdiff.system.files import held
 
@@ -46,13 +45,13 @@ def _so_far(job: Job) -> str:
         images, batch = job.experiment.sampling.images, job.experiment.sampling.batch
         return f", {min(images, len(batches) * batch)} of {images} images"
     try:
-        reading = json.loads((folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, ValueError, IndexError):  # nothing read yet, or half a line
+        *_, (step, loss, seconds) = curve(folder / "stats.jsonl")
+    except (OSError, ValueError):  # none yet
         return ""
-    step, until = reading["step"], job.where.get("milestone", "")
-    told = f", step {step}" + (f" of {until}" if until.isdecimal() else "") + f", loss {reading['loss']:.4g}"
+    until = job.where.get("milestone", "")
+    told = f", step {step}" + (f" of {until}" if until.isdecimal() else "") + f", loss {loss:.4g}"
     if until.isdecimal() and step:
-        told += f", {text.duration((int(until) - step) * reading['seconds'] / step)} left"
+        told += f", {text.duration((int(until) - step) * seconds / step)} left"
     return told
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from ebdiff.experiment import layout
 from ebdiff.experiment.experiment import Experiment
 from ebdiff.experiment.jobs import jobs
 from ebdiff.experiment.records import Records
+from ebdiff.report.results import curve
 from ebdiff.system.errors import Unusable, UserError
 
 try:
@@ -36,11 +36,11 @@ def write(experiment: Experiment) -> Path:
     for job in jobs(experiment):
         for finished in (path for path in job.makes if path.suffix == ".jsonl"):
             for path in (job.state / "stats.jsonl", finished):  # which is there before the other goes
-                with suppress(FileNotFoundError, Unusable, ValueError, KeyError):  # or half a line at the end
+                with suppress(FileNotFoundError, Unusable, ValueError):
                     if path == finished:
                         records.check(path)
-                    for told in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                        runs.setdefault(finished.parent, {})[told["step"]] = told["loss"], told["seconds"]
+                    for step, loss, seconds in curve(path):
+                        runs.setdefault(finished.parent, {})[step] = loss, seconds
     for run, readings in runs.items():
         _append(folder / run.relative_to(root), _scalars(readings))
     grids = layout.path(layout.PREVIEWS, experiment=experiment.name, seed="*", of="*")
