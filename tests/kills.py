@@ -68,8 +68,8 @@ def read_png(path):
 
 
 def read_text(path):
-    """A shown table without its numbers."""
-    return re.sub(r"\d[\d.,]*", "#", path.read_text(encoding="utf-8"))
+    """A shown table without its numbers, and without the width that they give to columns."""
+    return re.sub(r"\d[\d.,]*", "#", re.sub(r"(?<=[ -])[ -]+", "", path.read_text(encoding="utf-8")))
 
 
 READ = {

@@ -691,8 +691,8 @@ def main() -> None:
     """Entry point: user errors are one line and status 1, signals 128 + their number, never a traceback."""
     status = 1
     os.environ["MPLBACKEND"] = "agg"  # files alone are drawn, whatever a notebook's shell asks for
-    nowhere = open(os.devnull, "w")  # noqa: SIM115
-    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where they were closed
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (None where it was closed)
     for stream in (sys.stdout, sys.stderr):  # a letter that a console can't show is no reason to fail
         stream.reconfigure(errors="backslashreplace")
     try:
@@ -710,7 +710,7 @@ def main() -> None:
         try:
             sys.stdout.flush()
         except OSError:  # Python would try again at the end, and say so
-            sys.stdout = nowhere
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
