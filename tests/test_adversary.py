@@ -799,6 +799,7 @@ def test_results(results, bounded, capsys, case):
     judge(line, named, capsys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ENVIRONMENTS)
 def test_environments(results, case):
     line, expected, words = ENVIRONMENTS[case]
@@ -816,6 +817,7 @@ def test_environments(results, case):
         assert set(files()) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", WORKFLOWS)
 def test_workflows(tmp_path, case):
     words, named = WORKFLOWS[case]
