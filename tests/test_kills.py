@@ -229,6 +229,7 @@ def test_a_signal_keeps_the_state_and_the_same_command_goes_on(undisturbed, stag
     status, said = kills.ended(kills.start(here, *command(stage)), here)
     assert status == 0, said
     assert going_on in said
+    write_experiment(here, CHANGES)
     assert kills.wrong(here, undisturbed.after(stage)) == []
     assert kills.products(here) == kills.products(undisturbed.after(stage))
     assert kills.leftovers(here) == []

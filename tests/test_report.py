@@ -278,7 +278,7 @@ def test_under_seconds_stands_which_trainings_were_linked_and_from_where():
         told = {"adopted": f"results/{other}/records/seed0/x.json"}
         write_json(job.note("records", "json"), sealed(told))
     line = (
-        "Linked, not trained here, with the seconds that they took there: full from results/first; "
+        "Linked, with the seconds that they took where they were trained: full from results/first; "
         f"{key} from results/digits_full."
     )
     assert line in write(e, "table4")[1].read_text().replace("\\", "")

@@ -264,5 +264,5 @@ def test_a_second_snakemake_on_the_same_targets_is_refused_until_the_first_ends(
         assert "Traceback" not in said
         assert first.poll() is None
     finally:
-        os.killpg(first.pid, 15)  # the group of this test's own Snakemake and its job
+        os.killpg(first.pid, signal.SIGKILL)  # the group of this test's own Snakemake and its job
         first.communicate(timeout=300)

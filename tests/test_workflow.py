@@ -451,6 +451,7 @@ def test_the_notebooks_run_on_what_smoke_left_or_is_committed(name, finished, mo
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     monkeypatch.setenv("EBDIFF_EXPERIMENT", "smoke")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a verb has set it, in this process
     folder = {"metadata": {"path": str(finished if name == "early_bird" else ROOT)}}
     nbclient.NotebookClient(notebook, resources=folder, timeout=120).execute()
     shown = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]

@@ -154,6 +154,7 @@ class Experiment(Strict):
     def _check_items(self) -> None:
         """The codec must fit the data, and the network what the codec makes of them."""
         self.codec.check(self.dataset.items)
+        self.codec.check_source()
         if self.codec.ENCODED and (key := self.dataset.varied):
             raise ValueError(f"dataset.{key}: images are encoded once, as they are; set it to false")
         self.network.check(self.items)

@@ -437,6 +437,13 @@ class CodecConfig(Strict):
             ValueError: names the key to change.
         """
 
+    def check_source(self) -> None:
+        """Refuse settings that don't say where its weights are; an exported ensemble carries them.
+
+        Raises:
+            ValueError: names the keys to give.
+        """
+
     def image_bytes(self, items: Items) -> int:
         """What an image takes, for the plan: a byte for each value of an item, or as a codec knows better."""
         return math.prod(items.shape)
@@ -517,8 +524,7 @@ class PretrainedConfig(FirstStageConfig):
     def folder(self) -> str | None:
         return self.path
 
-    def check(self, items: Items) -> None:
-        super().check(items)
+    def check_source(self) -> None:
         if not (self.path or self.hub):
             raise ValueError(
                 "codec: give `path` (folder of weights) or `hub` (repository) with kind vq or kl"
