@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from ebdiff.experiment import jobs, layout
+from ebdiff.experiment import jobs, layout, records
 from ebdiff.experiment import load as loading
 from ebdiff.experiment.stages import STAGES
 from ebdiff.system.errors import UserError, unknown
@@ -36,6 +36,10 @@ def checked(function, *arguments, **named):
 def load(name):
     """An experiment by name; a mistake in its file is one line, before anything starts."""
     return checked(loading.load, name)
+
+
+for mark in records.unnoticed():  # of jobs that a killed Snakemake left behind, done by now
+    mark.unlink(missing_ok=True)
 
 
 @cache

@@ -1,3 +1,4 @@
+import base64
 import csv
 import json
 import os
@@ -467,3 +468,28 @@ def test_a_search_of_gradient_tickets_alone_still_shows_its_controls(tmp_path):
     jobs = Plan(folder, "results/gradients/report.html").jobs
     assert jobs["train_dense"] == 1
     assert jobs["prune_per_epoch"] == 4  # magnitude of raw and averaged weights, taylor; one of the finished
+
+
+@pytest.mark.slow
+def test_what_was_done_after_snakemake_had_died_is_not_made_again(project):
+    """As it leaves a job behind: the mark of an unfinished output, and no metadata."""
+    made = [f"resources/data/digits/{name}" for name in ("manifest.json", "images.npy")]
+    assert snakemake(project, made[0]).returncode == 0
+    state = project / ".snakemake"
+
+    def left_behind():
+        for path in made:
+            name = base64.urlsafe_b64encode(path.encode()).decode()
+            (state / "incomplete" / name).write_text('{"external_jobid": null}')
+            (state / "metadata" / name).unlink(missing_ok=True)
+        before = (project / made[1]).stat().st_ino
+        done = snakemake(project, made[0])
+        assert done.returncode == 0 and not list(state.glob("incomplete/*"))
+        return (project / made[1]).stat().st_ino == before, done.stdout + done.stderr
+
+    same, said = left_behind()
+    assert same and "Nothing to be done" in said
+    (project / made[1]).write_bytes(b"half")
+    (project / made[0]).touch()
+    same, said = left_behind()
+    assert not same and "prepare_data digits" in said

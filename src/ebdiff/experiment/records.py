@@ -6,19 +6,21 @@ for it: that it is whole, lies where it was put, and was made from what is there
 
 from __future__ import annotations
 
+import binascii
 import os
 import shutil
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebdiff.experiment import layout
+from ebdiff.experiment import layout, load
 from ebdiff.experiment.experiment import Experiment
-from ebdiff.experiment.jobs import Job, maker, makers
+from ebdiff.experiment.jobs import Job, maker, makers, of_dataset
 from ebdiff.experiment.schema import is_name
 from ebdiff.experiment.stages import digest
-from ebdiff.system.errors import Missing, Unusable, damaged, explained
+from ebdiff.system.errors import Missing, Unusable, UserError, damaged, explained
 from ebdiff.system.files import holding, linked, read_json, sha256, write_json
 
 
@@ -257,3 +259,21 @@ def verify(experiment: Experiment, jobs: list[Job]) -> Iterator[tuple[Path, str]
                     yield error.path, str(error)
                 except OSError as error:
                     yield path, explained(error)
+
+
+def unnoticed(marks: Path = Path(".snakemake/incomplete")) -> Iterator[Path]:
+    """Snakemake's marks of unfinished outputs that are finished, as records vouch: it died before their jobs.
+
+    Snakemake would remove such an output and make it again, which of a training takes days. A mark is
+    named after its output, in base64, a long one in folders whose names begin with @; one of another form is
+    none of these, and its output is made again.
+    """
+    for mark in (path for path in marks.rglob("*") if path.is_file()):
+        parts = (part.removeprefix("@") for part in mark.relative_to(marks).parts)
+        with suppress(binascii.Error, UnicodeDecodeError, IndexError, UserError, OSError):
+            path = Path(urlsafe_b64decode("".join(parts)).decode())
+            of_all = path.parts[0] == "resources"  # experiments that have the dataset
+            experiment = of_dataset(path.parts[2]) if of_all else load.load(path.parts[1])
+            if maker(experiment, path) is not None:
+                Records(experiment).check(path)
+                yield mark
