@@ -38,7 +38,9 @@ def load(name):
     return checked(loading.load, name)
 
 
-for mark in records.unnoticed():  # of jobs that a killed Snakemake left behind, done by now
+for (
+    mark
+) in records.unnoticed():  # of jobs that a killed Snakemake left behind, done by now
     mark.unlink(missing_ok=True)
 
 
