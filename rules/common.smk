@@ -38,9 +38,8 @@ def load(name):
     return checked(loading.load, name)
 
 
-for (
-    mark
-) in records.unnoticed():  # of jobs that a killed Snakemake left behind, done by now
+# Of jobs that a killed Snakemake left behind and that are done by now.
+for mark in records.unnoticed():
     mark.unlink(missing_ok=True)
 
 
