@@ -21,7 +21,7 @@ PYTEST := pytest -n $(CORES) --dist loadfile
 test: env ## the tests, slow ones included
 	$(PYTEST) -m "not long"
 
-test-fast: env ## two minutes of tests
+test-fast: env ## three minutes of tests
 	$(PYTEST) -m "not slow"
 
 test-all: env ## everything, for as long as it takes
