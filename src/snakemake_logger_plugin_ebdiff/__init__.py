@@ -93,9 +93,7 @@ class LogHandler(LogHandlerBase):
             case None if record.levelno > INFO or not ROUTINE.match(str(record.msg)):
                 return self.format(record)
             case LogEvent.ERROR if "returned non-zero exit status" in str(record.msg):
-                return (
-                    None  # of a verb, whose log says why and is shown; what a signal killed has said nothing
-                )
+                return None  # a verb's own log says why, and is shown; what a signal killed has said nothing
             case LogEvent.ERROR | LogEvent.GROUP_ERROR | LogEvent.DEBUG_DAG:
                 return self.format(record)
         return None

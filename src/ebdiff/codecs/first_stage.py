@@ -161,9 +161,12 @@ class Pretrained(FirstStage):
 
     @classmethod
     def built(cls, experiment: Experiment, config: Mapping[str, Any]) -> nn.Module:
-        return getattr(diffusers_for(f"codec.kind {experiment.codec.kind}"), cls.architecture).from_config(
-            config
-        )
+        return cls._library(experiment).from_config(config)
+
+    @classmethod
+    def _library(cls, experiment: Experiment) -> Any:
+        """The architecture's class in diffusers."""
+        return getattr(diffusers_for(f"codec.kind {experiment.codec.kind}"), cls.architecture)
 
     def carried(self) -> Carried:
         """The decoder's side, and the config that diffusers builds it from, without paths of this machine."""
@@ -178,7 +181,7 @@ class Pretrained(FirstStage):
         """
         folder, kind = _folder(self.experiment), self.experiment.codec.kind
         where = f"codec.kind {kind}, {folder}"
-        network = getattr(diffusers_for(f"codec.kind {kind}"), self.architecture)
+        network = self._library(self.experiment)
         if (found := read_json(folder / "config.json").get("_class_name")) != self.architecture:
             raise UserError(
                 f"{where}: holds {found}, not {self.architecture}; change codec.kind or the weights"

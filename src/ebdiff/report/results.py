@@ -260,11 +260,7 @@ class Earlier(Results):
     @property
     def whose(self) -> set[str]:
         """The experiments whose records lie there."""
-        found = set()
-        for path in self.folder.glob("records/seed*/fid.*.json"):
-            with suppress(Unusable):
-                found.add(opened(path)["where"]["experiment"])
-        return found
+        return {record["where"]["experiment"] for record in _measured(self.folder)}
 
     def pictures(self, figures: Iterable[str]) -> dict[str, bytes]:
         """Figures as they were drawn then, those that were."""
@@ -280,12 +276,16 @@ class Earlier(Results):
         raise Missing(path)
 
 
-def dated(title: str, folder: Path) -> str:
-    """A title with the date at which the newest metrics in a folder were made, by their records."""
-    times = []
+def _measured(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics in a folder of results, those that are whole."""
     for path in folder.glob("records/seed*/fid.*.json"):
         with suppress(Unusable):
-            times += [made["time"] for made in opened(path)["made"].values()]
+            yield opened(path)
+
+
+def dated(title: str, folder: Path) -> str:
+    """A title with the date at which the newest metrics in a folder were made, by their records."""
+    times = [made["time"] for record in _measured(folder) for made in record["made"].values()]
     return f"{title}, {datetime.fromtimestamp(max(times) / 1e9):%Y-%m-%d %H:%M}" if times else title
 
 
